@@ -1,0 +1,38 @@
+# Everything a user or CI runs. The first target that needs the environment makes it (minutes); later ones reuse it.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+CHECKPOINT ?= synthetic
+ARGS ?=
+
+.PHONY: help setup demo test lint serve export
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(VENV)/.installed ## create .venv with everything in it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 12); sys.exit(0 if ok else \
+	"Python 3.10, 3.11 or 3.12 is needed, this is %s: call make PYTHON=python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: setup ## speak a sentence through the server over gRPC and HTTP, write demo.wav
+	$(RUN) -m chattts_serving.demo $(ARGS)
+
+test: setup ## run every test (ARGS="-m 'not slow'" for the quick ones)
+	$(RUN) -m pytest $(ARGS)
+
+lint: setup ## check format, style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+serve: setup ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after make export
+	$(RUN) -m chattts_serving.server $(ARGS)
+
+export: setup ## write the artifacts of CHECKPOINT=hf|synthetic|tiny|DIR into model_repository/
+	$(RUN) -m export --checkpoint $(CHECKPOINT) $(ARGS)

@@ -1,0 +1,19 @@
+"""The audio format of ChatTTS, derived once with units."""
+
+from __future__ import annotations
+
+SAMPLE_RATE = 24_000  # Hz, mono
+HOP_LENGTH = 256  # samples per mel frame
+N_FFT = 1_024  # samples per STFT window
+NUM_MELS = 100  # mel bands
+FRAMES_PER_TOKEN = 2  # mel frames per audio token (the decoder unfolds a token into two frames)
+SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * HOP_LENGTH  # 512 samples = 21.33 ms
+TOKENS_PER_SECOND = SAMPLE_RATE / SAMPLES_PER_TOKEN  # 46.875
+
+
+def num_samples(num_tokens: int) -> int:
+    """Samples of audio that `num_tokens` audio tokens make.
+
+    A "center" iSTFT of F frames has (F - 1) * HOP_LENGTH samples (torch.istft), so the last frame adds none.
+    """
+    return max(0, (FRAMES_PER_TOKEN * num_tokens - 1) * HOP_LENGTH)

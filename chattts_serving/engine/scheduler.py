@@ -1,0 +1,151 @@
+"""Who runs in the next step, and where each one's cache lies: plain counting, no tensors.
+
+Sequences are admitted first come, first served. A slot starts small and grows; when the cache is full the youngest
+sequence gives its slot up, waits at the head of the queue and computes its cache again later (its tokens are kept).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chattts_serving.engine.kv_slots import KVSlots, Slot
+from chattts_serving.engine.sequence import Sequence
+from chattts_serving.errors import ConfigError
+
+MIN_SLOT_GROWTH = 256  # tokens added to a slot at once: 5 s of audio, so that most sentences never grow
+
+MoveCache = Callable[[Slot, Slot, int], None]
+"""(from, to, num_tokens): copy the cache's first `num_tokens` of one slot into another."""
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits of one step and of the cache.
+
+    Attributes:
+        max_sequences: sequences that run at once.
+        max_prefill_tokens: prompt tokens computed in one step, so that a crowd of new sequences does not stall those
+            that run; one sequence is always let in, however long its prompt.
+        kv_cache_tokens: tokens that the cache holds.
+        max_position_embeddings: the longest sequence that the model knows.
+    """
+
+    max_sequences: int
+    max_prefill_tokens: int
+    kv_cache_tokens: int
+    max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        """Check the limits.
+
+        Raises:
+            ConfigError: a limit is not positive, or the cache cannot hold one sequence of full length.
+        """
+        for name in ("max_sequences", "max_prefill_tokens", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
+        if self.kv_cache_tokens < self.max_position_embeddings:
+            raise ConfigError(
+                f"the key-value cache holds {self.kv_cache_tokens} tokens; "
+                f"at least {self.max_position_embeddings} are needed for one sequence of full length: raise kv_cache_gb"
+            )
+
+
+class Scheduler:
+    """The waiting and the running sequences."""
+
+    def __init__(self, config: SchedulerConfig, move_cache: MoveCache) -> None:
+        """`move_cache` is called when a slot has to grow and cannot do so in place."""
+        self._config = config
+        self._move_cache = move_cache
+        self._slots = KVSlots(config.kv_cache_tokens)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # oldest first
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences without a slot."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences with a slot."""
+        return len(self._running)
+
+    @property
+    def num_free_cache_tokens(self) -> int:
+        """Tokens of the cache in no slot."""
+        return self._slots.num_free_tokens
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue `sequence`; its `max_num_tokens` must not exceed `max_position_embeddings`."""
+        if sequence.max_num_tokens > self._config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of up to {sequence.max_num_tokens} tokens is longer than the model's "
+                f"{self._config.max_position_embeddings} positions"
+            )
+        self._waiting.append(sequence)
+
+    def schedule(self) -> list[Sequence]:
+        """The sequences of the next step, each with room in its slot for the tokens it computes."""
+        for sequence in list(self._running):
+            if sequence in self._running:  # it may have been preempted for an older one
+                self._make_room(sequence)
+        self._admit()
+        return list(self._running)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget `sequence`, wherever it is, and free its slot; nothing happens when it is not here."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._free_slot(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+
+    def _admit(self) -> None:
+        prefill_tokens = 0
+        while self._waiting and len(self._running) < self._config.max_sequences:
+            sequence = self._waiting[0]
+            prefill_tokens += sequence.num_uncached_tokens
+            if prefill_tokens > self._config.max_prefill_tokens and prefill_tokens > sequence.num_uncached_tokens:
+                return
+            slot = self._slots.allocate(self._slot_length(sequence))
+            if slot is None:
+                return
+            sequence.slot = slot
+            self._running.append(self._waiting.popleft())
+
+    def _slot_length(self, sequence: Sequence) -> int:
+        return min(sequence.max_num_tokens, sequence.num_tokens + MIN_SLOT_GROWTH)
+
+    def _make_room(self, sequence: Sequence) -> None:
+        """Let the slot of `sequence` hold its newest token, at the cost of younger sequences if need be."""
+        slot = sequence.slot
+        if slot is None or sequence.num_tokens <= slot.length:
+            return
+        length = self._slot_length(sequence)
+        while True:
+            grown = self._slots.extend(slot, length)
+            if grown is None and (grown := self._slots.allocate(length)) is not None:
+                self._move_cache(slot, grown, sequence.num_cached_tokens)
+                self._slots.release(slot)
+            if grown is not None:
+                sequence.slot = grown
+                return
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._free_slot(sequence)
+        self._waiting.appendleft(sequence)
+
+    def _free_slot(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self._slots.release(sequence.slot)
+        sequence.slot = None
+        sequence.num_cached_tokens = 0

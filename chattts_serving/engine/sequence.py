@@ -1,0 +1,101 @@
+"""One sentence on its way through the GPT, as plain Python values: no tensors, no cache, no thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.engine.kv_slots import Slot
+
+
+class Kind(Enum):
+    """What a sequence generates."""
+
+    TEXT = "text"  # refined text, one token id a step
+    AUDIO = "audio"  # audio codes, one per codebook a step
+
+
+class FinishReason(Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"  # the end token was drawn
+    LENGTH = "length"  # max_new_tokens was reached
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one sequence are drawn (see `Sampler`)."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    min_new_tokens: int
+    max_new_tokens: int
+    seed: int
+    stream: int  # tells apart the random numbers of sequences that share a seed, 0 to 2**32 - 1
+
+
+@dataclass(eq=False)
+class Sequence:
+    """State of one sequence.
+
+    Attributes:
+        kind: what it generates.
+        prompt_ids: text tokens of the prompt.
+        prompt_codes: audio tokens that follow them (a reference recording), [n][num_codebooks].
+        speaker: vector that replaces the embedding of the speaker token, float32 [hidden], or None.
+        params: how its tokens are drawn.
+        tokens: generated so far, the end token excluded; each has num_codebooks entries (AUDIO) or one (TEXT).
+        slot: where its cache lies; None while it waits.
+        num_cached_tokens: leading tokens whose keys and values are in the cache.
+        finish_reason: why it ended; None while it has not.
+    """
+
+    kind: Kind
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    prompt_codes: tuple[tuple[int, ...], ...] = ()
+    speaker: npt.NDArray[np.float32] | None = None
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+    slot: Slot | None = None
+    num_cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens that it starts from."""
+        return len(self.prompt_ids) + len(self.prompt_codes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it holds: prompt and generated."""
+        return self.num_prompt_tokens + len(self.tokens)
+
+    @property
+    def max_num_tokens(self) -> int:
+        """The most tokens that its cache can come to hold (the last token drawn is never fed back)."""
+        return self.num_prompt_tokens + self.params.max_new_tokens - 1
+
+    @property
+    def num_uncached_tokens(self) -> int:
+        """Tokens that the next step has to compute: the whole prompt at first, then one."""
+        return self.num_tokens - self.num_cached_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has ended."""
+        return self.finish_reason is not None
+
+    def append(self, token: tuple[int, ...], end_token: int) -> None:
+        """Take the token of one step; `end_token` in any place of it ends the sequence and is not kept."""
+        self.num_cached_tokens = self.num_tokens
+        if end_token in token:
+            self.finish_reason = FinishReason.STOP
+            return
+        self.tokens.append(token)
+        if len(self.tokens) >= self.params.max_new_tokens:
+            self.finish_reason = FinishReason.LENGTH

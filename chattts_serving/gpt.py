@@ -1,0 +1,156 @@
+"""The GPT of ChatTTS: a Llama decoder over fused weights, with text and audio embeddings and heads.
+
+It knows nothing of sequences, caches or sampling: the caller hands in how to attend.
+Architecture: Touvron et al. 2023 (LLaMA); weight names are those that `python -m export` writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from chattts_serving.errors import ConfigError
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(layer, q, k, v), each [num_tokens, num_heads, head_dim] with rotary positions applied -> the same shape."""
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes and special token ids of one checkpoint, as `config.json` beside the weights holds them."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    num_text_tokens: int
+    num_audio_tokens: int  # entries of one codebook, the end token (the last one) included
+    num_codebooks: int
+    spk_emb_id: int  # text token that the speaker vector replaces
+    ebreak_id: int  # ends refined text
+    break_0_id: int  # text tokens from here on are control tags that refined text drops
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def eos_code(self) -> int:
+        """The code that ends an utterance, in any codebook."""
+        return self.num_audio_tokens - 1
+
+    @classmethod
+    def load(cls, folder: Path) -> GPTConfig:
+        """Read `config.json` of `folder`.
+
+        Raises:
+            ConfigError: the file is missing, is not JSON, or its keys are not exactly the fields.
+        """
+        path = folder / "config.json"
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path}: {error}; run python -m export") from error
+        expected, found = {field.name for field in fields(cls)}, set(values)
+        if expected != found:
+            raise ConfigError(f"{path} has the wrong keys: {sorted(expected ^ found)}; run python -m export again")
+        return cls(**values)
+
+
+class GPT:
+    """The decoder stack, embeddings and heads, all in one dtype on one device."""
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        weights: Mapping[str, torch.Tensor],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Take over `weights` (names as in the export), moved to `device` and `dtype`."""
+        self.config, self.device, self.dtype = config, device, dtype
+        self._weights = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
+        self._rope_cos, self._rope_sin = _rope_tables(config, device)  # each [max_positions, head_dim], float32
+        self._codebook_offsets = torch.arange(config.num_codebooks, device=device) * config.num_audio_tokens
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> GPT:
+        """Read `config.json` and `model.safetensors` of `folder`.
+
+        Raises:
+            ConfigError: a file is missing or not what the export writes.
+        """
+        config = GPTConfig.load(folder)
+        try:
+            weights = load_file(folder / "model.safetensors")
+        except Exception as error:  # safetensors raises its own type, which is no OSError
+            raise ConfigError(f"cannot read {folder / 'model.safetensors'}: {error}; run python -m export") from error
+        return cls(config, weights, device, dtype)
+
+    def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
+        """Text tokens [n] -> embeddings [n, hidden]."""
+        return F.embedding(ids, self._weights["embed_text"])
+
+    def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Audio tokens [n, num_codebooks] -> embeddings [n, hidden], the sum over the codebooks."""
+        return F.embedding(codes + self._codebook_offsets, self._weights["embed_code"]).sum(1)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Run every layer over tokens of any number of sequences, packed without padding.
+
+        Args:
+            x: embeddings, [num_tokens, hidden].
+            positions: place of each token in its own sequence, [num_tokens] int64.
+            attend: attention over the sequences' caches.
+
+        Returns:
+            Hidden states after the final norm, [num_tokens, hidden].
+        """
+        weights, config = self._weights, self.config
+        cos, sin = self._rope_cos[positions].unsqueeze(1), self._rope_sin[positions].unsqueeze(1)  # [n, 1, head_dim]
+        heads = (-1, config.num_heads, config.head_dim)
+        for layer in range(config.num_layers):
+            prefix = f"layers.{layer}."
+            normed = self._norm(x, weights[prefix + "input_norm"])
+            q, k, v = F.linear(normed, weights[prefix + "qkv"]).chunk(3, dim=-1)
+            attended = attend(layer, _rotate(q.view(heads), cos, sin), _rotate(k.view(heads), cos, sin), v.view(heads))
+            x = x + F.linear(attended.reshape(x.shape), weights[prefix + "o"])
+            normed = self._norm(x, weights[prefix + "post_norm"])
+            gate, up = F.linear(normed, weights[prefix + "gate_up"]).chunk(2, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, weights[prefix + "down"])
+        return self._norm(x, weights["norm"])
+
+    def text_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, hidden] -> float32 logits [n, num_text_tokens]."""
+        return F.linear(hidden, self._weights["head_text"]).float()
+
+    def code_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, hidden] -> float32 logits [n, num_codebooks, num_audio_tokens]."""
+        logits = F.linear(hidden, self._weights["head_code"]).float()
+        return logits.view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+
+
+def _rope_tables(config: GPTConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the rotary embedding (Su et al. 2021), halves laid out as Llama's rotate-half wants."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+    angles = torch.outer(positions, 1.0 / config.rope_theta**exponents).repeat(1, 2)
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

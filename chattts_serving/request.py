@@ -1,0 +1,228 @@
+"""What a caller may ask for, and what the engine is told: two frozen dataclasses, each checked once.
+
+`SynthesisRequest` is the contract of the models `chattts` and `chattts_stream`, checked where a request enters.
+`GenerationRequest` is what `text_frontend` makes of it for `gpt_decoder`; it crosses between the two as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from chattts_serving.errors import InvalidInputError
+
+MAX_TEXT_CHARACTERS = 20_000
+MAX_PROMPT_CHARACTERS = 1_000  # refine_prompt and prompt: a handful of control tags
+MAX_SAMPLE_TEXT_CHARACTERS = 1_000
+MAX_SPEAKER_CHARACTERS = 8_192  # a ChatTTS speaker string has about 900
+MAX_SPEAKER_SAMPLE_CHARACTERS = 32_768  # a spk_smp string of 30 s has about 6,500
+MAX_NEW_TOKENS = 2_048  # per sentence, 43.7 s of audio
+MAX_REFINED_TOKENS = 384  # per sentence, ChatTTS's own limit
+MAX_DEADLINE_MS = 3_600_000
+LANGUAGES = ("zh", "en")
+NUM_AUDIO_TOKENS = 626  # entries of one codebook, the end token included
+INT63_MAX = 2**63 - 1
+
+
+def _check_text(name: str, value: object, *, most: int, least: int = 0) -> None:
+    if not isinstance(value, str):
+        raise InvalidInputError(name, value, "a UTF-8 string")
+    if not least <= len(value) <= most:
+        raise InvalidInputError(name, value, f"{least} to {most:,} characters, got {len(value):,}")
+    if "\0" in value:
+        raise InvalidInputError(name, value, "text without NUL characters")
+
+
+def _check_number(name: str, value: object, *, least: float, most: float, above: bool = False) -> None:
+    """`above`: `least` itself is not allowed."""
+    low = f"above {least:g}" if above else f"{least:g}"
+    allowed = f"a number {low}" if most == math.inf else f"a number from {low} to {most:,g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidInputError(name, value, f"{allowed}, finite")
+    if value < least or value > most or (above and value == least):
+        raise InvalidInputError(name, value, allowed)
+
+
+def _check_integer(name: str, value: object, *, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidInputError(name, value, f"an integer from {least} to {most}")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are drawn; defaults are those of ChatTTS 0.2.5 (`InferCodeParams`, `RefineTextParams`).
+
+    `temperature`, `repetition_penalty`, `min_new_tokens` and `max_new_tokens` hold for audio tokens, `refine_*` for
+    the refined text, `top_p` and `top_k` for both. The counts are per sentence.
+
+    Raises:
+        InvalidInputError: a value is out of its range.
+    """
+
+    temperature: float = 0.3
+    top_p: float = 0.7
+    top_k: int = 20
+    repetition_penalty: float = 1.05
+    min_new_tokens: int = 0
+    max_new_tokens: int = MAX_NEW_TOKENS
+    refine_temperature: float = 0.7
+    refine_max_new_tokens: int = MAX_REFINED_TOKENS
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        _check_number("temperature", self.temperature, least=0, most=math.inf, above=True)
+        _check_number("refine_temperature", self.refine_temperature, least=0, most=math.inf, above=True)
+        _check_number("top_p", self.top_p, least=0, most=1, above=True)
+        _check_integer("top_k", self.top_k, least=1, most=NUM_AUDIO_TOKENS)
+        _check_number("repetition_penalty", self.repetition_penalty, least=0, most=math.inf, above=True)
+        _check_integer("max_new_tokens", self.max_new_tokens, least=1, most=MAX_NEW_TOKENS)
+        _check_integer("min_new_tokens", self.min_new_tokens, least=0, most=self.max_new_tokens)
+        _check_integer("refine_max_new_tokens", self.refine_max_new_tokens, least=1, most=MAX_REFINED_TOKENS)
+
+
+@dataclass(frozen=True)
+class SynthesisRequest(SamplingOptions):
+    """One request as the caller makes it: every input of the contract but the tensors' shapes.
+
+    Attributes:
+        text: what to say, 1 to 20,000 characters, control tags allowed.
+        speaker: ChatTTS speaker string; "" samples a voice from `seed`.
+        speaker_sample: ChatTTS `spk_smp` string (codes of a reference recording) or "".
+        sample_text: the transcript of `speaker_sample`.
+        seed: >= 0; None lets the server draw one. It decides the sampled voice and every token.
+        skip_refine: speak the text as it stands, without the refining pass.
+        normalize: write out numbers, dates and units as words.
+        refine_prompt: control tags for the refining pass ([oral_2][laugh_0][break_6]).
+        prompt: control tags for the audio pass ([speed_5]).
+        language: "zh", "en", or "" to detect it per sentence.
+        deadline_ms: give up after this many milliseconds; None for no limit.
+
+    Raises:
+        InvalidInputError: a value is out of its range.
+    """
+
+    text: str = ""
+    speaker: str = ""
+    speaker_sample: str = ""
+    sample_text: str = ""
+    seed: int | None = None
+    skip_refine: bool = False
+    normalize: bool = True
+    refine_prompt: str = ""
+    prompt: str = "[speed_5]"
+    language: str = ""
+    deadline_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        super().__post_init__()
+        _check_text("text", self.text, least=1, most=MAX_TEXT_CHARACTERS)
+        _check_text("speaker", self.speaker, most=MAX_SPEAKER_CHARACTERS)
+        _check_text("speaker_sample", self.speaker_sample, most=MAX_SPEAKER_SAMPLE_CHARACTERS)
+        _check_text("sample_text", self.sample_text, most=MAX_SAMPLE_TEXT_CHARACTERS)
+        _check_text("refine_prompt", self.refine_prompt, most=MAX_PROMPT_CHARACTERS)
+        _check_text("prompt", self.prompt, most=MAX_PROMPT_CHARACTERS)
+        if self.language not in ("", *LANGUAGES):
+            raise InvalidInputError("language", self.language, f"one of {', '.join(LANGUAGES)}, or empty to detect it")
+        if self.seed is not None:
+            _check_integer("seed", self.seed, least=0, most=INT63_MAX)
+        if self.deadline_ms is not None:
+            _check_integer("deadline_ms", self.deadline_ms, least=1, most=MAX_DEADLINE_MS)
+        for name in ("skip_refine", "normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(name, getattr(self, name), "true or false")
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The sampling options alone."""
+        return SamplingOptions(**{field.name: getattr(self, field.name) for field in fields(SamplingOptions)})
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One request as `gpt_decoder` works on it.
+
+    Attributes:
+        prompts: token ids of each sentence's prompt for the first pass (refining, or audio where `skip_refine`).
+        texts: the normalised sentences, one per prompt.
+        refine: whether the first pass refines text.
+        prompt: control tags that go in front of each refined sentence.
+        sample_text: transcript of `sample_codes`.
+        sample_codes: codes of a reference recording, [num_tokens][4]; empty for none.
+        seed: key of every random draw of this request.
+        deadline_ns: `time.monotonic_ns()` past which the request is given up (one clock for all processes of a
+            machine), or None.
+        sampling: how tokens are drawn.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    refine: bool
+    prompt: str
+    sample_text: str
+    sample_codes: tuple[tuple[int, ...], ...]
+    seed: int
+    deadline_ns: int | None
+    sampling: SamplingOptions
+
+    def to_json(self) -> str:
+        """This request as one JSON object."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> GenerationRequest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InvalidInputError: `text` is no such object (a caller talked to `gpt_decoder` without `text_frontend`).
+        """
+        try:
+            values = json.loads(text)
+            request = cls(
+                prompts=tuple(tuple(_integers(ids)) for ids in values.pop("prompts")),
+                texts=tuple(str(sentence) for sentence in values.pop("texts")),
+                sample_codes=tuple(tuple(_integers(codes)) for codes in values.pop("sample_codes")),
+                sampling=SamplingOptions(**values.pop("sampling")),
+                **values,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InvalidInputError("generation", text, "what text_frontend writes") from error
+        request._check()
+        return request
+
+    def _check(self) -> None:
+        allowed = "what text_frontend writes"
+        if not self.prompts or len(self.prompts) != len(self.texts) or not all(self.prompts):
+            raise InvalidInputError("generation", self.prompts, f"{allowed}: one prompt for each of 1 or more texts")
+        if (
+            not isinstance(self.refine, bool)
+            or not isinstance(self.prompt, str)
+            or not isinstance(self.sample_text, str)
+        ):
+            raise InvalidInputError("generation", (self.refine, self.prompt, self.sample_text), allowed)
+        _check_integer("seed", self.seed, least=0, most=INT63_MAX)
+        if self.deadline_ns is not None:
+            _check_integer("deadline_ns", self.deadline_ns, least=0, most=INT63_MAX)
+
+
+def _integers(values: list[object]) -> list[int]:
+    if not all(type(value) is int for value in values):
+        raise ValueError("token ids are integers")
+    return values  # type: ignore[return-value]
+
+
+def request_from_inputs(values: Mapping[str, object]) -> SynthesisRequest:
+    """The checked request of `values`: contract input names to Python values, absent ones left to their defaults.
+
+    Raises:
+        InvalidInputError: an unknown input, `text` missing, or a value out of its range.
+    """
+    known = {field.name for field in fields(SynthesisRequest)}
+    for name, value in values.items():
+        if name not in known:
+            raise InvalidInputError(name, value, f"one of the inputs {', '.join(sorted(known))}")
+    if "text" not in values:
+        raise InvalidInputError("text", None, "1 or more characters")
+    return SynthesisRequest(**values)  # type: ignore[arg-type]

@@ -1,0 +1,45 @@
+"""Small GPTs with seeded random weights, for tests that need no checkpoint."""
+
+from __future__ import annotations
+
+import torch
+
+from chattts_serving.gpt import GPT, GPTConfig
+
+CONFIG = GPTConfig(
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=2,
+    rms_norm_eps=1e-6,
+    rope_theta=10_000.0,
+    max_position_embeddings=128,
+    num_text_tokens=50,
+    num_audio_tokens=20,
+    num_codebooks=4,
+    spk_emb_id=3,
+    ebreak_id=4,
+    break_0_id=40,
+)
+
+
+def random_gpt(seed: int = 0) -> GPT:
+    """A GPT of a few thousand weights whose logits are spread enough to make sampling interesting."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, intermediate, audio = CONFIG.hidden_size, CONFIG.intermediate_size, 4 * CONFIG.num_audio_tokens
+    shapes = {"embed_text": (50, hidden), "embed_code": (audio, hidden), "norm": (hidden,)}
+    for layer in range(CONFIG.num_layers):
+        shapes |= {
+            f"layers.{layer}.input_norm": (hidden,),
+            f"layers.{layer}.qkv": (3 * hidden, hidden),
+            f"layers.{layer}.o": (hidden, hidden),
+            f"layers.{layer}.post_norm": (hidden,),
+            f"layers.{layer}.gate_up": (2 * intermediate, hidden),
+            f"layers.{layer}.down": (hidden, intermediate),
+        }
+    shapes |= {"head_text": (50, hidden), "head_code": (audio, hidden)}
+    weights = {
+        name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=generator) * 2 / shape[-1] ** 0.5
+        for name, shape in shapes.items()
+    }
+    return GPT(CONFIG, weights, torch.device("cpu"))

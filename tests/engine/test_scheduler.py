@@ -1,0 +1,111 @@
+import pytest
+
+from chattts_serving.engine.scheduler import MIN_SLOT_GROWTH, Scheduler, SchedulerConfig
+from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
+from chattts_serving.errors import ConfigError
+
+
+def sequence(prompt=10, max_new=1_000):
+    params = SamplingParams(1.0, 0.7, 20, 1.0, 0, max_new, seed=0, stream=0)
+    return Sequence(Kind.AUDIO, tuple(range(prompt)), params)
+
+
+def scheduler(cache=2_000, max_sequences=64, max_prefill=10_000, moves=None):
+    config = SchedulerConfig(max_sequences, max_prefill, cache, max_position_embeddings=2_000)
+    return Scheduler(config, lambda *move: moves.append(move) if moves is not None else None)
+
+
+def advance(sequences, tokens=1):
+    for one in sequences:
+        for _ in range(tokens):
+            one.append((1, 2, 3, 4), end_token=0)
+
+
+def test_first_come_first_served():
+    queue = scheduler(max_sequences=2)
+    first, second, third = sequence(), sequence(), sequence()
+    for one in (first, second, third):
+        queue.add(one)
+    assert queue.schedule() == [first, second]
+    queue.remove(first)
+    assert queue.schedule() == [second, third]
+
+
+def test_a_crowd_of_prompts_is_spread_over_steps():
+    queue = scheduler(max_prefill=25)
+    crowd = [sequence(prompt=10) for _ in range(3)]
+    for one in crowd:
+        queue.add(one)
+    assert queue.schedule() == crowd[:2]
+    assert queue.schedule() == crowd
+
+
+def test_one_long_prompt_is_always_let_in():
+    queue = scheduler(max_prefill=25)
+    long = sequence(prompt=100)
+    queue.add(long)
+    assert queue.schedule() == [long]
+
+
+def test_slots_of_running_sequences_never_overlap_and_always_fit():
+    queue = scheduler(cache=2_000)
+    for prompt in (50, 300, 10, 200, 90):
+        queue.add(sequence(prompt=prompt))
+    for _ in range(600):
+        batch = queue.schedule()
+        taken = [token for one in batch for token in range(one.slot.start, one.slot.end)]
+        assert len(taken) == len(set(taken))
+        assert all(one.num_tokens <= one.slot.length for one in batch)
+        advance(batch)
+
+
+def test_a_full_cache_preempts_the_youngest_which_keeps_its_tokens():
+    queue = scheduler(cache=2_000)
+    old, young = sequence(prompt=700), sequence(prompt=700)
+    queue.add(old)
+    queue.add(young)
+    assert queue.schedule() == [old, young]
+    advance([old, young], MIN_SLOT_GROWTH + 1)
+    assert queue.schedule() == [old]
+    assert young.slot is None
+    assert young.num_cached_tokens == 0
+    assert len(young.tokens) == MIN_SLOT_GROWTH + 1
+    queue.remove(old)
+    assert queue.schedule() == [young]
+    assert young.num_uncached_tokens == young.num_tokens
+
+
+def test_a_slot_that_cannot_grow_in_place_is_moved():
+    moves = []
+    queue = scheduler(cache=2_000, moves=moves)
+    first, second = sequence(prompt=10), sequence(prompt=10)
+    queue.add(first)
+    queue.add(second)
+    queue.schedule()
+    before = first.slot
+    advance([first], MIN_SLOT_GROWTH + 1)
+    queue.schedule()
+    assert moves == [(before, first.slot, first.num_cached_tokens)]
+    assert first.slot.start != before.start
+
+
+def test_removing_everything_frees_the_whole_cache():
+    queue = scheduler(max_sequences=2)
+    crowd = [sequence() for _ in range(4)]
+    for one in crowd:
+        queue.add(one)
+    queue.schedule()
+    for one in crowd:
+        queue.remove(one)
+        queue.remove(one)  # a second time changes nothing
+    assert (queue.num_running, queue.num_waiting, queue.num_free_cache_tokens) == (0, 0, 2_000)
+
+
+def test_a_sequence_past_the_models_positions_is_refused():
+    with pytest.raises(ValueError, match="2000 positions"):
+        scheduler().add(sequence(prompt=1_500, max_new=600))
+
+
+def test_a_cache_too_small_for_one_sequence_is_a_configuration_error():
+    with pytest.raises(ConfigError, match="kv_cache_gb"):
+        SchedulerConfig(1, 1, kv_cache_tokens=1_999, max_position_embeddings=2_000)

@@ -1,0 +1,126 @@
+import json
+import math
+
+import pytest
+
+from chattts_serving.errors import InvalidInputError, shown
+from chattts_serving.request import GenerationRequest, SamplingOptions, SynthesisRequest, request_from_inputs
+
+HUGE = 2**70
+
+
+def test_only_text_is_required():
+    assert request_from_inputs({"text": "hi"}) == SynthesisRequest(text="hi")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("text", ""),
+        ("text", "x" * 20_001),
+        ("text", "a\0b"),
+        ("text", b"bytes"),
+        ("text", None),
+        ("speaker", "x" * 8_193),
+        ("speaker_sample", "x" * 32_769),
+        ("sample_text", "x" * 1_001),
+        ("refine_prompt", "[oral_1]" * 126),
+        ("prompt", "\0"),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", True),
+        ("temperature", 0.0),
+        ("temperature", -0.3),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("refine_temperature", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.0001),
+        ("top_p", math.nan),
+        ("top_k", 0),
+        ("top_k", 627),
+        ("top_k", 20.0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", -math.inf),
+        ("min_new_tokens", -1),
+        ("min_new_tokens", 2_049),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", 2_049),
+        ("max_new_tokens", HUGE),
+        ("refine_max_new_tokens", 385),
+        ("skip_refine", 1),
+        ("normalize", "yes"),
+        ("language", "fr"),
+        ("language", "ZH"),
+        ("deadline_ms", 0),
+        ("deadline_ms", HUGE),
+        ("unknown", 1),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(InvalidInputError) as caught:
+        request_from_inputs({"text": "hi", name: value})
+    assert f"'{name}'" in str(caught.value)
+    assert "allowed is" in str(caught.value)
+    assert caught.value.name == name
+
+
+def test_min_new_tokens_must_not_exceed_max_new_tokens():
+    with pytest.raises(InvalidInputError, match="'min_new_tokens' is 11; allowed is an integer from 0 to 10"):
+        request_from_inputs({"text": "hi", "min_new_tokens": 11, "max_new_tokens": 10})
+
+
+def test_text_is_required():
+    with pytest.raises(InvalidInputError, match="'text'"):
+        request_from_inputs({"seed": 1})
+
+
+def test_a_message_shows_long_and_strange_values_cut_and_in_ascii():
+    assert shown("\ud800你" * 50) == "'" + "\\ud800\\u4f60" * 4 + "\\ud800\\u4f6" + "... (602 characters)"
+
+
+GENERATION = GenerationRequest(
+    prompts=((1, 2, 3), (4,)),
+    texts=("你好", 'say "hi"'),
+    refine=True,
+    prompt="[speed_5]",
+    sample_text="",
+    sample_codes=((1, 2, 3, 4),),
+    seed=2**63 - 1,
+    deadline_ns=None,
+    sampling=SamplingOptions(temperature=1e-5),
+)
+
+
+def test_a_generation_request_survives_json():
+    assert GenerationRequest.from_json(GENERATION.to_json()) == GENERATION
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": []},
+        {"prompts": [[1]]},
+        {"prompts": [[1], []]},
+        {"prompts": [[1], [2.5]]},
+        {"prompts": [[1], [True]]},
+        {"prompts": None},
+        {"texts": 3},
+        {"refine": 1},
+        {"seed": -1},
+        {"deadline_ns": "soon"},
+        {"sample_codes": [["a"]]},
+        {"sampling": {"temperature": -1}},
+        {"sampling": {"unknown": 1}},
+        {"extra": 1},
+    ],
+)
+def test_a_generation_that_text_frontend_never_writes_is_refused(change):
+    with pytest.raises(InvalidInputError):
+        GenerationRequest.from_json(json.dumps(json.loads(GENERATION.to_json()) | change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": 1}', "[" * 100_000])
+def test_what_is_no_generation_at_all_is_refused(text):
+    with pytest.raises(InvalidInputError, match="generation"):
+        GenerationRequest.from_json(text)

@@ -1,0 +1,165 @@
+"""Requests through the real engine on a small random model; only the text side is a stand-in."""
+
+import queue
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from chattts_serving.engine.engine import Engine, EngineConfig
+from chattts_serving.engine.model_runner import ModelRunner
+from chattts_serving.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    EngineError,
+    InvalidInputError,
+    OverloadedError,
+    ServingError,
+)
+from chattts_serving.request import GenerationRequest, SamplingOptions
+from chattts_serving.synthesis import Synthesis, Synthesizer
+from tests.engine.models import CONFIG, random_gpt
+
+SPEAKER = np.linspace(-1, 1, CONFIG.hidden_size, dtype=np.float32)
+
+
+class Prompts:
+    """Refined tokens are their own text, and a text's tokens its prompt."""
+
+    def refined_text(self, ids):
+        return " ".join(str(token) for token in ids if token < CONFIG.break_0_id)
+
+    def code_prompt(self, text, prompt, sample_text):
+        return (CONFIG.spk_emb_id, *map(int, text.split()))
+
+
+@pytest.fixture
+def engine():
+    model = random_gpt()
+    return Engine(model, EngineConfig(kv_cache_gb=1_000.5 * ModelRunner.bytes_per_token(model) / 1e9))
+
+
+@pytest.fixture
+def synthesizer(engine):
+    synthesizer = Synthesizer(engine, Prompts(), max_requests=8)
+    yield synthesizer
+    synthesizer.close()
+
+
+def request(prompts=((5, 6),), refine=False, seed=1, deadline_ns=None, **sampling):
+    options = {"max_new_tokens": 20, "refine_max_new_tokens": 10} | sampling
+    texts = tuple(" ".join(map(str, prompt)) for prompt in prompts)
+    return GenerationRequest(prompts, texts, refine, "", "", (), seed, deadline_ns, SamplingOptions(**options))
+
+
+def submit(synthesizer, one):
+    """Queue `one`; a queue that gets every reply to it."""
+    replies = queue.Queue()
+    synthesizer.submit(one, SPEAKER, replies.put)
+    return replies
+
+
+def answer(synthesizer, one):
+    return submit(synthesizer, one).get(timeout=30)
+
+
+def endless(seed=1):
+    return request(seed=seed, min_new_tokens=120, max_new_tokens=120)
+
+
+def test_every_sentence_has_its_hidden_states_in_order(synthesizer):
+    result = answer(synthesizer, request(prompts=((5, 6), (7,), (8, 9, 10))))
+    assert isinstance(result, Synthesis)
+    assert result.refined_text == "5 6\n7\n8 9 10"
+    assert len(result.hidden) == 3
+    assert all(hidden.dtype == np.float32 and hidden.shape[1] == CONFIG.hidden_size for hidden in result.hidden)
+    assert result.num_tokens == sum(map(len, result.hidden))
+
+
+def test_a_sentence_is_refined_before_it_is_spoken(synthesizer):
+    refined = answer(synthesizer, request(refine=True))
+    assert refined.refined_text != "5 6"
+    prompt = Prompts().code_prompt(refined.refined_text, "", "")
+    spoken = answer(synthesizer, request(prompts=(prompt,)))
+    # The audio pass draws from the same stream with and without a refining pass before it.
+    np.testing.assert_allclose(refined.hidden[0], spoken.hidden[0], atol=1e-5)
+
+
+def test_concurrent_requests_get_what_each_gets_alone(synthesizer):
+    requests = [request(refine=seed % 2 == 0, seed=seed) for seed in range(8)]
+    alone = [answer(synthesizer, one) for one in requests]
+    together = [replies.get(timeout=30) for replies in [submit(synthesizer, one) for one in requests]]
+    for first, second in zip(alone, together, strict=True):
+        assert first.refined_text == second.refined_text
+        np.testing.assert_allclose(first.hidden[0], second.hidden[0], atol=1e-5)
+
+
+def test_sentences_of_one_request_draw_different_numbers(synthesizer):
+    first, second = answer(synthesizer, request(prompts=((5, 6), (5, 6)), temperature=1.0)).hidden
+    assert first.shape != second.shape or not np.allclose(first, second)
+
+
+def test_past_its_bound_requests_are_refused_at_once(synthesizer, engine):
+    replies = [submit(synthesizer, endless(seed)) for seed in range(8)]
+    with pytest.raises(OverloadedError, match="8 requests are open"):
+        submit(synthesizer, request())
+    assert all(isinstance(one.get(timeout=60), Synthesis) for one in replies)
+    assert isinstance(answer(synthesizer, request()), Synthesis)
+
+
+def test_a_passed_deadline_is_answered_and_frees_the_engine(synthesizer, engine):
+    late = submit(synthesizer, request(deadline_ns=time.monotonic_ns() - 1, min_new_tokens=100, max_new_tokens=100))
+    assert isinstance(late.get(timeout=30), DeadlineExceededError)
+    assert isinstance(answer(synthesizer, request()), Synthesis)
+    assert (engine.num_running, engine.num_waiting, engine.num_free_cache_tokens) == (0, 0, 1_000)
+
+
+def test_a_sentence_too_long_for_the_model_fails_its_request_alone(synthesizer, engine):
+    neighbour = submit(synthesizer, endless())
+    failed = answer(synthesizer, request(prompts=((5,), (6,) * 200, (7,))))
+    assert isinstance(failed, InvalidInputError)
+    assert isinstance(neighbour.get(timeout=30), Synthesis)
+    assert engine.num_free_cache_tokens == 1_000
+
+
+def test_a_failed_step_answers_every_request_and_the_next_one_works(synthesizer, engine, monkeypatch):
+    arrived = threading.Event()
+
+    def fail():
+        arrived.wait(30)
+        monkeypatch.undo()
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(engine, "step", fail)
+    replies = [submit(synthesizer, endless(seed)) for seed in range(3)]
+    arrived.set()
+    outcomes = [one.get(timeout=30) for one in replies]
+    assert isinstance(outcomes[0], EngineError)
+    assert isinstance(answer(synthesizer, request()), Synthesis)
+    assert engine.num_free_cache_tokens == 1_000
+
+
+def test_closing_answers_what_is_open_once_and_refuses_the_rest(engine):
+    synthesizer = Synthesizer(engine, Prompts(), max_requests=8)
+    replies = [submit(synthesizer, endless(seed)) for seed in range(8)]
+    synthesizer.close()
+    outcomes = [one.get(timeout=30) for one in replies]
+    assert all(isinstance(outcome, (CancelledError, Synthesis)) for outcome in outcomes)
+    assert isinstance(outcomes[-1], CancelledError)
+    assert all(one.empty() for one in replies)
+    with pytest.raises(CancelledError):
+        submit(synthesizer, request())
+    assert engine.num_free_cache_tokens == 1_000
+
+
+def test_an_error_of_the_text_side_fails_its_request_alone(engine):
+    class Broken(Prompts):
+        def code_prompt(self, text, prompt, sample_text):
+            raise InvalidInputError("text", text, "nothing at all")
+
+    synthesizer = Synthesizer(engine, Broken(), max_requests=8)
+    neighbour = submit(synthesizer, endless())
+    assert isinstance(answer(synthesizer, request(refine=True)), ServingError)
+    assert isinstance(neighbour.get(timeout=30), Synthesis)
+    synthesizer.close()

@@ -1,0 +1,101 @@
+"""Command line of the export: `python -m export --checkpoint hf|synthetic|tiny|DIR --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from chattts_serving.errors import ConfigError, shown
+from export.checkpoint import Checkpoint
+from export.download import download_checkpoint
+from export.repository import Artifact, build_repository, copy_models, is_up_to_date
+from export.synthetic import SIZES, ensure_checkpoint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parse(arguments)
+    try:
+        export(options.checkpoint, options.out, cache_dir=options.cache, seed=options.seed, force=options.force)
+    except ConfigError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("export: interrupted; the model repository is as it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def export(source: str, out_dir: Path, *, cache_dir: Path, seed: int = 0, force: bool = False) -> None:
+    """Make `out_dir` a complete model repository of the checkpoint `source`, unless it is one already.
+
+    Args:
+        source: "hf", "synthetic", "tiny", or a folder in the official layout.
+        out_dir: the model repository.
+        cache_dir: where checkpoints of the first three kinds are kept.
+        seed: of the random weights of "synthetic" and "tiny".
+        force: export again where nothing has changed.
+
+    Raises:
+        ConfigError: the checkpoint cannot be had or used, or an artifact differs too much from its source.
+    """
+    start = time.monotonic()
+    checkpoint = _checkpoint(source, cache_dir, seed)
+    copy_models(out_dir)
+    if not force and is_up_to_date(checkpoint, out_dir):
+        print(f"{out_dir} is up to date with {checkpoint.directory}")
+        return
+    print(f"exporting {checkpoint.directory} to {out_dir}")
+    for artifact in build_repository(checkpoint, out_dir):
+        print(_line(artifact), flush=True)
+    print(f"exported in {time.monotonic() - start:.1f} s")
+
+
+def _checkpoint(source: str, cache_dir: Path, seed: int) -> Checkpoint:
+    if source in SIZES:
+        return ensure_checkpoint(source, cache_dir / source, seed)
+    if source == "hf":
+        download_checkpoint(cache_dir / source)
+        return Checkpoint.load(cache_dir / source)
+    if not Path(source).is_dir():
+        raise ConfigError(f"checkpoint is {shown(source)}; allowed is hf, {', '.join(SIZES)} or an existing folder")
+    return Checkpoint.load(Path(source))
+
+
+def _line(artifact: Artifact) -> str:
+    parity = ", ".join(f"{result.difference:.2g} (allowed {result.allowed:.2g})" for result in artifact.parity)
+    return f"{artifact.model:<14} {artifact.num_bytes / 1e6:8.2f} MB {artifact.seconds:6.1f} s  differs by {parity}"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Export a ChatTTS checkpoint into a Triton model repository. Every artifact is compared with the "
+        "module it came from; the seconds shown are those of the step that wrote it, comparison included.",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="hf|synthetic|tiny|DIR",
+        help="hf: download 2Noise/ChatTTS; synthetic, tiny: random weights; DIR: a folder in the official layout",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("model_repository"), metavar="DIR", help="model repository (%(default)s)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="where checkpoints are kept (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="export again even where nothing has changed")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""The exported ONNX files against ChatTTS and vocos, on the tiny checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from google.protobuf import text_format
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2
+
+from chattts_serving.audio import HOP_LENGTH, N_FFT, NUM_MELS
+from chattts_serving.errors import ConfigError
+from export.chattts_package import load_chat
+from export.onnx_models import export_onnx_models
+from export.onnx_parity import check_decoder, check_encoder, check_vocos, lay_out, open_session
+from export.parity import ParityResult
+from export.synthetic import write_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+MODELS = ("dvae_decoder", "vocos", "dvae_encoder")
+TOLERANCE = 2e-5  # of float32 sums in another order; log mel reaches 6, samples 1
+FAR = 1e-3  # what a planted error must exceed
+SHORTEST = 513  # samples that the encoder takes: half a window and one
+
+# The same examples in every run: a code on the edge between two levels may differ by a rounding error.
+few = settings(max_examples=15, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**32 - 1)
+rows_of_runs = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=3), min_size=1, max_size=3)
+
+
+@dataclass(frozen=True)
+class Export:
+    """The three models of the tiny checkpoint and ChatTTS with the same weights."""
+
+    folder: Path
+    parity: list[ParityResult]
+    sessions: dict[str, Any]
+    chat: Any
+
+    def path(self, model: str) -> Path:
+        return self.folder / model / "1" / "model.onnx"
+
+    def run(self, model: str, *inputs: np.ndarray) -> list[np.ndarray]:
+        session = self.sessions[model]
+        return session.run(None, {node.name: value for node, value in zip(session.get_inputs(), inputs, strict=True)})
+
+    @property
+    def hidden_size(self) -> int:
+        return self.sessions["dvae_decoder"].get_inputs()[0].shape[2]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Export:
+    folder = tmp_path_factory.mktemp("onnx")
+    checkpoint = write_checkpoint("tiny", folder / "checkpoint")
+    parity = export_onnx_models(checkpoint, folder)
+    sessions = {model: open_session(folder / model / "1" / "model.onnx") for model in MODELS}
+    return Export(folder, parity, sessions, load_chat(checkpoint.directory))
+
+
+@pytest.fixture(scope="module")
+def other_chat(tmp_path_factory) -> Any:
+    """ChatTTS with other weights of the same sizes."""
+    return load_chat(write_checkpoint("tiny", tmp_path_factory.mktemp("other") / "checkpoint", seed=1).directory)
+
+
+def random_frames(
+    seed: int, rows: list[list[int]], channels: int
+) -> tuple[np.random.Generator, list[list[np.ndarray]]]:
+    rng = np.random.default_rng(seed)
+    return rng, [[rng.standard_normal((length, channels), np.float32) for length in row] for row in rows]
+
+
+def chattts_mel(exported: Export, hidden: np.ndarray) -> np.ndarray:
+    return exported.chat.decoder(torch.from_numpy(hidden.T[None].copy()))[0].T.numpy()
+
+
+def vocos_waveform(exported: Export, mel: np.ndarray) -> np.ndarray:
+    """Samples of a run alone; one frame has none, which torch.istft refuses to say."""
+    if len(mel) == 1:
+        return np.zeros(0, np.float32)
+    return exported.chat.vocos.decode(torch.from_numpy(mel.T[None].copy()))[0].numpy()
+
+
+def chattts_codes(exported: Export, audio: np.ndarray) -> np.ndarray:
+    return exported.chat.dvae.sample_audio(torch.from_numpy(audio.copy())).T.numpy()
+
+
+def encode(exported: Export, rows: list[np.ndarray], padding: float = 0.0) -> list[np.ndarray]:
+    """The codes of each row out of one padded batch."""
+    audio = np.full((len(rows), max(map(len, rows))), padding, np.float32)
+    for index, row in enumerate(rows):
+        audio[index, : len(row)] = row
+    codes, num_tokens = exported.run("dvae_encoder", audio, np.array([[len(row)] for row in rows], np.int32))
+    for row, count in zip(codes, num_tokens[:, 0], strict=True):
+        assert not row[count:].any()
+    return [row[:count] for row, count in zip(codes, num_tokens[:, 0], strict=True)]
+
+
+def test_the_export_compares_each_model_with_its_source(exported):
+    assert [result.name for result in exported.parity] == list(MODELS)
+    for result in exported.parity:
+        result.check()
+
+
+@few
+@given(rows=rows_of_runs, gap=st.integers(3, 9), seed=seeds)
+def test_the_decoder_gives_each_run_what_chattts_gives_it_alone(exported, rows, gap, seed):
+    rng, frames = random_frames(seed, rows, exported.hidden_size)
+    batch = lay_out(rng, frames, gap)
+    mel, mel_mask = exported.run("dvae_decoder", batch.values, batch.mask)
+    np.testing.assert_array_equal(mel_mask, batch.mask.repeat(2, axis=1))
+    assert not mel[mel_mask == 0].any()
+    for run in batch.runs:
+        expected = chattts_mel(exported, run.frames)
+        found = mel[run.row, 2 * run.start : 2 * run.start + len(expected)]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@few
+@given(rows=rows_of_runs, gap=st.integers(6, 15), seed=seeds)
+def test_the_vocoder_gives_each_run_what_vocos_gives_it_alone_and_silence_elsewhere(exported, rows, gap, seed):
+    rng, frames = random_frames(seed, rows, NUM_MELS)
+    batch = lay_out(rng, frames, gap)
+    (waveform,) = exported.run("vocos", batch.values, batch.mask)
+    expected = np.zeros((len(rows), batch.mask.shape[1] * HOP_LENGTH), np.float32)
+    for run in batch.runs:
+        alone = vocos_waveform(exported, run.frames)
+        expected[run.row, run.start * HOP_LENGTH :][: len(alone)] = alone
+    np.testing.assert_allclose(waveform, expected, rtol=0, atol=TOLERANCE)
+    assert not waveform[expected == 0].any()
+
+
+@few
+@given(lengths=st.lists(st.integers(SHORTEST, 4_000), min_size=1, max_size=4), seed=seeds)
+def test_the_encoder_gives_each_row_the_codes_that_chattts_gives_it_alone(exported, lengths, seed):
+    rng = np.random.default_rng(seed)
+    rows = [rng.uniform(-1, 1, length).astype(np.float32) for length in lengths]
+    for row, codes in zip(rows, encode(exported, rows, padding=0.7), strict=True):
+        np.testing.assert_array_equal(codes, chattts_codes(exported, row))
+
+
+@pytest.mark.parametrize("length", [*range(SHORTEST, SHORTEST + 4), 767, 768, 769, 1_023, 1_024, 1_025, 24_000])
+def test_the_encoder_follows_chattts_at_the_edges_of_a_hop(exported, length):
+    row = np.random.default_rng(length).uniform(-0.5, 0.5, length).astype(np.float32)
+    np.testing.assert_array_equal(encode(exported, [row])[0], chattts_codes(exported, row))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1e-6])
+def test_the_encoder_follows_chattts_on_constant_audio(exported, level):
+    row = np.full(5_000, level, np.float32)
+    np.testing.assert_array_equal(encode(exported, [row])[0], chattts_codes(exported, row))
+
+
+def test_the_encoder_follows_chattts_on_loud_and_quiet_bands_side_by_side(exported):
+    """Harmonics over a noise floor 60 dB below, where ChatTTS's own rounding errors decide a code now and then."""
+    time = np.arange(3 * 24_000) / 24_000
+    voice = sum(0.3 / harmonic * np.sin(2 * np.pi * 140 * harmonic * time + harmonic) for harmonic in range(1, 30))
+    noise = 3e-4 * np.random.default_rng(0).standard_normal(len(time))
+    row = (np.clip(np.sin(4 * np.pi * time), 0, 1) * voice + noise).astype(np.float32)
+    assert np.mean(encode(exported, [row])[0] != chattts_codes(exported, row)) < 0.005
+
+
+def test_a_single_token_makes_one_hop_of_audio(exported):
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((1, 1, exported.hidden_size), np.float32)
+    mel, mel_mask = exported.run("dvae_decoder", hidden, np.ones((1, 1), np.float32))
+    (waveform,) = exported.run("vocos", mel, mel_mask)
+    expected = vocos_waveform(exported, chattts_mel(exported, hidden[0]))
+    assert expected.shape == (HOP_LENGTH,)
+    np.testing.assert_allclose(waveform[0, :HOP_LENGTH], expected, rtol=0, atol=TOLERANCE)
+    assert not waveform[0, HOP_LENGTH:].any()
+
+
+def test_a_row_that_is_masked_throughout_is_silent(exported):
+    noise = 100 * np.random.default_rng(0).standard_normal((2, 20, NUM_MELS)).astype(np.float32)
+    (waveform,) = exported.run("vocos", noise, np.zeros((2, 20), np.float32))
+    assert not waveform.any()
+
+
+def test_magnitudes_are_clipped_as_vocos_clips_them(exported):
+    vocos = exported.chat.vocos
+    mel = np.random.default_rng(1).standard_normal((40, NUM_MELS)).astype(np.float32)
+    log_magnitude = vocos.head.out(vocos.backbone(torch.from_numpy(mel.T[None].copy())))[..., : N_FFT // 2 + 1]
+    assert log_magnitude.max() > np.log(100)
+    (waveform,) = exported.run("vocos", mel[None], np.ones((1, 40), np.float32))
+    expected = vocos_waveform(exported, mel)
+    np.testing.assert_allclose(waveform[0, : len(expected)], expected, rtol=0, atol=TOLERANCE)
+
+
+def test_two_tokens_are_not_enough_to_keep_runs_apart(exported):
+    """The gap that everything relies on is the smallest that works."""
+    rng, frames = random_frames(0, [[10, 10]], exported.hidden_size)
+    batch = lay_out(rng, frames, gap=2)
+    mel, _ = exported.run("dvae_decoder", batch.values, batch.mask)
+    assert np.abs(mel[0, :20] - chattts_mel(exported, frames[0][0])).max() > FAR
+
+
+def test_without_its_mask_padding_changes_the_audio(exported):
+    """The comparisons above would notice a mask that does nothing."""
+    rng, frames = random_frames(0, [[10], [20]], exported.hidden_size)
+    batch = lay_out(rng, frames, gap=3)
+    mel, _ = exported.run("dvae_decoder", batch.values, np.ones_like(batch.mask))
+    assert np.abs(mel[0, :20] - chattts_mel(exported, frames[0][0])).max() > FAR
+
+
+def test_parity_notices_other_weights(exported, other_chat):
+    results = [
+        check_decoder(other_chat.decoder, exported.path("dvae_decoder")),
+        check_vocos(other_chat.vocos, exported.path("vocos")),
+        check_encoder(other_chat.dvae, exported.path("dvae_encoder")),
+    ]
+    for result in results:
+        with pytest.raises(ConfigError, match=result.name):
+            result.check()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_is_one_self_contained_file_without_traces_of_this_machine(exported, model):
+    path = exported.path(model)
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    content = path.read_bytes()
+    for trace in (b"site-packages", b".py", str(REPOSITORY.parent).encode()):
+        assert trace not in content
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_config_declares_the_tensors_of_the_graph(exported, model):
+    config = text_format.Parse((REPOSITORY / model / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig())
+    graph = onnx.load(exported.path(model)).graph
+    types = {onnx.TensorProto.FLOAT: model_config_pb2.TYPE_FP32, onnx.TensorProto.INT32: model_config_pb2.TYPE_INT32}
+    for declared, nodes in ((config.input, graph.input), (config.output, graph.output)):
+        assert [entry.name for entry in declared] == [node.name for node in nodes]
+        for entry, node in zip(declared, nodes, strict=True):
+            batch, *dims = (dim.dim_value or -1 for dim in node.type.tensor_type.shape.dim)
+            assert batch == -1
+            assert entry.data_type == types[node.type.tensor_type.elem_type]
+            assert len(entry.dims) == len(dims)
+            # A size of the checkpoint may be left open; a fixed size must be the graph's.
+            assert all(ours in (-1, theirs) for ours, theirs in zip(entry.dims, dims, strict=True))

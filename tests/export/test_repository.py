@@ -1,0 +1,144 @@
+import os
+from pathlib import Path
+
+import pytest
+
+import export.repository
+from export.__main__ import main
+from export.parity import ParityResult
+from export.repository import SOURCE_REPOSITORY, STAMP_FILE
+
+ONNX_MODELS = ("dvae_decoder", "vocos", "dvae_encoder")
+
+
+@pytest.fixture
+def onnx_parity(monkeypatch):
+    """Replace the ONNX exporters, which take half a minute, by ones that write at once and differ by `value[0]`."""
+    value = [0.0]
+
+    def export_onnx_models(_checkpoint, out_dir):
+        for model in ONNX_MODELS:
+            (out_dir / model / "1").mkdir(parents=True)
+            (out_dir / model / "1" / "model.onnx").write_bytes(b"onnx")
+        return [ParityResult(model, value[0], 1e-4) for model in ONNX_MODELS]
+
+    monkeypatch.setattr(export.repository, "export_onnx_models", export_onnx_models)
+    return value
+
+
+@pytest.fixture
+def run(checkpoint, chat, tmp_path, onnx_parity, monkeypatch):
+    """Run the command line on the tiny checkpoint; returns its exit status."""
+    monkeypatch.setattr(export.repository, "load_chat", lambda _: chat)
+
+    def run(*options, source=checkpoint.directory):
+        arguments = ["--checkpoint", str(source), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+        return main([*arguments, *options])
+
+    return run
+
+
+def artifacts(folder):
+    """When each exported file was written; whatever the export leaves behind shows up here too."""
+    files = [path for path in folder.glob("*/1/**/*") if path.is_file() and path.name != "model.py"]
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+def test_the_repository_is_complete(run, tmp_path):
+    assert run() == 0
+    written = set(artifacts(tmp_path / "out"))
+    frontend = {"tokenizer.json", "homophones.json", "frontend.json"}
+    assert {f"{model}/1/{name}" for model in ("text_frontend", "gpt_decoder") for name in frontend} <= written
+    assert {"gpt_decoder/1/model.safetensors", "gpt_decoder/1/config.json"} <= written
+    assert {f"{model}/1/model.onnx" for model in ONNX_MODELS} <= written
+    for config in SOURCE_REPOSITORY.glob("*/config.pbtxt"):
+        assert (tmp_path / "out" / config.parent.name / "1").is_dir()
+        assert (tmp_path / "out" / config.relative_to(SOURCE_REPOSITORY)).read_text() == config.read_text()
+
+
+def test_one_line_is_printed_per_model(run, capsys):
+    run()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["text_frontend", "gpt_decoder", *ONNX_MODELS]
+    assert all(" MB " in line and " s " in line and "allowed" in line for line in lines[1:-1])
+
+
+def test_a_second_run_changes_no_artifact(run, tmp_path, capsys):
+    run()
+    before = artifacts(tmp_path / "out")
+    assert run() == 0
+    assert "up to date" in capsys.readouterr().out
+    assert artifacts(tmp_path / "out") == before
+
+
+def test_force_exports_again(run, tmp_path):
+    run()
+    before = artifacts(tmp_path / "out")
+    run("--force")
+    assert artifacts(tmp_path / "out")["vocos/1/model.onnx"] != before["vocos/1/model.onnx"]
+
+
+@pytest.mark.parametrize("name", ["vocos/1/model.onnx", "gpt_decoder/1/model.safetensors", STAMP_FILE])
+def test_a_missing_or_shortened_file_is_exported_again(run, tmp_path, name):
+    run()
+    (tmp_path / "out" / name).write_bytes(b"")
+    assert run() == 0
+    assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+def test_a_changed_checkpoint_is_exported_again(run, tmp_path, own_checkpoint, capsys):
+    run(source=own_checkpoint)
+    status = (own_checkpoint / "asset/Vocos.safetensors").stat()
+    os.utime(own_checkpoint / "asset/Vocos.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    capsys.readouterr()
+    run(source=own_checkpoint)
+    assert "up to date" not in capsys.readouterr().out
+
+
+def test_an_artifact_that_differs_is_refused_and_the_old_repository_stays(run, tmp_path, onnx_parity, capsys):
+    run()
+    before = artifacts(tmp_path / "out")
+    onnx_parity[0] = 1.0
+    assert run("--force") == 1
+    assert "dvae_decoder" in capsys.readouterr().err
+    assert artifacts(tmp_path / "out") == before
+
+
+def test_what_a_killed_export_left_is_removed(run, tmp_path):
+    leftover = tmp_path / "out" / "gpt_decoder" / "1" / ".export-killed"
+    leftover.mkdir(parents=True)
+    (leftover / "half").write_bytes(b"x")
+    assert run() == 0
+    assert not leftover.exists()
+
+
+def test_named_checkpoints_are_made_in_the_cache(run, tmp_path):
+    assert run(source="tiny") == 0
+    assert (tmp_path / "cache" / "tiny" / "asset" / "Vocos.safetensors").is_file()
+
+
+def test_a_folder_that_is_no_checkpoint_is_one_sentence_and_status_1(run, tmp_path, capsys):
+    assert run(source=tmp_path / "nothing") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("export: checkpoint is ")
+    assert error.count("\n") == 1
+
+
+def test_hf_is_downloaded_into_the_cache(run, tmp_path, monkeypatch, checkpoint):
+    def download(folder):
+        folder.parent.mkdir()
+        folder.symlink_to(checkpoint.directory)
+
+    monkeypatch.setattr("export.__main__.download_checkpoint", download)
+    assert run(source="hf") == 0
+    assert (tmp_path / "cache" / "hf").is_symlink()
+
+
+def test_the_source_repository_is_not_copied_onto_itself(monkeypatch, tmp_path):
+    (tmp_path / "model").mkdir()
+    config = tmp_path / "model" / "config.pbtxt"
+    config.write_text("x")
+    monkeypatch.setattr(export.repository, "SOURCE_REPOSITORY", tmp_path)
+    before = config.stat().st_mtime_ns
+    export.repository.copy_models(Path(os.path.relpath(tmp_path)))
+    assert config.stat().st_mtime_ns == before

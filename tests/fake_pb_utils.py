@@ -1,0 +1,152 @@
+"""A stand-in for `triton_python_backend_utils`, to run a model.py without a server.
+
+Functions and `ModelConfig` come from the real file in the wheel nvidia-pytriton; the classes here are those that its
+stub adds in C++. `load_model` imports a model.py that sees this module under the real name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+_package = importlib.util.find_spec("pytriton")
+assert _package is not None
+assert _package.origin is not None
+_real = _load(
+    "real_pb_utils",
+    Path(_package.origin).parent / "tritonserver" / "backends" / "python" / "triton_python_backend_utils.py",
+)
+globals().update({name: value for name, value in vars(_real).items() if not name.startswith("_")})
+
+model_dir = Path()  # what get_model_dir() says; tests set it
+_counter = itertools.count()
+
+
+def get_model_dir() -> str:
+    return str(model_dir)
+
+
+def load_model(path: Path) -> ModuleType:
+    """Import the model.py at `path`, with this module as its `triton_python_backend_utils`."""
+    name = "triton_python_backend_utils"
+    before = sys.modules.get(name)
+    sys.modules[name] = sys.modules[__name__]
+    try:
+        return _load(f"model_under_test_{next(_counter)}", path)
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
+class TritonModelException(Exception):  # noqa: N818
+    pass
+
+
+class TritonError:
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        self._message, self._code = message, code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+
+class Tensor:
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self._name, self._array = name, np.ascontiguousarray(array).reshape(array.shape)
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray:
+        return self._array
+
+
+class InferenceResponse:
+    def __init__(self, output_tensors: list[Tensor] | None = None, error: TritonError | None = None) -> None:
+        self._tensors, self._error = list(output_tensors or []), error
+
+    def output_tensors(self) -> list[Tensor]:
+        return self._tensors
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+
+class ResponseSender:
+    """Keeps what is sent; a second FINAL, or anything after it, is an error as it is in Triton."""
+
+    def __init__(self) -> None:
+        self.responses: list[InferenceResponse] = []
+        self.final = False
+        self.cancelled = False
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        if self.final:
+            raise TritonModelException("a response was sent after the final one")
+        if response is not None:
+            self.responses.append(response)
+        self.final = flags == _real.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+
+class InferenceRequest:
+    def __init__(self, inputs: list[Tensor], requested_output_names: list[str], request_id: str = "") -> None:
+        self._inputs, self._outputs, self._id = inputs, requested_output_names, request_id
+        self._sender = ResponseSender()
+
+    def inputs(self) -> list[Tensor]:
+        return self._inputs
+
+    def requested_output_names(self) -> list[str]:
+        return self._outputs
+
+    def request_id(self) -> str:
+        return self._id
+
+    def get_response_sender(self) -> ResponseSender:
+        return self._sender
+
+    def is_cancelled(self) -> bool:
+        return self._sender.cancelled
+
+
+class Logger:
+    @staticmethod
+    def log_info(message: str) -> None:
+        sys.stderr.write(f"INFO {message}\n")
+
+    @staticmethod
+    def log_warn(message: str) -> None:
+        sys.stderr.write(f"WARNING {message}\n")
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        sys.stderr.write(f"ERROR {message}\n")

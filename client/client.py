@@ -1,0 +1,230 @@
+"""The two clients, blocking and asyncio: options in, `Speech` out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from client.errors import DeadlineExceededError, TTSError, invalid_input, mapped_errors
+from client.options import InputTensor, OptionValues, SynthesisOptions, input_tensors, merged
+from client.speech import Speech, speech_from
+from client.transport import AsyncTransport, ProtocolName, connect, connect_async
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack  # in typing from Python 3.11 on
+
+DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}  # Triton's ports
+DEFAULT_TIMEOUT = 600.0  # s: a long text on a CPU takes minutes
+MAX_DEADLINE_MS = 3_600_000  # the most that the server takes as `deadline_ms`
+PROBE_TIMEOUT = 5.0  # s for one question whether the server is ready
+PROBE_INTERVAL = 0.2  # s between two of them
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go and how long they may take; checked once.
+
+    Attributes:
+        protocol: "grpc" or "http".
+        url: "host:port".
+        model: the Triton model.
+        timeout: seconds for one synthesis; None for no limit.
+
+    Raises:
+        InvalidInputError: a value is none of these.
+    """
+
+    protocol: ProtocolName
+    url: str
+    model: str
+    timeout: float | None
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if self.protocol not in DEFAULT_URLS:
+            raise invalid_input("protocol", self.protocol, "grpc or http")
+        host_port = re.fullmatch(r"[^/\s]+:(\d{1,5})", self.url)
+        if not host_port or not 0 < int(host_port[1]) < 2**16:
+            raise invalid_input("url", self.url, f"HOST:PORT, such as {DEFAULT_URLS[self.protocol]}")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise invalid_input("timeout", self.timeout, "a number of seconds above 0, or None for no limit")
+
+    def tensors(self, text: str, options: SynthesisOptions) -> list[InputTensor]:
+        """The inputs of one request.
+
+        The timeout goes along as `deadline_ms` unless that is given: without it the server would go on with a request
+        that nobody waits for. A timeout above what the server takes is kept here only.
+
+        Raises:
+            InvalidInputError: a value does not fit its tensor.
+        """
+        if options.deadline_ms is None and self.timeout is not None and self.timeout * 1000 <= MAX_DEADLINE_MS:
+            options = replace(options, deadline_ms=max(1, int(self.timeout * 1000)))
+        return input_tensors(text, options)
+
+    def never_ready(self, timeout: float) -> DeadlineExceededError:
+        """The error of `wait_ready`."""
+        return DeadlineExceededError(f"model '{self.model}' at {self.url} is not ready after {timeout:g} s")
+
+
+def _endpoint(url: str | None, protocol: ProtocolName, model: str, timeout: float | None) -> Endpoint:
+    return Endpoint(protocol, url if url is not None else DEFAULT_URLS.get(protocol, ""), model, timeout)
+
+
+class TTSClient:
+    """Blocking client.
+
+    Over gRPC it may be shared by threads; over HTTP each thread needs its own (tritonclient's rule).
+
+        with TTSClient() as client:
+            client.synthesize("Hello there.", seed=42).save("hello.wav")
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        protocol: ProtocolName = "grpc",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        model: str = "chattts",
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            url: "host:port"; None is 127.0.0.1 with Triton's port of `protocol`, 8001 or 8000.
+            protocol: "grpc" or "http".
+            timeout: seconds for one synthesis, also sent to the server as `deadline_ms`; None for no limit.
+            model: the Triton model.
+
+        Raises:
+            InvalidInputError: a value is none of these.
+        """
+        self.endpoint = _endpoint(url, protocol, model, timeout)
+        self._transport = connect(protocol, self.endpoint.url)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def synthesize(self, text: str, options: SynthesisOptions | None = None, **changes: Unpack[OptionValues]) -> Speech:
+        """Speak `text`.
+
+        Args:
+            text: 1 to 20,000 characters.
+            options: None leaves all to the server.
+            changes: single options by name, in front of `options`.
+
+        Raises:
+            InvalidInputError: an input is wrong.
+            OverloadedError: the server has no room now.
+            DeadlineExceededError: it took longer than the timeout or `deadline_ms`.
+            ConnectionFailedError: no server there.
+            ServerError: the server failed.
+        """
+        tensors = self.endpoint.tensors(text, merged(options, changes))
+        with mapped_errors(self.endpoint.url):
+            result = self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout)
+        return speech_from(result.as_numpy)
+
+    def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:
+        """Whether the model answers requests; False too where no server answers within `timeout` seconds."""
+        try:
+            with mapped_errors(self.endpoint.url):
+                return self._transport.is_model_ready(self.endpoint.model, timeout)
+        except TTSError:
+            return False
+
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Return once the model is ready.
+
+        Raises:
+            DeadlineExceededError: it is not, after `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        while not self.is_ready(max(PROBE_INTERVAL, min(PROBE_TIMEOUT, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                raise self.endpoint.never_ready(timeout)
+            time.sleep(PROBE_INTERVAL)
+
+    def close(self) -> None:
+        """Close the connection; the client cannot be used again."""
+        self._transport.close()
+
+
+class AsyncTTSClient:
+    """asyncio client, for any number of syntheses at once on one event loop. Arguments and errors as `TTSClient`.
+
+    async with AsyncTTSClient() as client:
+        speeches = await asyncio.gather(*(client.synthesize(text, seed=42) for text in texts))
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        protocol: ProtocolName = "grpc",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        model: str = "chattts",
+    ) -> None:
+        """As `TTSClient`; may be made before the event loop runs."""
+        self.endpoint = _endpoint(url, protocol, model, timeout)
+        self._connected: AsyncTransport | None = None
+
+    @property
+    def _transport(self) -> AsyncTransport:
+        """Connected at first use: the connections belong to the event loop that runs then."""
+        if self._connected is None:
+            self._connected = connect_async(self.endpoint.protocol, self.endpoint.url)
+        return self._connected
+
+    async def __aenter__(self) -> Self:
+        """Itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    async def synthesize(
+        self, text: str, options: SynthesisOptions | None = None, **changes: Unpack[OptionValues]
+    ) -> Speech:
+        """As `TTSClient.synthesize`."""
+        tensors = self.endpoint.tensors(text, merged(options, changes))
+        with mapped_errors(self.endpoint.url):
+            result = await self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout)
+        return speech_from(result.as_numpy)
+
+    async def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:
+        """As `TTSClient.is_ready`."""
+        try:
+            with mapped_errors(self.endpoint.url):
+                return await self._transport.is_model_ready(self.endpoint.model, timeout)
+        except TTSError:
+            return False
+
+    async def wait_ready(self, timeout: float = 60.0) -> None:
+        """As `TTSClient.wait_ready`."""
+        end = time.monotonic() + timeout
+        while not await self.is_ready(max(PROBE_INTERVAL, min(PROBE_TIMEOUT, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                raise self.endpoint.never_ready(timeout)
+            await asyncio.sleep(PROBE_INTERVAL)
+
+    async def close(self) -> None:
+        """Close the connections; the next call would open new ones."""
+        if self._connected is not None:
+            await self._connected.close()
+            self._connected = None

@@ -1,0 +1,111 @@
+"""The client's errors: one tree, and one place that maps what tritonclient and its transports raise to it.
+
+    TTSError                      base
+    ├── InvalidInputError         INVALID_ARGUMENT, HTTP 400; or refused here before sending. Also a ValueError
+    ├── OverloadedError           UNAVAILABLE, HTTP 503: the server's queue is full; try again later
+    ├── DeadlineExceededError     no answer in time, or the server gave up at `deadline_ms`. Also a TimeoutError
+    ├── ConnectionFailedError     no server there, or the connection broke. Also a ConnectionError
+    └── ServerError               every other answer (INTERNAL, NOT_FOUND, ...); `status` says which
+
+Messages of the server are kept word for word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+
+import aiohttp
+from tritonclient.utils import InferenceServerException
+
+MAX_SHOWN_CHARACTERS = 60  # of an offending value, in a message
+
+# The server's word for a passed deadline. Triton 2.51 sends its CANCELLED as HTTP 400, so there the text alone tells;
+# an ensemble puts its own name in front of the message of the step that failed.
+_SERVER_DEADLINE = re.compile(r"^(in ensemble '[^']*', )?deadline exceeded", re.IGNORECASE)
+
+# gRPC has one status, UNAVAILABLE, for "the server says it is full" and "there is no server"; the second is worded by
+# gRPC's own library.
+_BROKEN_CONNECTION = re.compile(
+    "failed to connect|connection (refused|reset|timed out)|errors resolving|dns resolution|name resolution"
+    "|socket closed|stream removed|broken pipe|recvmsg|goaway|transport closed|keepalive|http1",
+    re.IGNORECASE,
+)
+
+
+class TTSError(Exception):
+    """Base of everything that this client raises on purpose."""
+
+
+class InvalidInputError(TTSError, ValueError):
+    """An input is wrong; the message names it, its value and what is allowed."""
+
+
+class OverloadedError(TTSError):
+    """The server is at capacity or not ready; the request was not queued and may be sent again later."""
+
+
+class DeadlineExceededError(TTSError, TimeoutError):
+    """The answer was not there in time."""
+
+
+class ConnectionFailedError(TTSError, ConnectionError):
+    """The server could not be reached, or went away before it answered."""
+
+
+class ServerError(TTSError):
+    """The server failed, or does not know the model.
+
+    Attributes:
+        status: gRPC's status name ("INTERNAL") or HTTP's number ("500").
+    """
+
+    def __init__(self, message: str, status: str) -> None:
+        """`status` stands in front of the message."""
+        super().__init__(f"{status}: {message}")
+        self.status = status
+
+
+def invalid_input(name: str, value: object, allowed: str) -> InvalidInputError:
+    """The error for `value` of `name`, in the server's wording; `allowed` finishes the sentence "allowed is ..."."""
+    shown = ascii(value)
+    if len(shown) > MAX_SHOWN_CHARACTERS:
+        shown = f"{shown[:MAX_SHOWN_CHARACTERS]}... ({len(shown)} characters)"
+    return InvalidInputError(f"input '{name}' is {shown}; allowed is {allowed}")
+
+
+@contextmanager
+def mapped_errors(url: str) -> Iterator[None]:
+    """Raise what happens inside, in a call to the server at `url`, as a TTSError; cancellation passes through."""
+    try:
+        yield
+    except InferenceServerException as error:
+        raise _from_answer(error, url) from error
+    except (TimeoutError, asyncio.TimeoutError) as error:  # two classes until Python 3.11
+        raise _no_answer(url) from error
+    except (OSError, HTTPException, aiohttp.ClientError) as error:
+        raise ConnectionFailedError(f"no connection to {url}: {str(error) or type(error).__name__}") from error
+
+
+def _no_answer(url: str) -> DeadlineExceededError:
+    return DeadlineExceededError(f"no answer from {url} in time")
+
+
+def _from_answer(error: InferenceServerException, url: str) -> TTSError:
+    """`status` is "StatusCode.NAME" over gRPC, "NUMBER" over HTTP."""
+    message = error.message() or "no message"
+    status = (error.status() or "UNKNOWN").removeprefix("StatusCode.")
+    if status == "DEADLINE_EXCEEDED":  # gRPC's own clock; the server says CANCELLED
+        return _no_answer(url)
+    if status in ("CANCELLED", "400", "499") and _SERVER_DEADLINE.match(message):
+        return DeadlineExceededError(message)
+    if status in ("INVALID_ARGUMENT", "400"):
+        return InvalidInputError(message)
+    if status in ("UNAVAILABLE", "UNKNOWN") and _BROKEN_CONNECTION.search(message):
+        return ConnectionFailedError(f"no connection to {url}: {message}")
+    if status in ("UNAVAILABLE", "503"):
+        return OverloadedError(message)
+    return ServerError(message, status)

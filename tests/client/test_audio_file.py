@@ -1,0 +1,105 @@
+"""Audio files, read back with soundfile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+
+from client import InvalidInputError, Speech
+from client.audio_file import FORMATS, audio_format, write_whole
+
+SAMPLE_RATE = 24_000
+LOSSLESS = (".wav", ".flac")
+
+
+def speech(num_samples: int, amplitude: float = 0.5) -> Speech:
+    tone = amplitude * np.sin(2 * np.pi * 440 * np.arange(num_samples) / SAMPLE_RATE)
+    return Speech(tone.astype(np.float32), SAMPLE_RATE, seed=1, refined_text="", num_tokens=num_samples // 512)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("num_samples", [256, 24_000, 50_001])
+def test_every_format_reads_back(tmp_path, ending, num_samples):
+    said = speech(num_samples)
+    said.save(tmp_path / f"out{ending}")
+    audio, sample_rate = soundfile.read(tmp_path / f"out{ending}", dtype="float32")
+    assert (audio.shape, sample_rate) == ((num_samples,), SAMPLE_RATE)
+    if ending in LOSSLESS:
+        np.testing.assert_allclose(audio, said.audio, atol=1 / 32_767)
+    elif num_samples > 10_000:  # lossy codecs need some length before they resemble anything
+        assert np.corrcoef(audio, said.audio)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("ending", [".ogg", ".mp3"])
+def test_minutes_of_noise_do_not_crash_the_encoder(tmp_path, ending):
+    """One write of 120 s ends the process inside libsndfile's Vorbis encoder."""
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 180 * SAMPLE_RATE).astype(np.float32)
+    Speech(noise, SAMPLE_RATE, 1, "", 1).save(tmp_path / f"out{ending}")
+    assert soundfile.info(tmp_path / f"out{ending}").duration == 180
+
+
+def test_loud_samples_are_clipped_and_do_not_wrap(tmp_path):
+    speech(24_000, amplitude=3.0).save(tmp_path / "out.wav")
+    audio, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    np.testing.assert_allclose(audio, np.clip(speech(24_000, amplitude=3.0).audio, -1, 1), atol=1 / 32_767)
+
+
+def test_floating_point_wav_keeps_every_bit(tmp_path):
+    said = speech(1_000, amplitude=3.0)
+    said.save(tmp_path / "out.wav", floating=True)
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "out.wav", dtype="float32")[0], said.audio)
+
+
+def test_the_case_of_the_ending_does_not_matter(tmp_path):
+    speech(1_000).save(tmp_path / "OUT.WAV")
+    assert soundfile.info(tmp_path / "OUT.WAV").subtype == "PCM_16"
+
+
+@pytest.mark.parametrize("name", ["out", "out.", "out.aac", "out.wav.txt", ".wav", ""])
+def test_an_unknown_ending_is_refused(name):
+    with pytest.raises(InvalidInputError, match=r"ends in \.wav, \.flac, \.ogg, \.mp3"):
+        audio_format(name)
+
+
+@pytest.mark.parametrize("ending", [".flac", ".ogg", ".mp3"])
+def test_floating_point_is_for_wav_only(ending):
+    with pytest.raises(InvalidInputError, match=r"in \.wav, for floating point"):
+        audio_format(f"out{ending}", floating=True)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_no_audio_is_refused_and_leaves_no_file(tmp_path, ending):
+    with pytest.raises(InvalidInputError, match="input 'audio' is"):
+        speech(0).save(tmp_path / f"out{ending}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_replaced(tmp_path):
+    (tmp_path / "out.wav").write_bytes(b"old")
+    speech(1_000).save(tmp_path / "out.wav")
+    assert soundfile.info(tmp_path / "out.wav").frames == 1_000
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+def test_an_error_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "out.wav").write_bytes(b"old")
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        speech(1_000).save(tmp_path / "out.wav")
+    assert (tmp_path / "out.wav").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+
+
+def test_duration_is_in_seconds():
+    assert speech(36_000).duration == 1.5

@@ -1,0 +1,262 @@
+"""`python -m client` as its users run it: a process of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from client.audio_file import FORMATS
+from tests.client.test_client import ALL_OPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES_PER_CHARACTER = 512  # of the fake model
+
+
+def start(server, *arguments: str, protocol: str = "grpc", url: str | None = None) -> subprocess.Popen[bytes]:
+    url = url or (server.grpc_url if protocol == "grpc" else server.http_url)
+    command = [sys.executable, "-m", "client", "--url", url, "--protocol", protocol, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def run(server, *arguments: str, stdin: bytes = b"", **where: str) -> tuple[int, bytes, str]:
+    """Exit status, standard output, standard error. No run may show a traceback."""
+    with start(server, *arguments, **where) as process:
+        stdout, stderr = process.communicate(stdin, timeout=60)
+    assert b"Traceback" not in stderr, stderr.decode()
+    return process.returncode, stdout, stderr.decode()
+
+
+def characters(path: Path) -> int:
+    """How many characters were spoken into `path`, which must be 24 kHz mono."""
+    info = soundfile.info(path)
+    assert (info.samplerate, info.channels) == (24_000, 1)
+    assert info.frames % SAMPLES_PER_CHARACTER == 0
+    return info.frames // SAMPLES_PER_CHARACTER
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_text_becomes_a_file_and_a_line(server, tmp_path, protocol):
+    status, stdout, stderr = run(server, "Hello 你好", "-o", tmp_path / "out.wav", "--seed", 7, protocol=protocol)
+    assert (status, stdout) == (0, b"")
+    line = rf"{tmp_path}/out\.wav: 0\.17 s of audio, 8 tokens, seed 7, \d+\.\d\d s taken, RTF \d+\.\d\d"
+    assert re.fullmatch(line, stderr.strip())
+    assert characters(tmp_path / "out.wav") == 8
+    assert names_in(tmp_path) == ["out.wav"]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_the_ending_decides_the_format(server, tmp_path, ending):
+    assert run(server, "Hello there", "-o", tmp_path / f"out{ending}")[0] == 0
+    assert characters(tmp_path / f"out{ending}") == 11
+    info = soundfile.info(tmp_path / f"out{ending}")
+    assert (info.format, info.subtype) == FORMATS[ending]
+
+
+def test_floating_point_samples(server, tmp_path):
+    assert run(server, "x", "-o", tmp_path / "out.wav", "--float")[0] == 0
+    assert soundfile.info(tmp_path / "out.wav").subtype == "FLOAT"
+
+
+def test_every_flag_arrives_as_its_input(server, tmp_path):
+    flags = ["--skip-refine", "--no-normalize"]
+    for name, value in ALL_OPTIONS.items():
+        if not isinstance(value, bool):
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    status, stdout, _ = run(server, "x", "-o", tmp_path / "out.wav", "--json", *flags)
+    assert status == 0
+    seen = json.loads(json.loads(stdout)["refined_text"])
+    assert {name: entry["value"] for name, entry in seen.items()} == {"text": "x", **ALL_OPTIONS}
+
+
+def test_without_flags_only_text_and_deadline_arrive(server, tmp_path):
+    _, stdout, _ = run(server, "x", "-o", tmp_path / "out.wav", "--json", "--timeout", 9)
+    seen = json.loads(json.loads(stdout)["refined_text"])
+    assert {name: entry["value"] for name, entry in seen.items()} == {"text": "x", "deadline_ms": 9_000}
+
+
+def test_several_texts_are_numbered_in_their_order(server, tmp_path):
+    (tmp_path / "text").write_text("file\n", encoding="utf-8")
+    arguments = ["a", "-", "-f", tmp_path / "text", "-o", tmp_path / "out.flac", "-j", 2]
+    assert run(server, *arguments, stdin=b" standard input \n")[0] == 0
+    assert [characters(tmp_path / f"out-{number}.flac") for number in (1, 2, 3)] == [1, 14, 4]
+    assert not (tmp_path / "out.flac").exists()
+
+
+def test_lines_of_a_file_are_texts_of_their_own(server, tmp_path):
+    lines = ["x" * n for n in range(1, 12)]
+    (tmp_path / "lines").write_bytes("﻿".encode() + "\r\n\r\n  ".join(lines).encode() + b"\n\n")
+    assert run(server, "--lines", "-f", tmp_path / "lines", "-o", tmp_path / "out.wav", "-j", 16)[0] == 0
+    assert [characters(tmp_path / f"out-{number:02}.wav") for number in range(1, 12)] == list(range(1, 12))
+
+
+def test_a_file_with_several_lines_is_one_text(server, tmp_path):
+    (tmp_path / "text").write_text("ab\ncd\n", encoding="utf-8")
+    assert run(server, "-f", tmp_path / "text", "-o", tmp_path / "out.wav")[0] == 0
+    assert characters(tmp_path / "out.wav") == 5
+
+
+@pytest.mark.parametrize(("texts", "names"), [(["a"], ["speech.wav"]), (["a", "b"], ["speech-1.wav", "speech-2.wav"])])
+def test_a_folder_takes_files_of_its_own_names(server, tmp_path, texts, names):
+    assert run(server, *texts, "-o", f"{tmp_path}/")[0] == 0
+    assert names_in(tmp_path) == names
+
+
+def test_standard_output_takes_wav(server):
+    status, stdout, stderr = run(server, "abc", "-o", "-")
+    assert (status, stderr[:2]) == (0, "-:")
+    assert len(soundfile.read(io.BytesIO(stdout))[0]) == 3 * SAMPLES_PER_CHARACTER
+
+
+def test_json_has_one_object_per_text(server, tmp_path):
+    arguments = ["ab", "fail INTERNAL boom", "-o", tmp_path / "out.wav", "--json", "--seed", 3]
+    status, stdout, _ = run(server, *arguments)
+    good, bad = sorted(map(json.loads, stdout.splitlines()), key=lambda report: report["number"])
+    assert status == 1
+    assert good["file"] == str(tmp_path / "out-1.wav")
+    assert (good["text"], good["seed"], good["num_tokens"], good["sample_rate"]) == ("ab", 3, 2, 24_000)
+    assert good["seconds"] == pytest.approx(2 * SAMPLES_PER_CHARACTER / 24_000)
+    assert good["rtf"] == pytest.approx(good["seconds_taken"] / good["seconds"])
+    assert bad == {
+        "number": 2,
+        "text": "fail INTERNAL boom",
+        "file": None,
+        "error": {"type": "ServerError", "message": "INTERNAL: boom"},
+    }
+
+
+def test_one_failure_does_not_stop_the_other_texts(server, tmp_path):
+    status, _, stderr = run(server, "a", "fail INVALID_ARG input 'x'", "b", "-o", tmp_path / "out.wav", "-j", 1)
+    assert status == 1
+    assert f"{tmp_path}/out-2.wav: failed: input 'x'" in stderr
+    assert names_in(tmp_path) == ["out-1.wav", "out-3.wav"]
+
+
+def test_a_file_that_is_there_is_replaced_only_by_a_success(server, tmp_path):
+    target = tmp_path / "out.wav"
+    target.write_bytes(b"old")
+    assert run(server, "fail INTERNAL boom", "-o", target)[0] == 1
+    assert target.read_bytes() == b"old"
+    assert run(server, "abc", "-o", target)[0] == 0
+    assert characters(target) == 3
+
+
+def test_a_target_that_cannot_be_replaced_fails_and_leaves_nothing(server, tmp_path):
+    (tmp_path / "out-1.wav").mkdir()
+    status, _, stderr = run(server, "a", "b", "-o", tmp_path / "out.wav")
+    assert status == 1
+    assert "out-1.wav: failed: " in stderr
+    assert names_in(tmp_path) == ["out-1.wav", "out-2.wav"]
+
+
+def test_no_server_is_one_clear_line(server, tmp_path, refusing_url):
+    status, _, stderr = run(server, "a", "-o", tmp_path / "out.wav", url=refusing_url)
+    assert status == 1
+    assert stderr.startswith(f"{tmp_path}/out.wav: failed: no connection to {refusing_url}")
+    assert not names_in(tmp_path)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_timeout_is_one_clear_line(server, tmp_path, protocol):
+    arguments = ["hang 2", "-o", tmp_path / "out.wav", "--timeout", 0.25]
+    status, _, stderr = run(server, *arguments, protocol=protocol)
+    assert status == 1
+    assert re.fullmatch(r".*out\.wav: failed: no answer from 127\.0\.0\.1:\d+ in time", stderr.strip())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a"], "required: -o/--output"),
+        (["-o", "out.wav"], "input 'text' is []"),
+        (["a", "-o", "out.aac"], "input 'output' is 'out.aac'; allowed is a file name that ends in .wav"),
+        (["a", "-o", "out"], "input 'output' is 'out'"),
+        (["a", "-o", "out.mp3", "--float"], "for floating point samples"),
+        (["a", "-o", "missing/out.wav"], "missing is none"),
+        (["a", "-o", "a-file/out.wav"], "a-file is none"),
+        (["a", "b", "-o", "-"], "a file, pattern or folder for 2 texts"),
+        (["a", "-o", "-", "--json"], "because --json writes to standard output"),
+        (["-f", "missing", "-o", "out.wav"], "No such file or directory: 'missing'"),
+        (["-f", "not-utf8", "-o", "out.wav"], "input 'file' is 'not-utf8'; allowed is UTF-8 text; byte 1 is none"),
+        (["-f", "a-file", "--lines", "-o", "out.wav"], "input 'text' is []"),
+        (["a", "-o", "out.wav", "-j", "0"], "input 'concurrency' is 0"),
+        (["a", "-o", "out.wav", "--timeout", "0"], "input 'timeout' is 0.0"),
+        (["a", "-o", "out.wav", "--url", "http://h:1"], "input 'url' is 'http://h:1'"),
+        (["a", "-o", "out.wav", "--protocol", "smtp"], "invalid choice: 'smtp'"),
+        (["a", "-o", "out.wav", "--seed", "x"], "--seed: invalid int value: 'x'"),
+        (["a", "-o", "out.wav", "--seed", str(2**63)], f"input 'seed' is {2**63}; allowed is an integer of 64 bits"),
+        (["a", "-o", "out.wav", "--top-k", str(2**31)], "input 'top_k' is"),
+        (["a", "-o", "out.wav", "--temp", "1"], "unrecognized arguments: --temp 1"),
+        ([b"\xff", "-o", "out.wav"], "input 'text' is '\\udcff'; allowed is text that UTF-8 can encode"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_sends_nothing(tmp_path, refusing_url, arguments, message):
+    (tmp_path / "a-file").write_bytes(b"\n \n")
+    (tmp_path / "not-utf8").write_bytes(b"a\xff")
+    command = [sys.executable, "-m", "client", "--url", refusing_url, *arguments]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60, check=False
+    )
+    stderr = result.stderr.decode()
+    assert result.returncode == 2
+    assert message in stderr
+    assert "no connection" not in stderr
+    assert "Traceback" not in stderr
+    assert names_in(tmp_path) == ["a-file", "not-utf8"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_exits_with_2(server, tmp_path):
+    tmp_path.chmod(0o500)
+    status, _, stderr = run(server, "a", "-o", tmp_path / "out.wav")
+    assert (status, "is not" in stderr) == (2, True)
+
+
+def test_an_interrupt_ends_quietly_and_leaves_nothing(server, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        with start(server, "x", "-o", tmp_path / "out.wav", url=url, protocol="http") as process:
+            connection, _ = silent.accept()
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+            connection.close()
+    assert process.returncode == 130
+    assert stderr == b"interrupted\n"
+    assert not names_in(tmp_path)
+
+
+def test_an_answer_without_audio_is_a_failure(server, tmp_path):
+    status, _, stderr = run(server, "silence", "-o", tmp_path / "out.wav")
+    assert (status, "input 'audio' is []" in stderr) == (1, True)
+    assert not names_in(tmp_path)
+
+
+def test_a_reader_that_leaves_is_no_traceback(server):
+    with start(server, "a" * 4_000, "-o", "-") as process:
+        process.stdout.close()
+        stderr = process.stderr.read()
+        assert process.wait(30) == 1
+    assert stderr == b""
+
+
+def test_help_names_every_input(server):
+    status, stdout, _ = run(server, "--help")
+    assert status == 0
+    for name in ALL_OPTIONS:
+        flag = "no-normalize" if name == "normalize" else name.replace("_", "-")
+        assert f"--{flag}" in stdout.decode()

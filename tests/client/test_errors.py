@@ -1,0 +1,60 @@
+"""The mapping of errors that a test server does not make."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from client import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidInputError,
+    OverloadedError,
+    ServerError,
+    TTSError,
+)
+from client.errors import mapped_errors
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "expected"),
+    [
+        # as gRPC 1.85 words a server that goes away, at connect and in the middle of a call
+        ("StatusCode.UNAVAILABLE", "Stream removed (Socket closed)", ConnectionFailedError),
+        ("StatusCode.UNKNOWN", "Stream removed", ConnectionFailedError),
+        ("StatusCode.UNAVAILABLE", "recvmsg:Connection reset by peer (104)", ConnectionFailedError),
+        ("StatusCode.UNAVAILABLE", "GOAWAY received", ConnectionFailedError),
+        ("StatusCode.UNAVAILABLE", "DNS resolution failed for x", ConnectionFailedError),
+        ("StatusCode.UNAVAILABLE", "the queue is full", OverloadedError),
+        ("StatusCode.UNKNOWN", "what", ServerError),
+        ("StatusCode.CANCELLED", "the server is stopping", ServerError),
+        ("499", "Deadline exceeded", DeadlineExceededError),
+        ("400", "the deadline exceeded nothing", InvalidInputError),
+        ("502", "Bad Gateway", ServerError),
+        (None, None, ServerError),
+    ],
+)
+def test_statuses(status, message, expected):
+    with pytest.raises(TTSError) as caught, mapped_errors("h:1"):
+        raise InferenceServerException(message, status)
+    assert type(caught.value) is expected
+    assert (message or "no message") in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError()])
+def test_both_timeouts_of_python_3_10_are_deadlines(error):
+    with pytest.raises(DeadlineExceededError, match="no answer from h:1"), mapped_errors("h:1"):
+        raise error
+
+
+def test_an_error_without_words_is_named():
+    with pytest.raises(ConnectionFailedError, match="BrokenPipeError"), mapped_errors("h:1"):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), TypeError("a bug")])
+def test_what_is_no_failure_of_the_call_passes_through(error):
+    with pytest.raises(type(error)), mapped_errors("h:1"):
+        raise error

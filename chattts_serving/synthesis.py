@@ -42,18 +42,29 @@ class PromptBuilder(Protocol):
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """One sentence as the engine spoke it.
+
+    Attributes:
+        codes: its audio tokens, int32 [num_tokens, num_codebooks].
+        hidden: the hidden states that they were drawn from, float32 [num_tokens, hidden].
+    """
+
+    codes: npt.NDArray[np.int32]
+    hidden: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Synthesis:
     """What the engine made of one request.
 
     Attributes:
-        hidden: for each sentence the hidden states of its audio tokens, float32 [num_tokens, hidden].
-        refined_text: the sentences as they were spoken, joined by newlines.
-        num_tokens: audio tokens of all sentences.
+        sentences: its sentences, in order; each has at least one audio token.
+        refined_text: the sentences' text as it was spoken, joined by newlines.
     """
 
-    hidden: tuple[npt.NDArray[np.float32], ...]
+    sentences: tuple[Spoken, ...]
     refined_text: str
-    num_tokens: int
 
 
 Reply = Callable[["Synthesis | ServingError"], None]
@@ -61,13 +72,13 @@ Reply = Callable[["Synthesis | ServingError"], None]
 
 @dataclass(eq=False)
 class _Job:
-    """One request in the engine; `texts` and `hidden` fill up as its sentences finish."""
+    """One request in the engine; `texts` and `spoken` change as its sentences finish."""
 
     request: GenerationRequest
     speaker: npt.NDArray[np.float32]
     reply: Reply
     texts: list[str]
-    hidden: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    spoken: dict[int, Spoken] = field(default_factory=dict)
 
 
 class Synthesizer:
@@ -148,8 +159,8 @@ class Synthesizer:
         sequence = finished.sequence
         job, place = self._owners.pop(sequence)
         if sequence.kind is Kind.AUDIO:
-            job.hidden[place] = finished.hidden
-            if len(job.hidden) == len(job.texts):
+            job.spoken[place] = Spoken(np.array(sequence.tokens, np.int32), finished.hidden)
+            if len(job.spoken) == len(job.texts):
                 self._answer(job, _synthesis(job))
             return
         try:
@@ -199,8 +210,7 @@ class Synthesizer:
 
 
 def _synthesis(job: _Job) -> Synthesis:
-    hidden = tuple(job.hidden[place] for place in range(len(job.texts)))
-    return Synthesis(hidden, "\n".join(job.texts), sum(map(len, hidden)))
+    return Synthesis(tuple(job.spoken[place] for place in range(len(job.texts))), "\n".join(job.texts))
 
 
 def _sequence(job: _Job, place: int, kind: Kind, prompt: tuple[int, ...]) -> Sequence:

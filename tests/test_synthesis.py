@@ -72,9 +72,11 @@ def test_every_sentence_has_its_hidden_states_in_order(synthesizer):
     result = answer(synthesizer, request(prompts=((5, 6), (7,), (8, 9, 10))))
     assert isinstance(result, Synthesis)
     assert result.refined_text == "5 6\n7\n8 9 10"
-    assert len(result.hidden) == 3
-    assert all(hidden.dtype == np.float32 and hidden.shape[1] == CONFIG.hidden_size for hidden in result.hidden)
-    assert result.num_tokens == sum(map(len, result.hidden))
+    assert len(result.sentences) == 3
+    for sentence in result.sentences:
+        assert sentence.hidden.dtype == np.float32
+        assert sentence.codes.dtype == np.int32
+        assert sentence.codes.shape == (len(sentence.hidden), CONFIG.num_codebooks)
 
 
 def test_a_sentence_is_refined_before_it_is_spoken(synthesizer):
@@ -83,7 +85,7 @@ def test_a_sentence_is_refined_before_it_is_spoken(synthesizer):
     prompt = Prompts().code_prompt(refined.refined_text, "", "")
     spoken = answer(synthesizer, request(prompts=(prompt,)))
     # The audio pass draws from the same stream with and without a refining pass before it.
-    np.testing.assert_allclose(refined.hidden[0], spoken.hidden[0], atol=1e-5)
+    np.testing.assert_allclose(refined.sentences[0].hidden, spoken.sentences[0].hidden, atol=1e-5)
 
 
 def test_concurrent_requests_get_what_each_gets_alone(synthesizer):
@@ -92,12 +94,13 @@ def test_concurrent_requests_get_what_each_gets_alone(synthesizer):
     together = [replies.get(timeout=30) for replies in [submit(synthesizer, one) for one in requests]]
     for first, second in zip(alone, together, strict=True):
         assert first.refined_text == second.refined_text
-        np.testing.assert_allclose(first.hidden[0], second.hidden[0], atol=1e-5)
+        assert np.array_equal(first.sentences[0].codes, second.sentences[0].codes)
+        np.testing.assert_allclose(first.sentences[0].hidden, second.sentences[0].hidden, atol=1e-5)
 
 
 def test_sentences_of_one_request_draw_different_numbers(synthesizer):
-    first, second = answer(synthesizer, request(prompts=((5, 6), (5, 6)), temperature=1.0)).hidden
-    assert first.shape != second.shape or not np.allclose(first, second)
+    first, second = answer(synthesizer, request(prompts=((5, 6), (5, 6)), temperature=1.0)).sentences
+    assert not np.array_equal(first.codes, second.codes)
 
 
 def test_past_its_bound_requests_are_refused_at_once(synthesizer, engine):

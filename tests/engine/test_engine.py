@@ -139,7 +139,9 @@ def test_hidden_states_are_those_of_one_pass_over_the_whole_sequence():
     one = sequence(prompt=(5, 6, 7), max_new=12, min_new=12)
     states = run(engine(), [one])[one]
     model = random_gpt()
-    embeddings = torch.cat([model.embed_text(torch.tensor(one.prompt_ids)), model.embed_codes(torch.tensor(one.tokens))])
+    embeddings = torch.cat(
+        [model.embed_text(torch.tensor(one.prompt_ids)), model.embed_codes(torch.tensor(one.tokens))]
+    )
 
     def attend(layer, q, k, v):
         q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))

@@ -1,0 +1,56 @@
+"""Configuration of `gpt_decoder`: the parameters of its config.pbtxt, checked once at start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from chattts_serving.engine.engine import EngineConfig
+from chattts_serving.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What config.pbtxt sets; the comments there say what each value does.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    max_requests: int = 256
+    max_sequences: int = 64
+    max_prefill_tokens: int = 512
+    kv_cache_gb: float = 1.0
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what the engine does not check itself."""
+        for name, least in (("max_requests", 1), ("num_threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"parameter '{name}' is {getattr(self, name)}; allowed is {least} or more")
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The engine's part of it."""
+        return EngineConfig(self.max_sequences, self.max_prefill_tokens, self.kv_cache_gb)
+
+    @classmethod
+    def from_triton(cls, model_config: str) -> DecoderConfig:
+        """Read the parameters of `model_config`, the JSON that Triton hands to a Python model.
+
+        Raises:
+            ConfigError: an unknown parameter, a value that is no number, or one out of its range.
+        """
+        parameters = json.loads(model_config).get("parameters", {})
+        types: dict[str, Callable[[str], int | float]] = {field.name: int for field in fields(cls)}
+        types["kv_cache_gb"] = float
+        values: dict[str, int | float] = {}
+        for name, entry in parameters.items():
+            if name not in types:
+                raise ConfigError(f"parameter '{name}' is unknown; known are {', '.join(sorted(types))}")
+            try:
+                values[name] = types[name](entry["string_value"])
+            except ValueError:
+                raise ConfigError(f"parameter '{name}' is '{entry['string_value']}'; allowed is a number") from None
+        return cls(**values)  # type: ignore[arg-type]

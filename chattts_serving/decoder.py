@@ -1,0 +1,93 @@
+"""What stands behind the Triton model `gpt_decoder`: its folder and configuration in, tensors by name out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from chattts_serving.config import DecoderConfig
+from chattts_serving.engine.engine import Engine
+from chattts_serving.errors import InvalidInputError, ServingError
+from chattts_serving.frontend import TextFrontend
+from chattts_serving.gpt import GPT
+from chattts_serving.layout import lay_out
+from chattts_serving.request import GenerationRequest
+from chattts_serving.synthesis import Synthesis, Synthesizer
+
+Outputs = Mapping[str, npt.NDArray[Any] | str]
+Reply = Callable[[Outputs | ServingError], None]
+
+
+class Decoder:
+    """The engine with its model, and the prompts of the second pass."""
+
+    def __init__(self, folder: Path, config: DecoderConfig, device: torch.device) -> None:
+        """Load the artifacts in `folder` and start the engine on `device`.
+
+        Raises:
+            ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
+        """
+        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+        model = GPT.load(folder, device)
+        self._config = model.config
+        self._synthesizer = Synthesizer(Engine(model, config.engine), TextFrontend(folder), config.max_requests)
+
+    def submit(self, generation: str, speaker: npt.NDArray[np.float32], reply: Reply) -> None:
+        """Start one request.
+
+        Args:
+            generation: `GenerationRequest` as JSON.
+            speaker: the voice's normalised vector, float32 [hidden].
+            reply: called once, from another thread, with the model's outputs (without the batch dimension) or the
+                error; must not raise.
+
+        Raises:
+            ServingError: the request is refused; `reply` will not be called.
+        """
+        request = GenerationRequest.from_json(generation)
+        self._check(request, speaker)
+
+        def done(outcome: Synthesis | ServingError) -> None:
+            reply(outcome if isinstance(outcome, ServingError) else _outputs(outcome, request.seed))
+
+        self._synthesizer.submit(request, speaker, done)
+
+    def close(self) -> None:
+        """Answer every open request with CancelledError and stop."""
+        self._synthesizer.close()
+
+    def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:
+        """Refuse what would fail inside a step, where it could harm the other requests in it."""
+        config = self._config
+        _check_ids("prompts", request.prompts, config.num_text_tokens)
+        _check_ids("sample_codes", request.sample_codes, config.eos_code)
+        if any(len(codes) != config.num_codebooks for codes in request.sample_codes):
+            raise InvalidInputError("generation", request.sample_codes, f"{config.num_codebooks} codes a token")
+        if speaker.shape != (config.hidden_size,) or not np.isfinite(speaker).all():
+            raise InvalidInputError("speaker_embedding", speaker.shape, f"{config.hidden_size} finite numbers")
+
+
+def _check_ids(name: str, rows: tuple[tuple[int, ...], ...], limit: int) -> None:
+    for row in rows:
+        if any(not 0 <= token_id < limit for token_id in row):
+            raise InvalidInputError("generation", row, f"{name} of 0 to {limit - 1}")
+
+
+def _outputs(synthesis: Synthesis, seed: int) -> Outputs:
+    row = lay_out([sentence.hidden for sentence in synthesis.sentences])
+    codes = np.concatenate([sentence.codes for sentence in synthesis.sentences])
+    return {
+        "hidden": row.hidden,
+        "mask": row.mask,
+        "num_samples": np.array([row.num_samples], np.int32),
+        "num_tokens": np.array([len(codes)], np.int32),
+        "seed": np.array([seed], np.int64),
+        "refined_text": synthesis.refined_text,
+        "codes": codes,
+    }

@@ -1,0 +1,69 @@
+"""`make demo`: from nothing to a spoken sentence, through a real server, over gRPC and HTTP.
+
+Exports the synthetic checkpoint when the model repository holds no artifacts yet. With random weights its audio is
+noise of the right length; export the official weights (`make export CHECKPOINT=hf`) and run it again to hear speech.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from chattts_serving.errors import ConfigError
+from chattts_serving.server import RunningServer, running_server
+from chattts_serving.tritonserver import ROOT
+from client import Speech, TTSClient, TTSError
+
+REPOSITORY = ROOT / "model_repository"
+TEXT = "ChatTTS is speaking: it is 8:45 now, and the train leaves in 20 minutes."
+SEED = 42
+MAX_NEW_TOKENS = 192  # 4.1 s of audio; a model with random weights does not always end by itself
+
+
+def main() -> int:
+    """Run the demo; the exit status for the shell."""
+    parser = argparse.ArgumentParser(prog="python -m chattts_serving.demo", description="Speak one sentence.")
+    parser.add_argument("--text", default=TEXT)
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo.wav"), metavar="FILE")
+    arguments = parser.parse_args()
+    try:
+        _export_if_needed()
+        with tempfile.TemporaryDirectory(prefix="chattts_demo_") as folder:
+            with running_server(REPOSITORY, log_path=Path(folder) / "server.log") as server:
+                spoken = _speak(server, arguments.text)
+            print("server stopped")
+        spoken.save(arguments.output)
+    except (ConfigError, TTSError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {arguments.output}: {spoken.duration:.2f} s, {spoken.sample_rate} Hz, mono")
+    return 0
+
+
+def _export_if_needed() -> None:
+    if not (REPOSITORY / "gpt_decoder" / "1" / "model.safetensors").exists():
+        print("no artifacts in model_repository yet: exporting the synthetic checkpoint", flush=True)
+        subprocess.run([sys.executable, "-m", "export", "--checkpoint", "synthetic"], cwd=ROOT, check=True)
+
+
+def _speak(server: RunningServer, text: str) -> Speech:
+    """Say `text` over both protocols and tell what it took."""
+    for protocol, url in (("grpc", server.grpc_url), ("http", server.http_url)):
+        with TTSClient(url, protocol) as client:  # type: ignore[arg-type]
+            started = time.perf_counter()
+            speech = client.synthesize(text, seed=SEED, skip_refine=True, max_new_tokens=MAX_NEW_TOKENS)
+            seconds = time.perf_counter() - started
+        print(
+            f"{protocol:4}  model=chattts  tokens={speech.num_tokens}  audio={speech.duration:.2f} s  "
+            f"taken={seconds:.2f} s  RTF={seconds / speech.duration:.2f}",
+            flush=True,
+        )
+    return speech
+
+
+if __name__ == "__main__":
+    sys.exit(main())

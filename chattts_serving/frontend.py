@@ -1,0 +1,181 @@
+"""From a request to what `gpt_decoder` works on: normalised sentences, prompts of token ids, and a voice."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.errors import ConfigError, InvalidInputError
+from chattts_serving.normalizer import Normalizer, detect_language, load_homophones
+from chattts_serving.request import INT63_MAX, GenerationRequest, SynthesisRequest
+from chattts_serving.sentences import split_sentences
+from chattts_serving.speaker import SpeakerStatistics, decode_sample, decode_speaker, normalize
+from chattts_serving.tags import CONTROL_TAGS, check_only_tags, check_tags, is_speakable
+from chattts_serving.tokenizer import Tokenizer
+from chattts_serving.verbalizer import Verbalizer
+
+_FRAME_TAGS = ("[Stts]", "[Ptts]", "[spk_emb]", "[Sbreak]", "[Pbreak]", "[break_0]")
+_NOT_SPOKEN = (
+    "[Stts]",
+    "[spk_emb]",
+    "[empty_spk]",
+)  # refined text may hold them, and a second one would mislead the model
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """What `frontend.json` holds.
+
+    Attributes:
+        spk_stat: base16384 over float16[2 * hidden_size], standard deviation and mean of voices.
+        hidden_size: of the language model.
+        max_prompt_tokens: longest prompt, codes of a reference recording included.
+    """
+
+    spk_stat: str
+    hidden_size: int
+    max_prompt_tokens: int
+
+    @classmethod
+    def load(cls, path: Path) -> FrontendConfig:
+        """Read the file.
+
+        Raises:
+            ConfigError: it is missing, is not JSON, or its keys are not exactly the fields.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path}: {error}; run python -m export") from error
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != expected:
+            raise ConfigError(f"{path} must have the keys {sorted(expected)}; run python -m export again")
+        return cls(**values)
+
+
+class TextFrontend:
+    """Everything between a caller's words and the model's prompts. One instance serves one thread."""
+
+    def __init__(self, assets_dir: Path) -> None:
+        """Load tokenizer.json, homophones.json and frontend.json of `assets_dir`.
+
+        Raises:
+            ConfigError: one is missing, broken, or does not fit the others.
+        """
+        self._config = FrontendConfig.load(assets_dir / "frontend.json")
+        self._statistics = SpeakerStatistics.parse(self._config.spk_stat, self._config.hidden_size)
+        self._tokenizer = Tokenizer(assets_dir / "tokenizer.json")
+        self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"), Verbalizer())
+        for tag in (*_FRAME_TAGS, *sorted(CONTROL_TAGS)):
+            self._tokenizer.id_of(tag)
+        self._break_0_id = self._tokenizer.id_of("[break_0]")
+
+    def prepare(self, request: SynthesisRequest) -> tuple[GenerationRequest, npt.NDArray[np.float32]]:
+        """What `gpt_decoder` is to do for `request`, and the voice's normalised vector, float32 [hidden].
+
+        Raises:
+            InvalidInputError: an input is wrong in a way that only text and vocabulary show.
+        """
+        now_ns = time.monotonic_ns()
+        _check_texts(request)
+        sample_codes = decode_sample(request.speaker_sample) if request.speaker_sample else ()
+        seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
+        texts = self._sentences(request)
+        generation = GenerationRequest(
+            prompts=tuple(self._first_prompt(request, text) for text in texts),
+            texts=texts,
+            refine=not request.skip_refine,
+            prompt=request.prompt,
+            sample_text=request.sample_text,
+            sample_codes=sample_codes,
+            seed=seed,
+            deadline_ns=None if request.deadline_ms is None else now_ns + request.deadline_ms * 1_000_000,
+            sampling=request.sampling,
+        )
+        self._check_lengths(generation)
+        return generation, self._speaker_vector(request.speaker, seed)
+
+    def code_prompt(self, text: str, prompt: str, sample_text: str) -> tuple[int, ...]:
+        """Ids of the prompt that has `text` spoken (`decorate_code_prompts` of ChatTTS, with a voice).
+
+        Args:
+            text: a sentence, normalised or refined.
+            prompt: control tags.
+            sample_text: transcript of the reference recording whose codes follow the prompt, or "".
+        """
+        for tag in _NOT_SPOKEN:
+            text = text.replace(tag, "")
+        return self._tokenizer.encode(f"[Stts][spk_emb]{sample_text}{prompt}{text.strip()}[Ptts]")
+
+    def refine_prompt(self, text: str, prompt: str) -> tuple[int, ...]:
+        """Ids of the prompt that has `text` refined (`decorate_text_prompts` of ChatTTS)."""
+        return self._tokenizer.encode(f"[Sbreak]{text}[Pbreak]{prompt}")
+
+    def refined_text(self, ids: Iterable[int]) -> str:
+        """The text of refined token ids, less those from [break_0] on; "" where none are left."""
+        return self._tokenizer.decode(token_id for token_id in ids if token_id < self._break_0_id)
+
+    def _sentences(self, request: SynthesisRequest) -> tuple[str, ...]:
+        """The sentences of the request's text, normalised; those with nothing to say are left out."""
+        language_of_all = detect_language(request.text)
+        texts = []
+        for sentence in split_sentences(request.text):
+            language = request.language or detect_language(sentence, otherwise=language_of_all)
+            text = self._normalizer(sentence, language, verbalize=request.normalize)
+            if is_speakable(text):
+                texts.append(text)
+        if not texts:
+            raise InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
+        return tuple(texts)
+
+    def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
+        if request.skip_refine:
+            return self.code_prompt(text, request.prompt, request.sample_text)
+        return self.refine_prompt(text, request.refine_prompt)
+
+    def _check_lengths(self, generation: GenerationRequest) -> None:
+        """Check that the prompts of both passes fit, that of the second for the longest text that refining may make."""
+        most = self._config.max_prompt_tokens
+        frame = len(self.code_prompt("", generation.prompt, generation.sample_text)) + len(generation.sample_codes)
+        longest = max(map(len, generation.prompts))
+        if generation.refine:
+            needed = max(longest, frame + generation.sampling.refine_max_new_tokens)
+        else:
+            needed = longest + len(generation.sample_codes)
+        if needed <= most:
+            return
+        if generation.sample_codes:
+            allowed = f"a recording that leaves room for text: the prompt needs {needed} tokens of at most {most}"
+            raise InvalidInputError("speaker_sample", f"{len(generation.sample_codes)} tokens", allowed)
+        raise InvalidInputError(
+            "text", generation.texts, f"sentences whose prompt has at most {most} tokens, not {needed}"
+        )
+
+    def _speaker_vector(self, speaker: str, seed: int) -> npt.NDArray[np.float32]:
+        if not speaker:
+            return normalize(self._statistics.sample(seed))
+        return normalize(decode_speaker(speaker, self._config.hidden_size))
+
+
+def _check_texts(request: SynthesisRequest) -> None:
+    for name in ("text", "sample_text", "prompt", "refine_prompt"):
+        value = getattr(request, name)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(name, value, "valid Unicode, without lone surrogates") from error
+    check_tags("text", request.text)
+    check_tags("sample_text", request.sample_text)
+    check_only_tags("prompt", request.prompt)
+    check_only_tags("refine_prompt", request.refine_prompt)
+    if request.sample_text and not request.speaker_sample:
+        raise InvalidInputError(
+            "sample_text", request.sample_text, "the transcript of a 'speaker_sample', which is not given"
+        )

@@ -1,0 +1,147 @@
+"""Voices: ChatTTS's speaker strings and `spk_smp` strings, and voices drawn from a seed.
+
+Both kinds of string come from callers, so nothing in them is trusted: sizes are bounded before anything is unpacked.
+Format: `ChatTTS/model/speaker.py` of ChatTTS 0.2.5.
+"""
+
+from __future__ import annotations
+
+import lzma
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving import base16384
+from chattts_serving.errors import ConfigError, InvalidInputError
+from chattts_serving.request import MAX_NEW_TOKENS, NUM_AUDIO_TOKENS
+
+NUM_CODEBOOKS = 4
+NUM_CODES = NUM_AUDIO_TOKENS - 1  # the last entry of a codebook ends an utterance and stands in no recording
+MAX_SAMPLE_TOKENS = MAX_NEW_TOKENS  # 43.7 s
+_SAMPLE_HEADER_BYTES = 4  # the shape [4, num_tokens] as two uint16, little endian
+_MAX_SAMPLE_BYTES = 2 * NUM_CODEBOOKS * MAX_SAMPLE_TOKENS
+_ENCODER_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+_DECODER_FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": max(4_096, _MAX_SAMPLE_BYTES)}]  # no output is longer
+
+Vector = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
+class SpeakerStatistics:
+    """What voices are drawn from: independent normal values, float16 [hidden] each."""
+
+    std: Vector
+    mean: Vector
+
+    @classmethod
+    def parse(cls, text: str, hidden_size: int) -> SpeakerStatistics:
+        """Read the checkpoint's statistics: base16384 over float16[2 * hidden], standard deviation and mean.
+
+        Raises:
+            ConfigError: `text` is no such string, or is made for another hidden size.
+        """
+        try:
+            std, mean = np.frombuffer(base16384.decode(text), np.float16).reshape(2, hidden_size)
+        except ValueError as error:
+            raise ConfigError(f"speaker statistics do not fit hidden size {hidden_size}: {error}") from error
+        if not (np.isfinite(std).all() and np.isfinite(mean).all()):
+            raise ConfigError("speaker statistics are not finite")
+        return cls(std, mean)
+
+    def sample(self, seed: int) -> Vector:
+        """The voice of `seed` (>= 0), float16 [hidden]; the same in every process."""
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        noise = generator.standard_normal(len(self.std)).astype(np.float16)
+        return noise * self.std + self.mean
+
+
+def encode_speaker(vector: Vector) -> str:
+    """A voice, float16 [hidden], as ChatTTS's speaker string: base16384 over raw LZMA2."""
+    packed = lzma.compress(vector.astype("<f2").tobytes(), format=lzma.FORMAT_RAW, filters=_ENCODER_FILTERS)
+    return base16384.encode(packed)
+
+
+def decode_speaker(text: str, hidden_size: int) -> Vector:
+    """The voice of a speaker string, float16 [hidden].
+
+    Raises:
+        InvalidInputError: not such a string, another size, not finite, or all zero.
+    """
+    allowed = f"a ChatTTS speaker string of {hidden_size} finite values, not all zero"
+    try:
+        vector = np.frombuffer(_unpack(base16384.decode(text), 2 * hidden_size), "<f2").astype(np.float16)
+        normalize(vector)
+    except ValueError as error:
+        raise InvalidInputError("speaker", text, f"{allowed} ({error})") from error
+    return vector
+
+
+def normalize(vector: Vector) -> npt.NDArray[np.float32]:
+    """The vector that replaces the embedding at [spk_emb]: `vector` at length 1, float32 [hidden].
+
+    As torch's `F.normalize` of a float16 tensor does it: squares added one after the other in float32 (another order
+    tips the rounding of one norm in 3,000), norm and quotient rounded to float16.
+
+    Raises:
+        ValueError: the norm is 0 or no float16.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = np.sqrt(np.cumsum(np.square(vector.astype(np.float32)))[-1]).astype(np.float16)
+    if not np.isfinite(norm) or norm == 0:
+        raise ValueError(f"the values' norm is {norm}")
+    unit: npt.NDArray[np.float32] = (vector / norm).astype(np.float32)
+    return unit
+
+
+def encode_sample(codes: npt.NDArray[np.integer[npt.NBitBase]]) -> str:
+    """Codes of a reference recording, [4, num_tokens], as ChatTTS's `spk_smp` string."""
+    packed = lzma.compress(codes.astype("<u2").tobytes(), format=lzma.FORMAT_RAW, filters=_ENCODER_FILTERS)
+    return base16384.encode(np.array(codes.shape, "<u2").tobytes() + packed)
+
+
+def decode_sample(text: str) -> tuple[tuple[int, ...], ...]:
+    """The codes of a `spk_smp` string, [num_tokens][4].
+
+    Raises:
+        InvalidInputError: not such a string, another shape, too long, or a value that is no code.
+    """
+    try:
+        codes = _unpack_sample(base16384.decode(text))
+    except ValueError as error:
+        shape = f"[{NUM_CODEBOOKS}, 1 to {MAX_SAMPLE_TOKENS}]"
+        allowed = f"a ChatTTS spk_smp string of shape {shape} with codes 0 to {NUM_CODES - 1} ({error})"
+        raise InvalidInputError("speaker_sample", text, allowed) from error
+    return tuple(map(tuple, codes.T.tolist()))
+
+
+def _unpack_sample(data: bytes) -> npt.NDArray[np.uint16]:
+    """Shape and codes, [4, num_tokens].
+
+    Raises:
+        ValueError: anything is wrong with them.
+    """
+    num_codebooks, num_tokens = np.frombuffer(data[:_SAMPLE_HEADER_BYTES], "<u2").tolist()
+    if num_codebooks != NUM_CODEBOOKS or not 1 <= num_tokens <= MAX_SAMPLE_TOKENS:
+        raise ValueError(f"its shape is [{num_codebooks}, {num_tokens}]")
+    packed = data[_SAMPLE_HEADER_BYTES:]
+    codes = np.frombuffer(_unpack(packed, 2 * NUM_CODEBOOKS * num_tokens), "<u2").reshape(NUM_CODEBOOKS, num_tokens)
+    if codes.max() >= NUM_CODES:
+        raise ValueError(f"it has the code {codes.max()}")
+    return codes
+
+
+def _unpack(data: bytes, num_bytes: int) -> bytes:
+    """Raw LZMA2 `data` that must unpack to exactly `num_bytes`; no more than one byte beyond is ever unpacked.
+
+    Raises:
+        ValueError: it does not.
+    """
+    decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_DECODER_FILTERS)
+    try:
+        unpacked = decompressor.decompress(data, max_length=num_bytes + 1)
+    except lzma.LZMAError as error:
+        raise ValueError("it is not LZMA2") from error
+    if len(unpacked) != num_bytes or not decompressor.eof or decompressor.unused_data:
+        raise ValueError(f"it does not unpack to {num_bytes} bytes")
+    return unpacked

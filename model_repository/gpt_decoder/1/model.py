@@ -1,0 +1,51 @@
+"""The GPT of ChatTTS; see config.pbtxt. All logic is in chattts_serving.decoder."""
+
+import logging
+from pathlib import Path
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+from chattts_serving import triton_io
+from chattts_serving.config import DecoderConfig
+from chattts_serving.decoder import Decoder
+from chattts_serving.errors import ServingError
+
+
+class TritonPythonModel:
+    """Python backend model: generation, speaker_embedding -> hidden states; answers later, from the engine's thread."""
+
+    def initialize(self, args):
+        """Load the model and start the engine."""
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        folder = Path(args["model_repository"]) / args["model_version"]
+        on_gpu = args["model_instance_kind"] == "GPU"
+        device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
+        self._decoder = Decoder(folder, DecoderConfig.from_triton(args["model_config"]), device)
+
+    def execute(self, requests):
+        """Hand the requests to the engine and return at once."""
+        for request in requests:
+            self._submit(request)
+
+    def finalize(self):
+        """Stop the engine."""
+        self._decoder.close()
+
+    def _submit(self, request):
+        sender = request.get_response_sender()
+        wanted = set(request.requested_output_names())
+
+        def reply(outcome):
+            if isinstance(outcome, ServingError):
+                response = triton_io.failure(pb_utils, outcome)
+            else:
+                response = triton_io.success(pb_utils, {name: outcome[name] for name in outcome if name in wanted})
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+        try:
+            generation = triton_io.read_text(request, "generation")
+            speaker = triton_io.read_array(request, "speaker_embedding")
+            self._decoder.submit(generation, speaker[0], reply)
+        except ServingError as error:
+            reply(error)

@@ -1,0 +1,53 @@
+"""Checkpoints, model repositories, live servers and ChatTTS itself, each made once for all tests and only when used.
+
+The official-size checkpoint and both model repositories stay on disk (`checkpoints/`, `build/`), so that only the first
+run pays for them; the export notices when they are out of date.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from chattts_serving.server import RunningServer, running_server
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A checkpoint, its export, and a server that serves it."""
+
+    checkpoint: Path
+    repository: Path
+    server: RunningServer
+
+
+def export(checkpoint: str, out: Path) -> None:
+    """Run the export as a user does."""
+    command = [sys.executable, "-m", "export", "--checkpoint", checkpoint, "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def deploy(checkpoint: str, log_folder: Path) -> Iterator[Deployment]:
+    repository = ROOT / "build" / "repositories" / checkpoint
+    export(checkpoint, repository)
+    with running_server(repository, log_path=log_folder / "server.log") as server:
+        yield Deployment(ROOT / "checkpoints" / checkpoint, repository, server)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Iterator[Deployment]:
+    """The tiny checkpoint behind a live server."""
+    yield from deploy("tiny", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory) -> Iterator[Deployment]:
+    """The synthetic checkpoint of official size behind a live server."""
+    yield from deploy("synthetic", tmp_path_factory.mktemp("official"))

@@ -1,0 +1,171 @@
+"""Bad requests to the live server: each is refused with INVALID_ARGUMENT and the input's name, and harms nobody."""
+
+import lzma
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pybase16384
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from client import TTSClient
+
+
+def text(value):
+    return np.array([[value if isinstance(value, bytes) else value.encode()]], np.object_)
+
+
+def integer(value):
+    return np.array([[value]], np.int32)
+
+
+def number(value):
+    return np.array([[value]], np.float32)
+
+
+def packed(payload):
+    """`payload` as the raw LZMA2 in base16384 of ChatTTS's speaker strings."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
+    return text(pybase16384.encode_to_string(lzma.compress(payload, lzma.FORMAT_RAW, filters=filters)))
+
+
+def packed_sample(shape, payload):
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
+    data = np.array(shape, "<u2").tobytes() + lzma.compress(payload, lzma.FORMAT_RAW, filters=filters)
+    return text(pybase16384.encode_to_string(data))
+
+
+BAD = [
+    ("text", text("")),
+    ("text", text("   \n\t ")),
+    ("text", text("。，！？…—")),
+    ("text", text("?!.,;:-()")),
+    ("text", text("🙂🙂🙂")),
+    ("text", text("x" * 20_001)),
+    ("text", text("hello\0there")),
+    ("text", text(b"\xed\xa0\x80 lone surrogate")),
+    ("text", text(b"\xff\xfe not UTF-8")),
+    ("text", text("hello [no_such_tag] there")),
+    ("text", text("hello [Ebreak] there")),
+    ("text", np.array([["one", "two"]], np.object_)),
+    ("text", np.array(["flat"], np.object_)),
+    ("text", np.array([["one"], ["two"]], np.object_)),
+    ("text", number(1.0)),
+    ("speaker", text("Bob")),
+    ("speaker", text("not base16384 at all")),
+    ("speaker", text("\u4e00" * 8_193)),
+    ("speaker", text("蘁淰敝")),
+    ("speaker", packed(b"\0" * 100_000_000)),  # a bomb: 100 MB out of 15 kB
+    ("speaker", packed(np.zeros(3, np.float16).tobytes())),
+    ("speaker", packed(np.full(64, np.nan, np.float16).tobytes())),
+    ("speaker", packed(np.zeros(64, np.float16).tobytes())),
+    ("speaker", text("hello\0")),
+    ("speaker_sample", text("nonsense")),
+    ("speaker_sample", packed_sample((4, 65_535), b"\0" * 4 * 65_535 * 2)),
+    ("speaker_sample", packed_sample((3, 2), np.zeros(6, "<u2").tobytes())),
+    ("speaker_sample", packed_sample((4, 2), np.full(8, 60_000, "<u2").tobytes())),
+    ("sample_text", text("x" * 1_001)),
+    ("seed", np.array([[-1]], np.int64)),
+    ("seed", np.array([[np.iinfo(np.int64).min]], np.int64)),
+    ("seed", text("5")),
+    ("temperature", number(0)),
+    ("temperature", number(-1)),
+    ("temperature", number(np.nan)),
+    ("temperature", number(np.inf)),
+    ("temperature", np.array([[0.3]], np.float64)),
+    ("temperature", np.array([[0.3, 0.4]], np.float32)),
+    ("refine_temperature", number(-np.inf)),
+    ("top_p", number(0)),
+    ("top_p", number(1.5)),
+    ("top_p", number(np.nan)),
+    ("top_k", integer(0)),
+    ("top_k", integer(627)),
+    ("top_k", integer(np.iinfo(np.int32).min)),
+    ("repetition_penalty", number(0)),
+    ("repetition_penalty", number(np.nan)),
+    ("min_new_tokens", integer(-5)),
+    ("min_new_tokens", integer(2_049)),
+    ("max_new_tokens", integer(0)),
+    ("max_new_tokens", integer(np.iinfo(np.int32).max)),
+    ("refine_max_new_tokens", integer(385)),
+    ("skip_refine", integer(1)),
+    ("prompt", text("[speed_99]")),
+    ("prompt", text("x" * 1_001)),
+    ("refine_prompt", text("[oral_")),
+    ("language", text("fr")),
+    ("deadline_ms", integer(0)),
+    ("deadline_ms", integer(-1)),
+]
+
+
+def infer(library, url, inputs):
+    tensors = []
+    for name, array in inputs.items():
+        tensors.append(library.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+        tensors[-1].set_data_from_numpy(array)
+    with library.InferenceServerClient(url) as triton:
+        return triton.infer("chattts", tensors)
+
+
+@pytest.mark.parametrize("number_of_case", range(len(BAD)))
+def test_a_bad_request_is_refused_by_name(tiny, number_of_case):
+    name, array = BAD[number_of_case]
+    inputs = {"text": text("hello"), name: array}
+    for library, url, status in (
+        (tritonclient.grpc, tiny.server.grpc_url, "StatusCode.INVALID_ARGUMENT"),
+        (tritonclient.http, tiny.server.http_url, "400"),
+    ):
+        with pytest.raises(InferenceServerException) as caught:
+            infer(library, url, inputs)
+        assert caught.value.status() == status, caught.value
+        assert f"'{name}'" in caught.value.message()
+    with TTSClient(tiny.server.grpc_url) as client:
+        assert client.synthesize("Still here.", skip_refine=True, max_new_tokens=4).audio.size
+
+
+def test_a_missing_text_and_an_unknown_input_are_refused_by_name(tiny):
+    for inputs, name in (
+        ({"seed": np.array([[1]], np.int64)}, "text"),
+        ({"text": text("hi"), "volume": number(1)}, "volume"),
+    ):
+        with pytest.raises(InferenceServerException, match=name) as caught:
+            infer(tritonclient.grpc, tiny.server.grpc_url, inputs)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_bad_requests_beside_good_ones_harm_nobody(tiny):
+    """All at once, in every order that threads make of it."""
+
+    def bad(case):
+        name, array = case
+        with pytest.raises(InferenceServerException):
+            infer(tritonclient.grpc, tiny.server.grpc_url, {"text": text("hello"), name: array})
+
+    def good(seed):
+        with TTSClient(tiny.server.grpc_url) as client:
+            return client.synthesize("Still here.", seed=seed, skip_refine=True, max_new_tokens=10).audio
+
+    expected = good(1)
+    with ThreadPoolExecutor(16) as pool:
+        refused = pool.map(bad, BAD)
+        answered = list(pool.map(good, [1] * 20))
+        list(refused)
+    for audio in answered:
+        np.testing.assert_allclose(audio, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("junk", [b"", b"{}", b"null", b'{"prompts": [[1]]}', b"\xff"])
+def test_gpt_decoder_refuses_what_text_frontend_never_writes(tiny, junk):
+    tensors = [
+        tritonclient.grpc.InferInput("generation", [1, 1], "BYTES"),
+        tritonclient.grpc.InferInput("speaker_embedding", [1, 3], "FP32"),
+    ]
+    tensors[0].set_data_from_numpy(text(junk))
+    tensors[1].set_data_from_numpy(np.ones((1, 3), np.float32))
+    with tritonclient.grpc.InferenceServerClient(tiny.server.grpc_url) as triton:
+        with pytest.raises(InferenceServerException, match="generation") as caught:
+            triton.infer("gpt_decoder", tensors)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert triton.is_model_ready("gpt_decoder")

@@ -1,0 +1,110 @@
+"""Many requests at once on the live server: each gets what it gets alone, and the server works on them together."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tritonclient.http
+
+from client import TTSClient
+from tests.oracle import NEAR_ZERO
+
+MAX_ROUNDS = 5  # which sentences end together depends on when their requests arrived
+TEXTS = [
+    "Hello there, how are you?",
+    "今天天气真不错。",
+    "One sentence. And a second one, a little longer. And a third.",
+    "我们一起去公园散步吧。明天再说。",
+    "Read me [uv_break] slowly.",
+    "The train leaves at 8:45 on platform 12.",
+    "价格是三百二十元。",
+    "Fine.",
+]
+
+
+def mixed_requests():
+    """Sixteen: eight texts, refined and not, different voices and lengths."""
+    return [
+        (
+            text,
+            {
+                "seed": 100 + number,
+                "skip_refine": skip_refine,
+                "temperature": NEAR_ZERO,
+                "refine_temperature": NEAR_ZERO,
+                "refine_max_new_tokens": 12,
+                "min_new_tokens": 40,
+                "max_new_tokens": 40 + 8 * (number % 2),
+            },
+        )
+        for skip_refine in (True, False)
+        for number, text in enumerate(TEXTS)
+    ]
+
+
+def largest_batch(server, model):
+    """The largest batch that Triton has run `model` with."""
+    with tritonclient.http.InferenceServerClient(server.http_url) as triton:
+        statistics = triton.get_inference_statistics(model)["model_stats"][0]
+    return max(batch["batch_size"] for batch in statistics["batch_stats"])
+
+
+def check_concurrent_equals_alone(server):
+    requests = mixed_requests()
+
+    def speak(numbered):
+        number, (text, options) = numbered
+        protocol, url = [("grpc", server.grpc_url), ("http", server.http_url)][number % 2]
+        with TTSClient(url, protocol) as client:
+            return client.synthesize(text, **options)
+
+    alone = [speak(one) for one in enumerate(requests)]
+    models = ("dvae_decoder", "vocos")
+    for _ in range(MAX_ROUNDS):
+        with ThreadPoolExecutor(len(requests)) as pool:
+            together = list(pool.map(speak, enumerate(requests)))
+        for first, second in zip(alone, together, strict=True):
+            assert first.refined_text == second.refined_text
+            assert first.num_tokens == second.num_tokens
+            assert first.audio.shape == second.audio.shape
+            np.testing.assert_allclose(first.audio, second.audio, atol=1e-4, rtol=0)
+        if all(largest_batch(server, model) > 1 for model in models):
+            return
+    sizes = {model: largest_batch(server, model) for model in models}
+    pytest.fail(f"after {MAX_ROUNDS} rounds the largest batches are {sizes}")
+
+
+def test_sixteen_mixed_requests_get_what_each_gets_alone(tiny):
+    check_concurrent_equals_alone(tiny.server)
+
+
+@pytest.mark.slow
+def test_sixteen_mixed_requests_get_what_each_gets_alone_at_official_size(official):
+    check_concurrent_equals_alone(official.server)
+
+
+def test_a_seed_gives_the_same_speech_again_and_is_returned(tiny):
+    with TTSClient(tiny.server.grpc_url) as client:
+        first = client.synthesize("Say it again.", seed=5, max_new_tokens=60)
+        again = client.synthesize("Say it again.", seed=5, max_new_tokens=60)
+        drawn = client.synthesize("Say it again.", max_new_tokens=60)
+        repeated = client.synthesize("Say it again.", seed=drawn.seed, max_new_tokens=60)
+        assert first.seed == 5
+        assert drawn.seed != 5
+        for one, other in ((first, again), (drawn, repeated)):
+            np.testing.assert_allclose(one.audio, other.audio, atol=1e-5, rtol=0)
+        assert first.audio.shape != drawn.audio.shape or not np.allclose(first.audio, drawn.audio)
+
+
+def test_pauses_between_sentences_are_silent_and_sentences_are_not(tiny):
+    with TTSClient(tiny.server.grpc_url) as client:
+        speech = client.synthesize(
+            "First sentence here.\nSecond one here.", seed=3, skip_refine=True, min_new_tokens=20, max_new_tokens=20
+        )
+    assert speech.num_tokens == 40
+    samples = 512
+    sounding = np.abs(speech.audio) > 0
+    assert speech.audio.shape == (52 * samples - 256,)  # 20 tokens, 12 of pause, 20 tokens
+    assert sounding[: 20 * samples - 256].mean() > 0.9
+    assert not sounding[20 * samples - 256 : 32 * samples].any()
+    assert sounding[32 * samples :].mean() > 0.9

@@ -1,0 +1,137 @@
+"""The live server against the ChatTTS package on the same checkpoint, sentence by sentence, at near-zero temperature.
+
+Both passes, both languages, both protocols; tokens must be equal, hidden states and audio within 1e-4.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import np_to_triton_dtype
+
+from client import TTSClient
+from tests.oracle import NEAR_ZERO, Oracle
+
+TOLERANCE = 1e-4
+NUM_TOKENS = 64
+REFINED_TOKENS = 16
+SENTENCES = {
+    "en": "The quick brown fox jumps over the lazy dog, and nobody minds.",
+    "zh": "今天天气真不错，我们一起去公园散步吧。",
+}
+OPTIONS = {
+    "temperature": NEAR_ZERO,
+    "refine_temperature": NEAR_ZERO,
+    "min_new_tokens": NUM_TOKENS,
+    "max_new_tokens": NUM_TOKENS,
+    "refine_max_new_tokens": REFINED_TOKENS,
+}
+CLIENTS = {"grpc": tritonclient.grpc, "http": tritonclient.http}
+
+
+@functools.cache
+def oracle(checkpoint):
+    return Oracle(checkpoint)
+
+
+@functools.cache
+def spoken_by_chattts(checkpoint, language, refine):
+    """ChatTTS's voice and speech; computed once for both protocols."""
+    speaker = oracle(checkpoint).random_speaker(seed=7)
+    speech = oracle(checkpoint).speak(
+        SENTENCES[language],
+        speaker,
+        refine=refine,
+        min_new_tokens=NUM_TOKENS,
+        max_new_tokens=NUM_TOKENS,
+        refine_max_new_tokens=REFINED_TOKENS,
+    )
+    return speaker, speech
+
+
+@pytest.fixture(params=["tiny", pytest.param("official", marks=pytest.mark.slow)])
+def deployment(request):
+    return request.getfixturevalue(request.param)
+
+
+def infer(protocol, server, model, inputs, outputs):
+    """One request to `model` by tritonclient; `inputs` are name -> array."""
+    library = CLIENTS[protocol]
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    with library.InferenceServerClient(url) as triton:
+        tensors = []
+        for name, array in inputs.items():
+            tensors.append(library.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+            tensors[-1].set_data_from_numpy(array)
+        result = triton.infer(model, tensors, outputs=[library.InferRequestedOutput(name) for name in outputs])
+        return {name: result.as_numpy(name) for name in outputs}
+
+
+def decode(protocol, server, text, speaker, refine):
+    """Codes and hidden states of one sentence, from the first two models of the pipeline."""
+    values = {"text": text, "speaker": speaker, "skip_refine": not refine, **OPTIONS}
+    inputs = {}
+    for name, value in values.items():
+        dtype = {bool: bool, int: np.int32, float: np.float32}.get(type(value), np.object_)
+        inputs[name] = np.array([[value.encode() if isinstance(value, str) else value]], dtype)
+    front = infer(protocol, server, "text_frontend", inputs, ["generation", "speaker_embedding"])
+    return infer(protocol, server, "gpt_decoder", front, ["codes", "hidden", "mask", "refined_text"])
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("refine", [False, True], ids=["plain", "refined"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_codes_and_hidden_states_are_those_of_chattts(deployment, language, refine, protocol):
+    speaker, expected = spoken_by_chattts(deployment.checkpoint, language, refine)
+    ours = decode(protocol, deployment.server, SENTENCES[language], speaker, refine)
+    assert ours["refined_text"][0, 0].decode() == expected.text
+    assert ours["codes"].shape == (1, NUM_TOKENS, 4)
+    assert np.array_equal(ours["codes"][0], expected.codes)
+    hidden = ours["hidden"][0][ours["mask"][0] == 1]
+    np.testing.assert_allclose(hidden, expected.hidden, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("refine", [False, True], ids=["plain", "refined"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_audio_is_that_of_chattts(deployment, language, refine, protocol):
+    speaker, expected = spoken_by_chattts(deployment.checkpoint, language, refine)
+    server = deployment.server
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    with TTSClient(url, protocol) as tts:
+        speech = tts.synthesize(SENTENCES[language], speaker=speaker, skip_refine=not refine, **OPTIONS)
+    assert speech.refined_text == expected.text
+    assert speech.num_tokens == NUM_TOKENS
+    assert speech.sample_rate == 24_000
+    assert speech.audio.shape == expected.audio.shape
+    assert np.abs(expected.audio).max() > 0.01  # noise, but no silence
+    np.testing.assert_allclose(speech.audio, expected.audio, atol=TOLERANCE, rtol=0)
+
+
+def test_a_cloned_voice_speaks_as_in_chattts(tiny):
+    """A speaker sample and its transcript go into the prompt where ChatTTS puts them."""
+    chattts = oracle(tiny.checkpoint)
+    speaker, reference = spoken_by_chattts(tiny.checkpoint, "en", False)
+    sample = chattts.chat.sample_audio_speaker(reference.audio)
+    expected = chattts.speak(
+        SENTENCES["zh"],
+        speaker,
+        refine=False,
+        min_new_tokens=NUM_TOKENS,
+        max_new_tokens=NUM_TOKENS,
+        refine_max_new_tokens=1,
+        speaker_sample=sample,
+        sample_text=SENTENCES["en"],
+    )
+    with TTSClient(tiny.server.grpc_url) as tts:
+        speech = tts.synthesize(
+            SENTENCES["zh"],
+            speaker=speaker,
+            speaker_sample=sample,
+            sample_text=SENTENCES["en"],
+            skip_refine=True,
+            **OPTIONS,
+        )
+    np.testing.assert_allclose(speech.audio, expected.audio, atol=TOLERANCE, rtol=0)

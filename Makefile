@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKPOINT ?= synthetic
+# ONNX Runtime comes as two packages that exclude each other.
+DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 ARGS ?=
 
 .PHONY: help setup demo test lint serve export
@@ -17,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 12); sys.exit(0 if ok else \
 	"Python 3.10, 3.11 or 3.12 is needed, this is %s: call make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(DEVICE),test]'
 	@touch $@
 
 demo: setup ## speak a sentence through the server over gRPC and HTTP, write demo.wav

@@ -59,7 +59,7 @@ class Decoder:
         self._synthesizer.submit(request, speaker, done)
 
     def close(self) -> None:
-        """Answer every open request with CancelledError and stop."""
+        """Answer every open request with ShuttingDownError and stop."""
         self._synthesizer.close()
 
     def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:

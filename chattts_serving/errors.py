@@ -3,8 +3,8 @@
     ServingError                 base; `status` is the Triton (gRPC) status name
     ├── InvalidInputError        INVALID_ARGUMENT   one input of a request is out of its range
     ├── OverloadedError          UNAVAILABLE        a bounded queue is full
+    ├── ShuttingDownError        UNAVAILABLE        the server is about to end
     ├── DeadlineExceededError    CANCELLED          the request's `deadline_ms` passed
-    ├── CancelledError           CANCELLED          the caller went away
     ├── EngineError              INTERNAL           a step failed; the message says which
     └── ConfigError              INTERNAL           configuration or artifacts are wrong (raised at start only)
 
@@ -46,14 +46,14 @@ class OverloadedError(ServingError):
     status = "UNAVAILABLE"
 
 
+class ShuttingDownError(ServingError):
+    """The server is about to end; another one may answer."""
+
+    status = "UNAVAILABLE"
+
+
 class DeadlineExceededError(ServingError):
     """The request's deadline passed before its audio was complete."""
-
-    status = "CANCELLED"
-
-
-class CancelledError(ServingError):
-    """The caller cancelled, or the engine is shutting down."""
 
     status = "CANCELLED"
 

@@ -19,12 +19,12 @@ import numpy.typing as npt
 from chattts_serving.engine.engine import Engine, Finished
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
 from chattts_serving.errors import (
-    CancelledError,
     DeadlineExceededError,
     EngineError,
     InvalidInputError,
     OverloadedError,
     ServingError,
+    ShuttingDownError,
 )
 from chattts_serving.request import GenerationRequest
 
@@ -108,18 +108,18 @@ class Synthesizer:
 
         Raises:
             OverloadedError: `max_requests` requests are open; `reply` will not be called.
-            CancelledError: the synthesizer is closed; `reply` will not be called.
+            ShuttingDownError: the synthesizer is closed; `reply` will not be called.
         """
         with self._lock:
             if self._closing:
-                raise CancelledError("the server is shutting down")
+                raise ShuttingDownError("the server is shutting down")
             if self._num_open >= self._max_requests:
                 raise OverloadedError(f"{self._num_open} requests are open, the most allowed; try again later")
             self._num_open += 1
             self._arrivals.put(_Job(request, speaker, reply, list(request.texts)))
 
     def close(self) -> None:
-        """Answer every open request with CancelledError and end the thread."""
+        """Answer every open request with ShuttingDownError and end the thread."""
         with self._lock:
             self._closing = True
         self._arrivals.put(None)
@@ -136,7 +136,7 @@ class Synthesizer:
                 continue
             for one in finished:
                 self._advance(one)
-        self._fail_all(CancelledError("the server is shutting down"))
+        self._fail_all(ShuttingDownError("the server is shutting down"))
 
     def _take_arrivals(self) -> bool:
         """Start what has arrived, waiting for it when there is nothing else to do; False once closed."""

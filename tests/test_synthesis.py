@@ -10,12 +10,12 @@ import pytest
 from chattts_serving.engine.engine import Engine, EngineConfig
 from chattts_serving.engine.model_runner import ModelRunner
 from chattts_serving.errors import (
-    CancelledError,
     DeadlineExceededError,
     EngineError,
     InvalidInputError,
     OverloadedError,
     ServingError,
+    ShuttingDownError,
 )
 from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.synthesis import Synthesis, Synthesizer
@@ -148,10 +148,10 @@ def test_closing_answers_what_is_open_once_and_refuses_the_rest(engine):
     replies = [submit(synthesizer, endless(seed)) for seed in range(8)]
     synthesizer.close()
     outcomes = [one.get(timeout=30) for one in replies]
-    assert all(isinstance(outcome, (CancelledError, Synthesis)) for outcome in outcomes)
-    assert isinstance(outcomes[-1], CancelledError)
+    assert all(isinstance(outcome, (ShuttingDownError, Synthesis)) for outcome in outcomes)
+    assert isinstance(outcomes[-1], ShuttingDownError)
     assert all(one.empty() for one in replies)
-    with pytest.raises(CancelledError):
+    with pytest.raises(ShuttingDownError):
         submit(synthesizer, request())
     assert engine.num_free_cache_tokens == 1_000
 

@@ -21,7 +21,7 @@ from chattts_serving.tags import CONTROL_TAGS, check_only_tags, check_tags, is_s
 from chattts_serving.tokenizer import Tokenizer
 from chattts_serving.verbalizer import Verbalizer
 
-_FRAME_TAGS = ("[Stts]", "[Ptts]", "[spk_emb]", "[Sbreak]", "[Pbreak]", "[break_0]")
+_FRAME_TAGS = ("[Stts]", "[Ptts]", "[spk_emb]", "[empty_spk]", "[Sbreak]", "[Pbreak]", "[break_0]")
 _NOT_SPOKEN = (
     "[Stts]",
     "[spk_emb]",
@@ -95,6 +95,7 @@ class TextFrontend:
             prompt=request.prompt,
             sample_text=request.sample_text,
             sample_codes=sample_codes,
+            has_speaker=_has_speaker(request),
             seed=seed,
             deadline_ns=None if request.deadline_ms is None else now_ns + request.deadline_ms * 1_000_000,
             sampling=request.sampling,
@@ -102,17 +103,19 @@ class TextFrontend:
         self._check_lengths(generation)
         return generation, self._speaker_vector(request.speaker, seed)
 
-    def code_prompt(self, text: str, prompt: str, sample_text: str) -> tuple[int, ...]:
-        """Ids of the prompt that has `text` spoken (`decorate_code_prompts` of ChatTTS, with a voice).
+    def code_prompt(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> tuple[int, ...]:
+        """Ids of the prompt that has `text` spoken (`decorate_code_prompts` of ChatTTS).
 
         Args:
             text: a sentence, normalised or refined.
             prompt: control tags.
             sample_text: transcript of the reference recording whose codes follow the prompt, or "".
+            has_speaker: whether a speaker's vector takes its place in the prompt.
         """
+        voice = "[spk_emb]" if has_speaker else "[empty_spk]"
         for tag in _NOT_SPOKEN:
             text = text.replace(tag, "")
-        return self._tokenizer.encode(f"[Stts][spk_emb]{sample_text}{prompt}{text.strip()}[Ptts]")
+        return self._tokenizer.encode(f"[Stts]{voice}{sample_text}{prompt}{text.strip()}[Ptts]")
 
     def refine_prompt(self, text: str, prompt: str) -> tuple[int, ...]:
         """Ids of the prompt that has `text` refined (`decorate_text_prompts` of ChatTTS)."""
@@ -137,13 +140,14 @@ class TextFrontend:
 
     def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
         if request.skip_refine:
-            return self.code_prompt(text, request.prompt, request.sample_text)
+            return self.code_prompt(text, request.prompt, request.sample_text, has_speaker=_has_speaker(request))
         return self.refine_prompt(text, request.refine_prompt)
 
     def _check_lengths(self, generation: GenerationRequest) -> None:
         """Check that the prompts of both passes fit, that of the second for the longest text that refining may make."""
         most = self._config.max_prompt_tokens
-        frame = len(self.code_prompt("", generation.prompt, generation.sample_text)) + len(generation.sample_codes)
+        prompt = self.code_prompt("", generation.prompt, generation.sample_text, has_speaker=generation.has_speaker)
+        frame = len(prompt) + len(generation.sample_codes)
         longest = max(map(len, generation.prompts))
         if generation.refine:
             needed = max(longest, frame + generation.sampling.refine_max_new_tokens)
@@ -162,6 +166,11 @@ class TextFrontend:
         if not speaker:
             return normalize(self._statistics.sample(seed))
         return normalize(decode_speaker(speaker, self._config.hidden_size))
+
+
+def _has_speaker(request: SynthesisRequest) -> bool:
+    """A recording without a speaker string decides the voice alone, as in ChatTTS: a sampled voice would blur it."""
+    return bool(request.speaker) or not request.speaker_sample
 
 
 def _check_texts(request: SynthesisRequest) -> None:

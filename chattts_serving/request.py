@@ -88,7 +88,7 @@ class SynthesisRequest(SamplingOptions):
 
     Attributes:
         text: what to say, 1 to 20,000 characters, control tags allowed.
-        speaker: ChatTTS speaker string; "" samples a voice from `seed`.
+        speaker: ChatTTS speaker string; "" samples a voice from `seed`, or leaves it to `speaker_sample`.
         speaker_sample: ChatTTS `spk_smp` string (codes of a reference recording) or "".
         sample_text: the transcript of `speaker_sample`.
         seed: >= 0; None lets the server draw one. It decides the sampled voice and every token.
@@ -151,6 +151,7 @@ class GenerationRequest:
         prompt: control tags that go in front of each refined sentence.
         sample_text: transcript of `sample_codes`.
         sample_codes: codes of a reference recording, [num_tokens][4]; empty for none.
+        has_speaker: whether the prompts have a place for the speaker's vector; without it the recording alone decides.
         seed: key of every random draw of this request.
         deadline_ns: `time.monotonic_ns()` past which the request is given up (one clock for all processes of a
             machine), or None.
@@ -163,6 +164,7 @@ class GenerationRequest:
     prompt: str
     sample_text: str
     sample_codes: tuple[tuple[int, ...], ...]
+    has_speaker: bool
     seed: int
     deadline_ns: int | None
     sampling: SamplingOptions
@@ -196,12 +198,9 @@ class GenerationRequest:
         allowed = "what text_frontend writes"
         if not self.prompts or len(self.prompts) != len(self.texts) or not all(self.prompts):
             raise InvalidInputError("generation", self.prompts, f"{allowed}: one prompt for each of 1 or more texts")
-        if (
-            not isinstance(self.refine, bool)
-            or not isinstance(self.prompt, str)
-            or not isinstance(self.sample_text, str)
-        ):
-            raise InvalidInputError("generation", (self.refine, self.prompt, self.sample_text), allowed)
+        for name, kind in (("refine", bool), ("has_speaker", bool), ("prompt", str), ("sample_text", str)):
+            if not isinstance(getattr(self, name), kind):
+                raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)
         _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ns is not None:
             _check_integer("deadline_ns", self.deadline_ns, least=0, most=INT63_MAX)

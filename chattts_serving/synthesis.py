@@ -37,7 +37,7 @@ class PromptBuilder(Protocol):
     def refined_text(self, ids: tuple[int, ...]) -> str:
         """The text of refined token ids."""
 
-    def code_prompt(self, text: str, prompt: str, sample_text: str) -> tuple[int, ...]:
+    def code_prompt(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> tuple[int, ...]:
         """Token ids of the prompt that has `text` spoken."""
 
 
@@ -167,7 +167,9 @@ class Synthesizer:
             refined = self._prompts.refined_text(tuple(token for (token,) in sequence.tokens))
             job.texts[place] = refined or job.texts[place]  # control tags alone say nothing: keep the text
             request = job.request
-            prompt = self._prompts.code_prompt(job.texts[place], request.prompt, request.sample_text)
+            prompt = self._prompts.code_prompt(
+                job.texts[place], request.prompt, request.sample_text, has_speaker=request.has_speaker
+            )
         except ServingError as error:
             self._answer(job, error)
             return

@@ -48,7 +48,7 @@ class Oracle:
     def speak(
         self,
         text: str,
-        speaker: str,
+        speaker: str | None,
         *,
         refine: bool,
         min_new_tokens: int,

@@ -64,19 +64,20 @@ def test_without_refining_the_text_is_spoken_as_it_is(frontend, encode):
 
 def test_reference_recording_comes_with_its_transcript(frontend, encode):
     generation = prepare(frontend, skip_refine=True, speaker_sample=SAMPLE, sample_text="as I said")
-    assert generation.prompts == (encode("[Stts][spk_emb]as I said[speed_5]Hello world.[Ptts]"),)
+    assert generation.prompts == (encode("[Stts][empty_spk]as I said[speed_5]Hello world.[Ptts]"),)
     assert generation.sample_codes == tuple((n, 10 + n, 20 + n, 30 + n) for n in range(10))
 
 
 @pytest.mark.parametrize("text", ["Hello", " 你好[uv_break] ", "[Stts]a[spk_emb]b[empty_spk]", "[Ptts]", ""])
 @pytest.mark.parametrize("prompt", ["", "[speed_5]"])
 @pytest.mark.parametrize("sample_text", ["", "a sample"])
-def test_prompts_are_those_of_chattts(frontend, encode, text, prompt, sample_text):
+@pytest.mark.parametrize("has_speaker", [False, True])
+def test_prompts_are_those_of_chattts(frontend, encode, text, prompt, sample_text, has_speaker):
     import_chattts()
     speaker = importlib.import_module("ChatTTS.model.speaker").Speaker
-    (code_prompt,) = speaker.decorate_code_prompts([text], prompt, sample_text, "any voice")
+    (code_prompt,) = speaker.decorate_code_prompts([text], prompt, sample_text, "any voice" if has_speaker else None)
     (refine_prompt,) = speaker.decorate_text_prompts([text], prompt)
-    assert frontend.code_prompt(text, prompt, sample_text) == encode(code_prompt)
+    assert frontend.code_prompt(text, prompt, sample_text, has_speaker=has_speaker) == encode(code_prompt)
     assert frontend.refine_prompt(text, prompt) == encode(refine_prompt)
 
 

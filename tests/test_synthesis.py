@@ -30,8 +30,8 @@ class Prompts:
     def refined_text(self, ids):
         return " ".join(str(token) for token in ids if token < CONFIG.break_0_id)
 
-    def code_prompt(self, text, prompt, sample_text):
-        return (CONFIG.spk_emb_id, *map(int, text.split()))
+    def code_prompt(self, text, prompt, sample_text, *, has_speaker):
+        return (CONFIG.spk_emb_id if has_speaker else 2, *map(int, text.split()))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def synthesizer(engine):
 def request(prompts=((5, 6),), refine=False, seed=1, deadline_ns=None, **sampling):
     options = {"max_new_tokens": 20, "refine_max_new_tokens": 10} | sampling
     texts = tuple(" ".join(map(str, prompt)) for prompt in prompts)
-    return GenerationRequest(prompts, texts, refine, "", "", (), seed, deadline_ns, SamplingOptions(**options))
+    return GenerationRequest(prompts, texts, refine, "", "", (), True, seed, deadline_ns, SamplingOptions(**options))
 
 
 def submit(synthesizer, one):
@@ -82,7 +82,7 @@ def test_every_sentence_has_its_hidden_states_in_order(synthesizer):
 def test_a_sentence_is_refined_before_it_is_spoken(synthesizer):
     refined = answer(synthesizer, request(refine=True))
     assert refined.refined_text != "5 6"
-    prompt = Prompts().code_prompt(refined.refined_text, "", "")
+    prompt = Prompts().code_prompt(refined.refined_text, "", "", has_speaker=True)
     spoken = answer(synthesizer, request(prompts=(prompt,)))
     # The audio pass draws from the same stream with and without a refining pass before it.
     np.testing.assert_allclose(refined.sentences[0].hidden, spoken.sentences[0].hidden, atol=1e-5)
@@ -158,7 +158,7 @@ def test_closing_answers_what_is_open_once_and_refuses_the_rest(engine):
 
 def test_an_error_of_the_text_side_fails_its_request_alone(engine):
     class Broken(Prompts):
-        def code_prompt(self, text, prompt, sample_text):
+        def code_prompt(self, text, prompt, sample_text, *, has_speaker):
             raise InvalidInputError("text", text, "nothing at all")
 
     synthesizer = Synthesizer(engine, Broken(), max_requests=8)

@@ -110,14 +110,15 @@ def test_audio_is_that_of_chattts(deployment, language, refine, protocol):
     np.testing.assert_allclose(speech.audio, expected.audio, atol=TOLERANCE, rtol=0)
 
 
-def test_a_cloned_voice_speaks_as_in_chattts(tiny):
+@pytest.mark.parametrize("with_speaker", [False, True], ids=["sample alone", "sample and speaker"])
+def test_a_cloned_voice_speaks_as_in_chattts(tiny, with_speaker):
     """A speaker sample and its transcript go into the prompt where ChatTTS puts them."""
     chattts = oracle(tiny.checkpoint)
     speaker, reference = spoken_by_chattts(tiny.checkpoint, "en", False)
     sample = chattts.chat.sample_audio_speaker(reference.audio)
     expected = chattts.speak(
         SENTENCES["zh"],
-        speaker,
+        speaker if with_speaker else None,
         refine=False,
         min_new_tokens=NUM_TOKENS,
         max_new_tokens=NUM_TOKENS,
@@ -128,7 +129,7 @@ def test_a_cloned_voice_speaks_as_in_chattts(tiny):
     with TTSClient(tiny.server.grpc_url) as tts:
         speech = tts.synthesize(
             SENTENCES["zh"],
-            speaker=speaker,
+            speaker=speaker if with_speaker else None,
             speaker_sample=sample,
             sample_text=SENTENCES["en"],
             skip_refine=True,

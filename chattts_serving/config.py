@@ -19,6 +19,7 @@ class DecoderConfig:
     """
 
     max_requests: int = 256
+    max_sentences_at_once: int = 16
     max_sequences: int = 64
     max_prefill_tokens: int = 512
     kv_cache_gb: float = 1.0
@@ -26,7 +27,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Check what the engine does not check itself."""
-        for name, least in (("max_requests", 1), ("num_threads", 0)):
+        for name, least in (("max_requests", 1), ("max_sentences_at_once", 1), ("num_threads", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"parameter '{name}' is {getattr(self, name)}; allowed is {least} or more")
 

@@ -21,7 +21,7 @@ from chattts_serving.request import GenerationRequest
 from chattts_serving.synthesis import Synthesis, Synthesizer
 
 Outputs = Mapping[str, npt.NDArray[Any] | str]
-Reply = Callable[[Outputs | ServingError], None]
+Reply = Callable[[Outputs | Exception], None]
 
 
 class Decoder:
@@ -36,7 +36,12 @@ class Decoder:
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         model = GPT.load(folder, device)
         self._config = model.config
-        self._synthesizer = Synthesizer(Engine(model, config.engine), TextFrontend(folder), config.max_requests)
+        self._synthesizer = Synthesizer(
+            Engine(model, config.engine),
+            TextFrontend(folder),
+            max_requests=config.max_requests,
+            max_sentences_at_once=config.max_sentences_at_once,
+        )
 
     def submit(self, generation: str, speaker: npt.NDArray[np.float32], reply: Reply) -> None:
         """Start one request.
@@ -45,7 +50,7 @@ class Decoder:
             generation: `GenerationRequest` as JSON.
             speaker: the voice's normalised vector, float32 [hidden].
             reply: called once, from another thread, with the model's outputs (without the batch dimension) or the
-                error; must not raise.
+                error.
 
         Raises:
             ServingError: the request is refused; `reply` will not be called.
@@ -54,7 +59,13 @@ class Decoder:
         self._check(request, speaker)
 
         def done(outcome: Synthesis | ServingError) -> None:
-            reply(outcome if isinstance(outcome, ServingError) else _outputs(outcome, request.seed))
+            try:
+                result: Outputs | Exception = (
+                    outcome if isinstance(outcome, ServingError) else _outputs(outcome, request.seed)
+                )
+            except Exception as error:  # memory, for one: the request must still be answered
+                result = error
+            reply(result)
 
         self._synthesizer.submit(request, speaker, done)
 

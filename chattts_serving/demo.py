@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from chattts_serving.tritonserver import ROOT
 from client import Speech, TTSClient, TTSError
 
 REPOSITORY = ROOT / "model_repository"
+LOG = ROOT / "build" / "demo-server.log"
 TEXT = "ChatTTS is speaking: it is 8:45 now, and the train leaves in 20 minutes."
 SEED = 42
 MAX_NEW_TOKENS = 192  # 4.1 s of audio; a model with random weights does not always end by itself
@@ -32,14 +32,17 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         _export_if_needed()
-        with tempfile.TemporaryDirectory(prefix="chattts_demo_") as folder:
-            with running_server(REPOSITORY, log_path=Path(folder) / "server.log") as server:
-                spoken = _speak(server, arguments.text)
-            print("server stopped")
+        LOG.parent.mkdir(exist_ok=True)
+        LOG.unlink(missing_ok=True)
+        with running_server(REPOSITORY, log_path=LOG) as server:
+            spoken = _speak(server, arguments.text)
+        print("server stopped")
         spoken.save(arguments.output)
-    except (ConfigError, TTSError, subprocess.CalledProcessError) as error:
+    except (ConfigError, TTSError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(f"wrote {arguments.output}: {spoken.duration:.2f} s, {spoken.sample_rate} Hz, mono")
     return 0
 

@@ -77,7 +77,12 @@ class GPT:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Take over `weights` (names as in the export), moved to `device` and `dtype`."""
+        """Take over `weights` (names as in the export), moved to `device` and `dtype`.
+
+        Raises:
+            ConfigError: a tensor is missing, is one too many, or has another shape than `config` wants.
+        """
+        _check_shapes(config, weights)
         self.config, self.device, self.dtype = config, device, dtype
         self._weights = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
         self._rope_cos, self._rope_sin = _rope_tables(config, device)  # each [max_positions, head_dim], float32
@@ -141,6 +146,40 @@ class GPT:
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+
+
+def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    codes = config.num_codebooks * config.num_audio_tokens
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_text": (config.num_text_tokens, hidden),
+        "embed_code": (codes, hidden),
+        "norm": (hidden,),
+        "head_text": (config.num_text_tokens, hidden),
+        "head_code": (codes, hidden),
+    }
+    for layer in range(config.num_layers):
+        shapes |= {
+            f"layers.{layer}.input_norm": (hidden,),
+            f"layers.{layer}.qkv": (3 * hidden, hidden),
+            f"layers.{layer}.o": (hidden, hidden),
+            f"layers.{layer}.post_norm": (hidden,),
+            f"layers.{layer}.gate_up": (2 * intermediate, hidden),
+            f"layers.{layer}.down": (hidden, intermediate),
+        }
+    return shapes
+
+
+def _check_shapes(config: GPTConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    expected = weight_shapes(config)
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ConfigError(
+                f"weight '{name}' has shape {found.get(name)}, config.json wants {expected.get(name)}; "
+                "run python -m export again"
+            )
 
 
 def _rope_tables(config: GPTConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,8 +17,8 @@ from chattts_serving.audio import num_samples
 
 PAUSE_TOKENS = 12  # 256 ms of silence between sentences; at least 3, the reach of one convolution (6 mel frames)
 
-# Steps of a quarter of a power of two or less: at most 25 % of a row is padding, and there are few shapes.
-_BUCKETS = tuple(sorted({max(16, (4 + quarter) << power) for power in range(2, 10) for quarter in range(4)}))
+# 16, 20, 24, 28, 32, 40, ... 3,584: at most a quarter is added to rows of 16 and more, and there are few shapes.
+_BUCKETS = tuple((4 + quarter) << power for power in range(2, 10) for quarter in range(4))
 _LARGEST_STEP = 1_024  # past the last bucket, rows are padded to a multiple of this
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
@@ -22,6 +21,10 @@ MAX_NEW_TOKENS = 2_048  # per sentence, 43.7 s of audio
 MAX_REFINED_TOKENS = 384  # per sentence, ChatTTS's own limit
 MAX_DEADLINE_MS = 3_600_000
 LANGUAGES = ("zh", "en")
+MAX_SENTENCES = 2_000  # of one request; 20,000 characters make fewer
+# Beyond these, float32 logits would overflow: divided by the temperature, times the penalty to the power of 16.
+TEMPERATURE_RANGE = (1e-7, 1e6)
+PENALTY_RANGE = (0.1, 10.0)
 NUM_AUDIO_TOKENS = 626  # entries of one codebook, the end token included
 INT63_MAX = 2**63 - 1
 
@@ -33,16 +36,26 @@ def _check_text(name: str, value: object, *, most: int, least: int = 0) -> None:
         raise InvalidInputError(name, value, f"{least} to {most:,} characters, got {len(value):,}")
     if "\0" in value:
         raise InvalidInputError(name, value, "text without NUL characters")
+    _check_unicode(name, value)
+
+
+def _check_unicode(name: str, text: str) -> None:
+    """Refuse lone surrogates, which no tokenizer takes and no answer can carry.
+
+    Raises:
+        InvalidInputError: `text`, the value of input `name`, holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(name, text, "valid Unicode, without lone surrogates") from error
 
 
 def _check_number(name: str, value: object, *, least: float, most: float, above: bool = False) -> None:
     """`above`: `least` itself is not allowed."""
-    low = f"above {least:g}" if above else f"{least:g}"
-    allowed = f"a number {low}" if most == math.inf else f"a number from {low} to {most:,g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidInputError(name, value, f"{allowed}, finite")
-    if value < least or value > most or (above and value == least):
-        raise InvalidInputError(name, value, allowed)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most or (above and value == least):  # type: ignore[operator]
+        raise InvalidInputError(name, value, f"a number {'above' if above else 'from'} {least:g} to {most:g}")
 
 
 def _check_integer(name: str, value: object, *, least: int, most: int) -> None:
@@ -72,11 +85,13 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        _check_number("temperature", self.temperature, least=0, most=math.inf, above=True)
-        _check_number("refine_temperature", self.refine_temperature, least=0, most=math.inf, above=True)
+        _check_number("temperature", self.temperature, least=TEMPERATURE_RANGE[0], most=TEMPERATURE_RANGE[1])
+        _check_number(
+            "refine_temperature", self.refine_temperature, least=TEMPERATURE_RANGE[0], most=TEMPERATURE_RANGE[1]
+        )
         _check_number("top_p", self.top_p, least=0, most=1, above=True)
         _check_integer("top_k", self.top_k, least=1, most=NUM_AUDIO_TOKENS)
-        _check_number("repetition_penalty", self.repetition_penalty, least=0, most=math.inf, above=True)
+        _check_number("repetition_penalty", self.repetition_penalty, least=PENALTY_RANGE[0], most=PENALTY_RANGE[1])
         _check_integer("max_new_tokens", self.max_new_tokens, least=1, most=MAX_NEW_TOKENS)
         _check_integer("min_new_tokens", self.min_new_tokens, least=0, most=self.max_new_tokens)
         _check_integer("refine_max_new_tokens", self.refine_max_new_tokens, least=1, most=MAX_REFINED_TOKENS)
@@ -196,11 +211,15 @@ class GenerationRequest:
 
     def _check(self) -> None:
         allowed = "what text_frontend writes"
-        if not self.prompts or len(self.prompts) != len(self.texts) or not all(self.prompts):
-            raise InvalidInputError("generation", self.prompts, f"{allowed}: one prompt for each of 1 or more texts")
+        if not 1 <= len(self.prompts) <= MAX_SENTENCES or len(self.prompts) != len(self.texts) or not all(self.prompts):
+            raise InvalidInputError(
+                "generation", self.prompts, f"{allowed}: a prompt for each of 1 to {MAX_SENTENCES} texts"
+            )
         for name, kind in (("refine", bool), ("has_speaker", bool), ("prompt", str), ("sample_text", str)):
             if not isinstance(getattr(self, name), kind):
                 raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)
+        for text in (self.prompt, self.sample_text, *self.texts):
+            _check_unicode("generation", text)
         _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ns is not None:
             _check_integer("deadline_ns", self.deadline_ns, least=0, most=INT63_MAX)

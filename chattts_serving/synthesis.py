@@ -9,7 +9,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -69,32 +71,56 @@ class Synthesis:
 
 Reply = Callable[["Synthesis | ServingError"], None]
 
+MAX_REQUEST_TOKENS = 98_304  # audio tokens of one request, 35 min: one row in memory, and its samples fit INT32
+
 
 @dataclass(eq=False)
 class _Job:
-    """One request in the engine; `texts` and `spoken` change as its sentences finish."""
+    """One request in the engine.
+
+    Attributes:
+        request, speaker, reply: as submitted.
+        texts: the sentences as they will be spoken; refined ones replace those of the request.
+        waiting: places of the sentences that have not been started.
+        running: the sequences in the engine, and the place of the sentence that each belongs to.
+        spoken: the finished sentences by place.
+        num_tokens: audio tokens of the finished sentences.
+    """
 
     request: GenerationRequest
     speaker: npt.NDArray[np.float32]
     reply: Reply
     texts: list[str]
+    waiting: deque[int]
+    running: dict[Sequence, int] = field(default_factory=dict)
     spoken: dict[int, Spoken] = field(default_factory=dict)
+    num_tokens: int = 0
 
 
 class Synthesizer:
     """Runs requests through an engine, many at a time, and answers each exactly once."""
 
-    def __init__(self, engine: Engine, prompts: PromptBuilder, max_requests: int) -> None:
-        """Start the thread; more than `max_requests` requests at once are refused."""
+    def __init__(
+        self, engine: Engine, prompts: PromptBuilder, *, max_requests: int, max_sentences_at_once: int
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            engine: owned by the thread from now on.
+            prompts: makes the prompts of the second pass.
+            max_requests: requests at once; one more is refused.
+            max_sentences_at_once: sentences of one request in the engine, so that a long text leaves room for others.
+        """
         self._engine = engine
         self._prompts = prompts
         self._max_requests = max_requests
+        self._max_sentences_at_once = max_sentences_at_once
         self._num_open = 0  # requests taken and not yet answered, guarded by _lock
         self._lock = threading.Lock()
         self._closing = False
         self._arrivals: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None wakes the thread to close
-        self._owners: dict[Sequence, tuple[_Job, int]] = {}  # sequence -> its request and the sentence's place in it
-        self._jobs: set[_Job] = set()
+        self._jobs: dict[_Job, None] = {}  # the open requests, oldest first
+        self._owners: dict[Sequence, _Job] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -104,7 +130,7 @@ class Synthesizer:
         Args:
             request: what to say.
             speaker: the voice's normalised vector, float32 [hidden].
-            reply: takes the result or the error; must not raise.
+            reply: takes the result or the error.
 
         Raises:
             OverloadedError: `max_requests` requests are open; `reply` will not be called.
@@ -112,11 +138,11 @@ class Synthesizer:
         """
         with self._lock:
             if self._closing:
-                raise ShuttingDownError("the server is shutting down")
+                raise _shutting_down()
             if self._num_open >= self._max_requests:
                 raise OverloadedError(f"{self._num_open} requests are open, the most allowed; try again later")
             self._num_open += 1
-            self._arrivals.put(_Job(request, speaker, reply, list(request.texts)))
+            self._arrivals.put(_Job(request, speaker, reply, list(request.texts), deque(range(len(request.texts)))))
 
     def close(self) -> None:
         """Answer every open request with ShuttingDownError and end the thread."""
@@ -132,11 +158,11 @@ class Synthesizer:
                 finished = self._engine.step()
             except Exception:
                 logger.exception("a step of the engine failed")
-                self._fail_all(EngineError("a step of the engine failed; the server's log has the cause"))
+                self._answer_all(EngineError("a step of the engine failed; the server's log has the cause"))
                 continue
             for one in finished:
                 self._advance(one)
-        self._fail_all(ShuttingDownError("the server is shutting down"))
+        self._answer_all(_shutting_down())
 
     def _take_arrivals(self) -> bool:
         """Start what has arrived, waiting for it when there is nothing else to do; False once closed."""
@@ -144,71 +170,101 @@ class Synthesizer:
             job = self._arrivals.get()
             if job is None:
                 return False
-            self._start(job)
+            self._jobs[job] = None
+            with self._answers_for(job):
+                self._start_waiting(job)
         return True
-
-    def _start(self, job: _Job) -> None:
-        self._jobs.add(job)
-        kind = Kind.TEXT if job.request.refine else Kind.AUDIO
-        for place, prompt in enumerate(job.request.prompts):
-            if not self._add(job, place, kind, prompt):
-                return
 
     def _advance(self, finished: Finished) -> None:
         """Take a sequence that ended: speak what was refined, or keep what was spoken."""
-        sequence = finished.sequence
-        job, place = self._owners.pop(sequence)
-        if sequence.kind is Kind.AUDIO:
-            job.spoken[place] = Spoken(np.array(sequence.tokens, np.int32), finished.hidden)
-            if len(job.spoken) == len(job.texts):
-                self._answer(job, _synthesis(job))
+        job = self._owners.pop(finished.sequence, None)
+        if job is None:  # another sentence of its request failed in the same step
             return
-        try:
-            refined = self._prompts.refined_text(tuple(token for (token,) in sequence.tokens))
-            job.texts[place] = refined or job.texts[place]  # control tags alone say nothing: keep the text
-            request = job.request
-            prompt = self._prompts.code_prompt(
-                job.texts[place], request.prompt, request.sample_text, has_speaker=request.has_speaker
-            )
-        except ServingError as error:
-            self._answer(job, error)
-            return
+        with self._answers_for(job):
+            place = job.running.pop(finished.sequence)
+            if finished.sequence.kind is Kind.TEXT:
+                self._speak_refined(job, place, finished.sequence)
+            else:
+                self._keep_spoken(job, place, finished)
+
+    def _speak_refined(self, job: _Job, place: int, sequence: Sequence) -> None:
+        refined = self._prompts.refined_text(tuple(token for (token,) in sequence.tokens))
+        job.texts[place] = refined or job.texts[place]  # style tags alone say nothing: keep the text
+        request = job.request
+        prompt = self._prompts.code_prompt(
+            job.texts[place], request.prompt, request.sample_text, has_speaker=request.has_speaker
+        )
         self._add(job, place, Kind.AUDIO, prompt)
 
-    def _add(self, job: _Job, place: int, kind: Kind, prompt: tuple[int, ...]) -> bool:
-        """Queue one sentence in the engine; where it cannot be, the whole request is answered with the error."""
+    def _keep_spoken(self, job: _Job, place: int, finished: Finished) -> None:
+        tokens = finished.sequence.tokens
+        job.spoken[place] = Spoken(np.array(tokens, np.int32), finished.hidden)
+        job.num_tokens += len(tokens)
+        if job.num_tokens > MAX_REQUEST_TOKENS:
+            allowed = f"text of at most {MAX_REQUEST_TOKENS} audio tokens (35 minutes of speech): send it in parts"
+            raise InvalidInputError("text", " ".join(job.request.texts), allowed)
+        if len(job.spoken) == len(job.texts):
+            self._answer(job, _synthesis(job))
+        else:
+            self._start_waiting(job)
+
+    def _start_waiting(self, job: _Job) -> None:
+        """Queue as many sentences in the engine as a request may have there."""
+        kind = Kind.TEXT if job.request.refine else Kind.AUDIO
+        while job.waiting and len(job.running) < self._max_sentences_at_once:
+            place = job.waiting.popleft()
+            self._add(job, place, kind, job.request.prompts[place])
+
+    def _add(self, job: _Job, place: int, kind: Kind, prompt: tuple[int, ...]) -> None:
         sequence = _sequence(job, place, kind, prompt)
         try:
             self._engine.add(sequence)
         except ValueError as error:
-            self._answer(job, InvalidInputError("text", job.texts[place], f"a shorter sentence: {error}"))
-            return False
-        self._owners[sequence] = (job, place)
-        return True
+            raise InvalidInputError("text", job.texts[place], f"a shorter sentence: {error}") from error
+        job.running[sequence] = place
+        self._owners[sequence] = job
+
+    @contextmanager
+    def _answers_for(self, job: _Job) -> Iterator[None]:
+        """Whatever is raised inside ends the request of `job`, and no other."""
+        try:
+            yield
+        except ServingError as error:
+            self._answer(job, error)
+        except Exception:
+            logger.exception("a request failed")
+            self._answer(job, EngineError("the request failed; the server's log has the cause"))
 
     def _drop_expired(self) -> None:
         now = time.monotonic_ns()
-        for job in [job for job in self._jobs if job.request.deadline_ns is not None]:
-            if now >= (job.request.deadline_ns or 0):
+        for job in list(self._jobs):
+            if job.request.deadline_ns is not None and now >= job.request.deadline_ns:
                 self._answer(job, DeadlineExceededError("deadline exceeded before the audio was complete"))
 
-    def _fail_all(self, error: ServingError) -> None:
+    def _answer_all(self, error: ServingError) -> None:
+        while not self._arrivals.empty():
+            job = self._arrivals.get()
+            if job is not None:
+                self._jobs[job] = None
         for job in list(self._jobs):
             self._answer(job, error)
-        while not self._arrivals.empty():
-            job_or_none = self._arrivals.get()
-            if job_or_none is not None:
-                self._answer(job_or_none, error)
 
     def _answer(self, job: _Job, outcome: Synthesis | ServingError) -> None:
         """The one place that replies; also drops what the engine still holds of the request."""
-        for sequence in [sequence for sequence, (owner, _) in self._owners.items() if owner is job]:
+        for sequence in job.running:
             self._engine.remove(sequence)
             del self._owners[sequence]
-        self._jobs.discard(job)
+        del self._jobs[job]
         with self._lock:
             self._num_open -= 1
-        job.reply(outcome)
+        try:
+            job.reply(outcome)
+        except Exception:
+            logger.exception("a reply could not be sent")
+
+
+def _shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("the server is shutting down")
 
 
 def _synthesis(job: _Job) -> Synthesis:

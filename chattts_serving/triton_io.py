@@ -69,8 +69,14 @@ def success(pb_utils: Any, outputs: Outputs) -> Any:
     return pb_utils.InferenceResponse(tensors)
 
 
-def failure(pb_utils: Any, error: ServingError) -> Any:
-    """The response that says `error`, with Triton's code for its status."""
+def failure(pb_utils: Any, error: Exception) -> Any:
+    """The response that says `error`, with Triton's code for its status.
+
+    An error that nobody foresaw, one that is no `ServingError`, goes to the log; its words stay in the server.
+    """
+    if not isinstance(error, ServingError):
+        logger.error("a request failed", exc_info=error)
+        error = EngineError("the request failed; the server's log has the cause")
     code = getattr(pb_utils.TritonError, _TRITON_CODES[error.status])
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
@@ -79,11 +85,8 @@ def answer(pb_utils: Any, call: Callable[[], Outputs]) -> Any:
     """The response of one request: what `call` returns, or what it raises, so that no other request sees it."""
     try:
         return success(pb_utils, call())
-    except ServingError as error:
+    except Exception as error:
         return failure(pb_utils, error)
-    except Exception:
-        logger.exception("a request failed")
-        return failure(pb_utils, EngineError("the request failed; the server's log has the cause"))
 
 
 def _scalar(name: str, array: npt.NDArray[Any]) -> object:

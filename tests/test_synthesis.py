@@ -42,7 +42,7 @@ def engine():
 
 @pytest.fixture
 def synthesizer(engine):
-    synthesizer = Synthesizer(engine, Prompts(), max_requests=8)
+    synthesizer = Synthesizer(engine, Prompts(), max_requests=8, max_sentences_at_once=2)
     yield synthesizer
     synthesizer.close()
 
@@ -103,6 +103,23 @@ def test_sentences_of_one_request_draw_different_numbers(synthesizer):
     assert not np.array_equal(first.codes, second.codes)
 
 
+def test_a_long_request_has_few_sentences_in_the_engine_at_once(synthesizer, engine, monkeypatch):
+    most = []
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (most.append(engine.num_running + engine.num_waiting), step())[1])
+    result = answer(synthesizer, request(prompts=tuple((5, place) for place in range(5, 25)), refine=True))
+    assert len(result.sentences) == 20
+    assert max(most) == 2
+
+
+def test_a_request_that_speaks_too_long_is_refused(synthesizer, engine, monkeypatch):
+    monkeypatch.setattr("chattts_serving.synthesis.MAX_REQUEST_TOKENS", 50)
+    failed = answer(synthesizer, request(prompts=((5, 6),) * 10, min_new_tokens=20))
+    assert isinstance(failed, InvalidInputError)
+    assert "50 audio tokens" in str(failed)
+    assert engine.num_free_cache_tokens == 1_000
+
+
 def test_past_its_bound_requests_are_refused_at_once(synthesizer, engine):
     replies = [submit(synthesizer, endless(seed)) for seed in range(8)]
     with pytest.raises(OverloadedError, match="8 requests are open"):
@@ -144,7 +161,7 @@ def test_a_failed_step_answers_every_request_and_the_next_one_works(synthesizer,
 
 
 def test_closing_answers_what_is_open_once_and_refuses_the_rest(engine):
-    synthesizer = Synthesizer(engine, Prompts(), max_requests=8)
+    synthesizer = Synthesizer(engine, Prompts(), max_requests=8, max_sentences_at_once=2)
     replies = [submit(synthesizer, endless(seed)) for seed in range(8)]
     synthesizer.close()
     outcomes = [one.get(timeout=30) for one in replies]
@@ -156,12 +173,48 @@ def test_closing_answers_what_is_open_once_and_refuses_the_rest(engine):
     assert engine.num_free_cache_tokens == 1_000
 
 
+def test_two_sentences_that_fail_in_one_step_are_answered_once(engine):
+    """The second one's request was gone already, which once ended the engine's thread."""
+
+    class Broken(Prompts):
+        def code_prompt(self, text, prompt, sample_text, *, has_speaker):
+            raise InvalidInputError("text", text, "nothing at all")
+
+    synthesizer = Synthesizer(engine, Broken(), max_requests=8, max_sentences_at_once=2)
+    replies = submit(synthesizer, request(prompts=((5,), (6,)), refine=True, refine_max_new_tokens=1))
+    assert isinstance(replies.get(timeout=30), InvalidInputError)
+    assert isinstance(answer(synthesizer, request()), Synthesis)
+    assert replies.empty()
+    synthesizer.close()
+
+
+@pytest.mark.parametrize("error", [UnicodeEncodeError("utf-8", "x", 0, 1, "planted"), MemoryError()])
+def test_an_unforeseen_error_of_one_request_is_answered_and_harms_no_other(engine, error):
+    class Broken(Prompts):
+        def refined_text(self, ids):
+            raise error
+
+    synthesizer = Synthesizer(engine, Broken(), max_requests=8, max_sentences_at_once=2)
+    neighbour = submit(synthesizer, endless())
+    assert isinstance(answer(synthesizer, request(refine=True)), EngineError)
+    assert isinstance(neighbour.get(timeout=30), Synthesis)
+    synthesizer.close()
+
+
+def test_a_reply_that_fails_harms_no_other(synthesizer):
+    def fail(_):
+        raise RuntimeError("planted")
+
+    synthesizer.submit(request(), SPEAKER, fail)
+    assert isinstance(answer(synthesizer, request()), Synthesis)
+
+
 def test_an_error_of_the_text_side_fails_its_request_alone(engine):
     class Broken(Prompts):
         def code_prompt(self, text, prompt, sample_text, *, has_speaker):
             raise InvalidInputError("text", text, "nothing at all")
 
-    synthesizer = Synthesizer(engine, Broken(), max_requests=8)
+    synthesizer = Synthesizer(engine, Broken(), max_requests=8, max_sentences_at_once=2)
     neighbour = submit(synthesizer, endless())
     assert isinstance(answer(synthesizer, request(refine=True)), ServingError)
     assert isinstance(neighbour.get(timeout=30), Synthesis)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ class Engine:
         Raises:
             ConfigError: a limit is out of its range, or the cache is too small for one sequence of full length.
         """
-        if not config.kv_cache_gb > 0:
+        if not 0 < config.kv_cache_gb < math.inf:
             raise ConfigError(f"kv_cache_gb is {config.kv_cache_gb}; allowed is a number above 0")
         kv_cache_tokens = int(config.kv_cache_gb * 1e9 / ModelRunner.bytes_per_token(model))
         scheduler_config = SchedulerConfig(

@@ -47,11 +47,11 @@ class ModelRunner:
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             self._keys[layer].index_copy_(0, cache_index, k)
             self._values[layer].index_copy_(0, cache_index, v)
-            rows = [
-                self._attend_one(layer, rows, slot.start, sequence.num_tokens)
-                for rows, slot, sequence in zip(torch.split(q, counts), slots, sequences, strict=True)
+            attended = [
+                self._attend_one(layer, queries, slot.start, sequence.num_tokens)
+                for queries, slot, sequence in zip(torch.split(q, counts), slots, sequences, strict=True)
             ]
-            return torch.cat(rows)
+            return torch.cat(attended)
 
         hidden = self._model.forward(embeddings, positions, attend)
         self._hidden.index_copy_(0, cache_index, hidden)

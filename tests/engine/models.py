@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from chattts_serving.gpt import GPT, GPTConfig
+from chattts_serving.gpt import GPT, GPTConfig, weight_shapes
 
 CONFIG = GPTConfig(
     hidden_size=32,
@@ -26,20 +26,8 @@ CONFIG = GPTConfig(
 def random_gpt(seed: int = 0) -> GPT:
     """A GPT of a few thousand weights whose logits are spread enough to make sampling interesting."""
     generator = torch.Generator().manual_seed(seed)
-    hidden, intermediate, audio = CONFIG.hidden_size, CONFIG.intermediate_size, 4 * CONFIG.num_audio_tokens
-    shapes = {"embed_text": (50, hidden), "embed_code": (audio, hidden), "norm": (hidden,)}
-    for layer in range(CONFIG.num_layers):
-        shapes |= {
-            f"layers.{layer}.input_norm": (hidden,),
-            f"layers.{layer}.qkv": (3 * hidden, hidden),
-            f"layers.{layer}.o": (hidden, hidden),
-            f"layers.{layer}.post_norm": (hidden,),
-            f"layers.{layer}.gate_up": (2 * intermediate, hidden),
-            f"layers.{layer}.down": (hidden, intermediate),
-        }
-    shapes |= {"head_text": (50, hidden), "head_code": (audio, hidden)}
     weights = {
         name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=generator) * 2 / shape[-1] ** 0.5
-        for name, shape in shapes.items()
+        for name, shape in weight_shapes(CONFIG).items()
     }
     return GPT(CONFIG, weights, torch.device("cpu"))

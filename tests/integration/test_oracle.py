@@ -110,6 +110,20 @@ def test_audio_is_that_of_chattts(deployment, language, refine, protocol):
     np.testing.assert_allclose(speech.audio, expected.audio, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_sentence_that_ends_by_itself_ends_where_chattts_ends_it(tiny, seed):
+    """The end token's own hidden state is not spoken."""
+    limits = {"min_new_tokens": 0, "max_new_tokens": 400, "refine_max_new_tokens": 200}
+    speaker = oracle(tiny.checkpoint).random_speaker(seed)
+    expected = oracle(tiny.checkpoint).speak(SENTENCES["en"], speaker, refine=True, **limits)
+    assert len(expected.codes) < 400
+    with TTSClient(tiny.server.grpc_url) as tts:
+        speech = tts.synthesize(SENTENCES["en"], speaker=speaker, **OPTIONS | limits)
+    assert speech.refined_text == expected.text
+    assert speech.num_tokens == len(expected.codes)
+    np.testing.assert_allclose(speech.audio, expected.audio, atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("with_speaker", [False, True], ids=["sample alone", "sample and speaker"])
 def test_a_cloned_voice_speaks_as_in_chattts(tiny, with_speaker):
     """A speaker sample and its transcript go into the prompt where ChatTTS puts them."""

@@ -9,7 +9,6 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving import triton_io
 from chattts_serving.config import DecoderConfig
 from chattts_serving.decoder import Decoder
-from chattts_serving.errors import ServingError
 
 
 class TritonPythonModel:
@@ -37,15 +36,16 @@ class TritonPythonModel:
         wanted = set(request.requested_output_names())
 
         def reply(outcome):
-            if isinstance(outcome, ServingError):
-                response = triton_io.failure(pb_utils, outcome)
-            else:
-                response = triton_io.success(pb_utils, {name: outcome[name] for name in outcome if name in wanted})
-            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            def outputs():
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return {name: value for name, value in outcome.items() if name in wanted}
+
+            sender.send(triton_io.answer(pb_utils, outputs), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
         try:
             generation = triton_io.read_text(request, "generation")
             speaker = triton_io.read_array(request, "speaker_embedding")
             self._decoder.submit(generation, speaker[0], reply)
-        except ServingError as error:
+        except Exception as error:
             reply(error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from chattts_serving.engine.engine import EngineConfig
 from chattts_serving.errors import ConfigError
+from chattts_serving.gpt import Precision
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class DecoderConfig:
     max_prefill_tokens: int = 512
     kv_cache_gb: float = 1.0
     num_threads: int = 0
+    precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
         """Check what the engine does not check itself."""
@@ -44,14 +46,15 @@ class DecoderConfig:
             ConfigError: an unknown parameter, a value that is no number, or one out of its range.
         """
         parameters = json.loads(model_config).get("parameters", {})
-        types: dict[str, Callable[[str], int | float]] = {field.name: int for field in fields(cls)}
-        types["kv_cache_gb"] = float
-        values: dict[str, int | float] = {}
+        readers: dict[str, Callable[[str], int | float | Precision]] = {field.name: int for field in fields(cls)}
+        readers |= {"kv_cache_gb": float, "precision": Precision}
+        values: dict[str, int | float | Precision] = {}
         for name, entry in parameters.items():
-            if name not in types:
-                raise ConfigError(f"parameter '{name}' is unknown; known are {', '.join(sorted(types))}")
+            if name not in readers:
+                raise ConfigError(f"parameter '{name}' is unknown; known are {', '.join(sorted(readers))}")
             try:
-                values[name] = types[name](entry["string_value"])
+                values[name] = readers[name](entry["string_value"])
             except ValueError:
-                raise ConfigError(f"parameter '{name}' is '{entry['string_value']}'; allowed is a number") from None
+                allowed = "fp32 or int8" if name == "precision" else "a number"
+                raise ConfigError(f"parameter '{name}' is '{entry['string_value']}'; allowed is {allowed}") from None
         return cls(**values)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ class Decoder:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
         """
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        model = GPT.load(folder, device)
+        model = GPT.load(folder, device, config.precision)
         self._config = model.config
         self._synthesizer = Synthesizer(
             Engine(model, config.engine),

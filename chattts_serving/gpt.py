@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.linear import FloatLinear, Int8Linear, Linear
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, q, k, v), each [num_tokens, num_heads, head_dim] with rotary positions applied -> the same shape."""
@@ -67,29 +69,48 @@ class GPTConfig:
         return cls(**values)
 
 
+class Precision(Enum):
+    """What the matrix products are computed in; everything between them is float32."""
+
+    FP32 = "fp32"
+    INT8 = "int8"  # CPU only; weights scaled per output channel, activations per token
+
+
 class GPT:
-    """The decoder stack, embeddings and heads, all in one dtype on one device."""
+    """The decoder stack, embeddings and heads on one device."""
+
+    dtype = torch.float32  # of embeddings, hidden states and cache
 
     def __init__(
         self,
         config: GPTConfig,
         weights: Mapping[str, torch.Tensor],
         device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        precision: Precision = Precision.FP32,
     ) -> None:
-        """Take over `weights` (names as in the export), moved to `device` and `dtype`.
+        """Take over `weights` (names as in the export), moved to `device` and `precision`.
 
         Raises:
-            ConfigError: a tensor is missing, is one too many, or has another shape than `config` wants.
+            ConfigError: a tensor is missing, is one too many, or has another shape than `config` wants; or the device
+                does not do `precision`.
         """
         _check_shapes(config, weights)
-        self.config, self.device, self.dtype = config, device, dtype
-        self._weights = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
+        if precision is Precision.INT8 and device.type != "cpu":
+            raise ConfigError(f"precision is int8 on {device}; int8 is for the CPU: choose fp32")
+        self.config, self.device = config, device
+        linear = Int8Linear if precision is Precision.INT8 else FloatLinear
+        self._linear: dict[str, Linear] = {}
+        self._table: dict[str, torch.Tensor] = {}  # weights that are looked up or multiplied element by element
+        for name, tensor in weights.items():
+            if name.startswith("embed") or tensor.dim() == 1:
+                self._table[name] = tensor.to(device, self.dtype)
+            else:
+                self._linear[name] = linear(tensor.to(device, self.dtype))
         self._rope_cos, self._rope_sin = _rope_tables(config, device)  # each [max_positions, head_dim], float32
         self._codebook_offsets = torch.arange(config.num_codebooks, device=device) * config.num_audio_tokens
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> GPT:
+    def load(cls, folder: Path, device: torch.device, precision: Precision = Precision.FP32) -> GPT:
         """Read `config.json` and `model.safetensors` of `folder`.
 
         Raises:
@@ -100,15 +121,15 @@ class GPT:
             weights = load_file(folder / "model.safetensors")
         except Exception as error:  # safetensors raises its own type, which is no OSError
             raise ConfigError(f"cannot read {folder / 'model.safetensors'}: {error}; run python -m export") from error
-        return cls(config, weights, device, dtype)
+        return cls(config, weights, device, precision)
 
     def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
         """Text tokens [n] -> embeddings [n, hidden]."""
-        return F.embedding(ids, self._weights["embed_text"])
+        return F.embedding(ids, self._table["embed_text"])
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Audio tokens [n, num_codebooks] -> embeddings [n, hidden], the sum over the codebooks."""
-        return F.embedding(codes + self._codebook_offsets, self._weights["embed_code"]).sum(1)
+        return F.embedding(codes + self._codebook_offsets, self._table["embed_code"]).sum(1)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Run every layer over tokens of any number of sequences, packed without padding.
@@ -121,28 +142,27 @@ class GPT:
         Returns:
             Hidden states after the final norm, [num_tokens, hidden].
         """
-        weights, config = self._weights, self.config
+        config, linear, table = self.config, self._linear, self._table
         cos, sin = self._rope_cos[positions].unsqueeze(1), self._rope_sin[positions].unsqueeze(1)  # [n, 1, head_dim]
         heads = (-1, config.num_heads, config.head_dim)
         for layer in range(config.num_layers):
             prefix = f"layers.{layer}."
-            normed = self._norm(x, weights[prefix + "input_norm"])
-            q, k, v = F.linear(normed, weights[prefix + "qkv"]).chunk(3, dim=-1)
+            normed = self._norm(x, table[prefix + "input_norm"])
+            q, k, v = linear[prefix + "qkv"](normed).chunk(3, dim=-1)
             attended = attend(layer, _rotate(q.view(heads), cos, sin), _rotate(k.view(heads), cos, sin), v.view(heads))
-            x = x + F.linear(attended.reshape(x.shape), weights[prefix + "o"])
-            normed = self._norm(x, weights[prefix + "post_norm"])
-            gate, up = F.linear(normed, weights[prefix + "gate_up"]).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, weights[prefix + "down"])
-        return self._norm(x, weights["norm"])
+            x = x + linear[prefix + "o"](attended.reshape(x.shape))
+            normed = self._norm(x, table[prefix + "post_norm"])
+            gate, up = linear[prefix + "gate_up"](normed).chunk(2, dim=-1)
+            x = x + linear[prefix + "down"](F.silu(gate) * up)
+        return self._norm(x, table["norm"])
 
     def text_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, num_text_tokens]."""
-        return F.linear(hidden, self._weights["head_text"]).float()
+        return self._linear["head_text"](hidden)
 
     def code_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, num_codebooks, num_audio_tokens]."""
-        logits = F.linear(hidden, self._weights["head_code"]).float()
-        return logits.view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
+        return self._linear["head_code"](hidden).view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
@@ -192,4 +212,4 @@ def _rope_tables(config: GPTConfig, device: torch.device) -> tuple[torch.Tensor,
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

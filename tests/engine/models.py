@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from chattts_serving.gpt import GPT, GPTConfig, weight_shapes
+from chattts_serving.gpt import GPT, GPTConfig, Precision, weight_shapes
 
 CONFIG = GPTConfig(
     hidden_size=32,
@@ -23,11 +23,11 @@ CONFIG = GPTConfig(
 )
 
 
-def random_gpt(seed: int = 0) -> GPT:
+def random_gpt(seed: int = 0, device: str = "cpu", precision: Precision = Precision.FP32) -> GPT:
     """A GPT of a few thousand weights whose logits are spread enough to make sampling interesting."""
     generator = torch.Generator().manual_seed(seed)
     weights = {
         name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=generator) * 2 / shape[-1] ** 0.5
         for name, shape in weight_shapes(CONFIG).items()
     }
-    return GPT(CONFIG, weights, torch.device("cpu"))
+    return GPT(CONFIG, weights, torch.device(device), precision)

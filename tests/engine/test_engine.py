@@ -8,11 +8,12 @@ from chattts_serving.engine.engine import Engine, EngineConfig
 from chattts_serving.engine.model_runner import ModelRunner
 from chattts_serving.engine.sequence import FinishReason, Kind, SamplingParams, Sequence
 from chattts_serving.errors import ConfigError
+from chattts_serving.gpt import Precision
 from tests.engine.models import CONFIG, random_gpt
 
 
-def engine(cache_tokens=1_000, **limits):
-    model = random_gpt()
+def engine(cache_tokens=1_000, precision=Precision.FP32, **limits):
+    model = random_gpt(precision=precision)
     gigabytes = (cache_tokens + 0.5) * ModelRunner.bytes_per_token(model) / 1e9
     return Engine(model, EngineConfig(kv_cache_gb=gigabytes, **limits))
 
@@ -87,6 +88,16 @@ def test_sequences_that_join_between_steps_change_nothing(order_seed):
             hidden |= {finished.sequence: finished.hidden for finished in machine.step()}
     hidden |= drain(machine)
     check_equal(sequences, hidden, alone())
+
+
+def test_in_int8_neighbours_change_no_bit():
+    """Integer products leave attention and norms, which are per sequence and per row."""
+    sequences = [*mixed_sequences(), *mixed_sequences()]
+    together = run(engine(precision=Precision.INT8), sequences)
+    for one, other in zip(sequences, [*mixed_sequences(), *mixed_sequences()], strict=True):
+        hidden = run(engine(precision=Precision.INT8), [other])[other]
+        assert one.tokens == other.tokens
+        assert np.array_equal(together[one], hidden)
 
 
 def test_preempted_sequences_generate_the_same(monkeypatch):

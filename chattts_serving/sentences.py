@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from chattts_serving.tags import TAG_PATTERN
 
@@ -10,8 +11,10 @@ from chattts_serving.tags import TAG_PATTERN
 # or 72 digits, which are 25 to 30 s of speech and as many tokens at most.
 _WIDE = 3  # a Chinese character, one of another script, a tag
 _DIGIT = 5  # spoken as a word of its own
+_NUMBER = 10  # "½" or "⑳": two words
 MAX_PIECE_WIDTH = 360
 MIN_PIECE_WIDTH = 12  # 4 Chinese characters or 12 letters; the model is unsteady on less
+MAX_PIECES = 1_500  # of 20,000 characters: each costs gpt_decoder a prompt
 
 _ATOM = re.compile(f"{TAG_PATTERN}|.", re.DOTALL)  # what is never cut
 
@@ -37,6 +40,8 @@ _BEFORE_NUMBER = frozenset(["no", "nos", "fig", "figs", "vol", "p", "pp", "sec",
 _NUMBER_FOLLOWS = re.compile(r"\s*\d")
 _LAST_WORD = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]+\Z")
 
+_Measured = tuple[str, int]  # a piece and its width
+
 _SOFT_BREAKS = ("，,、;；:：—", " \t\u3000")  # where to cut an over-long sentence, the best first
 
 
@@ -44,10 +49,15 @@ def split_sentences(text: str) -> list[str]:
     """`text` as a list of pieces that the model can speak well.
 
     Every character of `text` is in one piece, in order, but for white space at a piece's ends; no piece is blank or
-    wider than MAX_PIECE_WIDTH, and none has part of a tag.
+    wider than MAX_PIECE_WIDTH, and none has part of a tag. Of 20,000 characters there are at most MAX_PIECES.
     """
-    pieces = [piece for sentence in _sentences(text) for piece in _cut(sentence)]
-    return [stripped for piece in _merge_short(pieces) if (stripped := piece.strip())]
+    pieces = [_measured(piece) for sentence in _sentences(text) for piece in _cut(sentence)]
+    least = MIN_PIECE_WIDTH
+    pieces = _merge_short(pieces, least)
+    while len(pieces) > MAX_PIECES and least < MAX_PIECE_WIDTH:
+        least *= 2
+        pieces = _merge_short(pieces, least)
+    return [stripped for piece, _ in pieces if (stripped := piece.strip())]
 
 
 def _sentences(text: str) -> list[str]:
@@ -70,8 +80,10 @@ def _is_abbreviation(text: str, end: re.Match[str]) -> bool:
 
 
 def _width(atom: str) -> int:
-    if atom.isdigit():
+    if atom.isdecimal():
         return _DIGIT
+    if unicodedata.category(atom[0]) == "No":
+        return _NUMBER
     return 1 if len(atom) == 1 and atom.isascii() else _WIDE
 
 
@@ -101,19 +113,25 @@ def _last_soft_break(atoms: list[str], start: int, end: int) -> int:
     return end
 
 
-def _merge_short(pieces: list[str]) -> list[str]:
-    """`pieces` with each that is narrower than MIN_PIECE_WIDTH joined to the next, the last one to the one before."""
-    merged: list[tuple[str, int]] = []
+def _measured(piece: str) -> _Measured:
+    return piece, sum(map(_width, _ATOM.findall(piece)))
+
+
+def _merge_short(pieces: list[_Measured], least: int) -> list[_Measured]:
+    """`pieces` with each that is narrower than `least` joined to the next, the last one to the one before."""
+    merged: list[_Measured] = []
     for piece in pieces:
-        new = (piece, sum(map(_width, _ATOM.findall(piece))))
-        if merged and merged[-1][1] < MIN_PIECE_WIDTH and merged[-1][1] + new[1] <= MAX_PIECE_WIDTH:
-            new = _join(merged.pop(), new)
-        merged.append(new)
-    if len(merged) > 1 and merged[-1][1] < MIN_PIECE_WIDTH and merged[-2][1] + merged[-1][1] <= MAX_PIECE_WIDTH:
-        last = merged.pop()
-        merged.append(_join(merged.pop(), last))
-    return [piece for piece, _ in merged]
+        if merged and merged[-1][1] < least and _fit(merged[-1], piece):
+            piece = _join(merged.pop(), piece)
+        merged.append(piece)
+    if len(merged) > 1 and merged[-1][1] < least and _fit(*merged[-2:]):
+        merged[-2:] = [_join(*merged[-2:])]
+    return merged
 
 
-def _join(left: tuple[str, int], right: tuple[str, int]) -> tuple[str, int]:
+def _fit(left: _Measured, right: _Measured) -> bool:
+    return left[1] + right[1] <= MAX_PIECE_WIDTH
+
+
+def _join(left: _Measured, right: _Measured) -> _Measured:
     return left[0] + right[0], left[1] + right[1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chattts_serving.errors import ConfigError
+from chattts_serving.errors import ConfigError, shown
 from chattts_serving.supervisor import (
     SHARED_MEMORY,
     Supervision,
@@ -53,7 +54,12 @@ PORT_OPTIONS = {"http_port": "--http-port", "grpc_port": "--grpc-port", "metrics
 OWN_FLAGS = {  # of tritonserver, set here
     *("--model-repository", "--model-store", "--backend-directory", "--exit-timeout-secs"),
     *("--allow-http", "--http-address", "--grpc-address", "--metrics-address"),
+    *PORT_OPTIONS.values(),
 }
+# Endpoints for whoever runs the server, not for whoever calls its models: they read and write any POSIX shared memory
+# (that of the Python models, too), write files, and change the log.
+RESTRICTED_APIS = "shared-memory,model-repository,trace,logging"
+RESTRICTING_FLAGS = ("--http-restricted-api", "--grpc-restricted-protocol")
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class ServerOptions:
         if len(set(fixed)) < len(fixed):
             raise ConfigError(f"{', '.join(PORT_OPTIONS.values())} are {ports}; they must differ")
         for flag in self.flags:
+            if not flag.startswith("-"):
+                raise ConfigError(f"{shown(flag)} is no flag; those for tritonserver are written --NAME=VALUE")
             if flag.split("=", maxsplit=1)[0] in OWN_FLAGS:
                 raise ConfigError(f"{flag} cannot be passed on to tritonserver: it is set here (see --help)")
 
@@ -111,7 +119,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
     parser = argparse.ArgumentParser(
         prog="python -m chattts_serving.server",
         description="Run tritonserver in the foreground.",
-        epilog="Further flags, or all after --, go to tritonserver (for example --log-verbose=1).",
+        epilog="Further flags, or all after --, go to tritonserver (for example --log-verbose=1). Its endpoints for "
+        f"{RESTRICTED_APIS.replace(',', ', ')} are closed; {' and '.join(RESTRICTING_FLAGS)} say otherwise.",
         allow_abbrev=False,  # an unknown flag is tritonserver's, not a shorter name of one of these
     )
     default = ServerOptions()
@@ -193,6 +202,11 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
             f"--backend-config={backend},shm-default-byte-size={SHM_DEFAULT_BYTES}",
             f"--backend-config={backend},shm-growth-byte-size={SHM_GROWTH_BYTES}",
         ]
+    given = {flag.split("=", maxsplit=1)[0] for flag in options.flags}
+    # Restricted to callers that send this header with a value that nobody is told. The syntax is that of Triton 2.51's
+    # parser; its --help has another.
+    restriction = f"{RESTRICTED_APIS}:restricted-key={secrets.token_hex(16)}"
+    flags += [f"{flag}={restriction}" for flag in RESTRICTING_FLAGS if flag not in given]
     return [*flags, *options.flags]  # last, so that they win
 
 
@@ -212,7 +226,7 @@ def serve(options: ServerOptions) -> int:
     with ExitStack() as stack:
         log = _open_log(options, stack)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_")))
-        shm_prefix = f"chattts_{os.getpid()}_"
+        shm_prefix = f"chattts_{os.getpid()}_{secrets.token_hex(8)}_"  # no name that a caller could guess
         python_based = ["python"] if has_onnx_backend(installation) else ["python", "onnxruntime"]
         flags = tritonserver_flags(
             options,

@@ -198,7 +198,10 @@ def check_repository(repository: Path) -> list[str]:
 
 
 def _export_hint(repository: Path) -> str:
-    return f"run `python -m export --checkpoint NAME --out {repository}`"
+    return (
+        f"run `python -m export --checkpoint NAME --out {repository}` "
+        "(`make export CHECKPOINT=NAME` fills the checkout's model_repository)"
+    )
 
 
 def _missing_files(model: Path) -> list[Path]:

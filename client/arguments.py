@@ -23,7 +23,7 @@ EPILOG = f"""\
 several texts:
   They are spoken in this order: TEXT arguments, then the files of -f.
   -o out.wav is then a pattern: out-1.wav, out-2.wav, ... (out-01.wav with ten or more).
-  -o folder/ (a folder) makes folder/speech-1.wav, folder/speech-2.wav, ...
+  -o folder/ makes folder/speech-1.wav, folder/speech-2.wav, ..., and the folder where there is none.
   Each text gets a voice of its own unless --seed or --speaker is given.
 
 output: the ending decides: .wav (16-bit PCM), .flac, .ogg (Vorbis), .mp3. A file of that name is replaced.
@@ -132,9 +132,9 @@ def _command(arguments: argparse.Namespace) -> Command:
     endpoint = Endpoint(arguments.protocol, url, "chattts", arguments.timeout)
     options = SynthesisOptions(**{option.name: getattr(arguments, option.name) for option in fields(SynthesisOptions)})
     texts = _texts(arguments.texts, arguments.file, by_line=arguments.lines)
-    outputs = _outputs(arguments.output, len(texts), floating=arguments.float)
     for text in texts:
         endpoint.tensors(text, options)  # what cannot be sent is refused before anything is
+    outputs = _outputs(arguments.output, len(texts), floating=arguments.float)
     return Command(
         endpoint=endpoint,
         options=options,
@@ -169,7 +169,7 @@ def _read(name: str, *, by_line: bool) -> list[str]:
 
 
 def _outputs(output: str, count: int, *, floating: bool) -> list[Path | None]:
-    """Where each of `count` texts goes."""
+    """Where each of `count` texts goes; an `output` that ends in a slash is made a folder."""
     if output == STANDARD_STREAM:
         if count > 1:
             raise invalid_input("output", output, f"a file, pattern or folder for {count} texts")
@@ -178,6 +178,8 @@ def _outputs(output: str, count: int, *, floating: bool) -> list[Path | None]:
     if output.endswith(os.sep) or path.is_dir():
         path /= FOLDER_FILE_NAME
     audio_format(path, floating=floating)
+    if output.endswith(os.sep):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.is_dir():
         raise invalid_input("output", output, f"a path in an existing folder; {path.parent} is none")
     if not os.access(path.parent, os.W_OK):

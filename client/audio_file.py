@@ -57,15 +57,19 @@ def encoded(audio: NDArray[np.float32], sample_rate: int, form: AudioFormat) -> 
 
     Raises:
         InvalidInputError: there is no sample; FLAC and MP3 cannot hold that.
+        OSError: libsndfile cannot encode it.
     """
     if not len(audio):
         raise invalid_input("audio", [], "1 or more samples")
     buffer = io.BytesIO()
-    with soundfile.SoundFile(
-        buffer, "w", samplerate=sample_rate, channels=1, format=form.container, subtype=form.encoding
-    ) as file:
-        for start in range(0, len(audio), FRAMES_PER_WRITE):
-            file.write(audio[start : start + FRAMES_PER_WRITE])
+    try:
+        with soundfile.SoundFile(
+            buffer, "w", samplerate=sample_rate, channels=1, format=form.container, subtype=form.encoding
+        ) as file:
+            for start in range(0, len(audio), FRAMES_PER_WRITE):
+                file.write(audio[start : start + FRAMES_PER_WRITE])
+    except soundfile.LibsndfileError as error:  # a RuntimeError
+        raise OSError(f"libsndfile cannot write {form.container} at {sample_rate} Hz: {error.error_string}") from error
     return buffer.getvalue()
 
 
@@ -91,7 +95,7 @@ def save(path: str | os.PathLike[str], audio: NDArray[Any], sample_rate: int, *,
 
     Raises:
         InvalidInputError: as `audio_format` and `encoded`.
-        OSError: the file cannot be written.
+        OSError: the audio cannot be encoded, or the file not written.
     """
     form = audio_format(path, floating=floating)
     write_whole(path, encoded(audio, sample_rate, form))

@@ -127,7 +127,7 @@ class TTSClient:
 
         Raises:
             InvalidInputError: an input is wrong.
-            OverloadedError: the server has no room now.
+            OverloadedError: the server has no room now, or is about to end.
             DeadlineExceededError: it took longer than the timeout or `deadline_ms`.
             ConnectionFailedError: no server there.
             ServerError: the server failed.

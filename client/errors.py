@@ -2,7 +2,7 @@
 
     TTSError                      base
     ├── InvalidInputError         INVALID_ARGUMENT, HTTP 400; or refused here before sending. Also a ValueError
-    ├── OverloadedError           UNAVAILABLE, HTTP 503: the server's queue is full; try again later
+    ├── OverloadedError           UNAVAILABLE, HTTP 503: the server is full or about to end; try again later
     ├── DeadlineExceededError     no answer in time, or the server gave up at `deadline_ms`. Also a TimeoutError
     ├── ConnectionFailedError     no server there, or the connection broke. Also a ConnectionError
     └── ServerError               every other answer (INTERNAL, NOT_FOUND, ...); `status` says which
@@ -27,7 +27,7 @@ MAX_SHOWN_CHARACTERS = 60  # of an offending value, in a message
 # an ensemble puts its own name in front of the message of the step that failed.
 _SERVER_DEADLINE = re.compile(r"^(in ensemble '[^']*', )?deadline exceeded", re.IGNORECASE)
 
-# gRPC has one status, UNAVAILABLE, for "the server says it is full" and "there is no server"; the second is worded by
+# gRPC has one status, UNAVAILABLE, for "the server says no for now" and "there is no server"; the second is worded by
 # gRPC's own library.
 _BROKEN_CONNECTION = re.compile(
     "failed to connect|connection (refused|reset|timed out)|errors resolving|dns resolution|name resolution"
@@ -45,7 +45,7 @@ class InvalidInputError(TTSError, ValueError):
 
 
 class OverloadedError(TTSError):
-    """The server is at capacity or not ready; the request was not queued and may be sent again later."""
+    """The server is at capacity, not ready or about to end, and has not spoken the text; send it again later."""
 
 
 class DeadlineExceededError(TTSError, TimeoutError):

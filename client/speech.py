@@ -44,7 +44,7 @@ class Speech:
 
         Raises:
             InvalidInputError: the ending is unknown, `floating` with another than .wav, or no audio to write.
-            OSError: the file cannot be written.
+            OSError: the audio cannot be encoded, or the file not written.
         """
         audio_file.save(path, self.audio, self.sample_rate, floating=floating)
 

@@ -8,10 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from chattts_serving.errors import ConfigError, shown
 from export.checkpoint import Checkpoint
 from export.download import download_checkpoint
-from export.repository import Artifact, build_repository, copy_models, is_up_to_date
+from export.lock import locked
+from export.repository import Artifact, build_repository, is_up_to_date, lock_repository, update_models
 from export.synthetic import SIZES, ensure_checkpoint
 
 
@@ -20,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         export(options.checkpoint, options.out, cache_dir=options.cache, seed=options.seed, force=options.force)
-    except ConfigError as error:
+    except (ConfigError, OSError, SafetensorError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("export: interrupted; the model repository is as it was", file=sys.stderr)
+        print("export: interrupted; the next one starts over", file=sys.stderr)
         return 130
     return 0
 
@@ -41,25 +44,28 @@ def export(source: str, out_dir: Path, *, cache_dir: Path, seed: int = 0, force:
 
     Raises:
         ConfigError: the checkpoint cannot be had or used, or an artifact differs too much from its source.
+        OSError, SafetensorError: a file cannot be written.
     """
     start = time.monotonic()
     checkpoint = _checkpoint(source, cache_dir, seed)
-    copy_models(out_dir)
-    if not force and is_up_to_date(checkpoint, out_dir):
-        print(f"{out_dir} is up to date with {checkpoint.directory}")
-        return
-    print(f"exporting {checkpoint.directory} to {out_dir}")
-    for artifact in build_repository(checkpoint, out_dir):
-        print(_line(artifact), flush=True)
+    with lock_repository(out_dir):
+        if not force and is_up_to_date(checkpoint, out_dir):
+            update_models(out_dir)
+            print(f"{out_dir} is up to date with {checkpoint.directory}")
+            return
+        print(f"exporting {checkpoint.directory} to {out_dir}")
+        for artifact in build_repository(checkpoint, out_dir):
+            print(_line(artifact), flush=True)
     print(f"exported in {time.monotonic() - start:.1f} s")
 
 
 def _checkpoint(source: str, cache_dir: Path, seed: int) -> Checkpoint:
-    if source in SIZES:
-        return ensure_checkpoint(source, cache_dir / source, seed)
-    if source == "hf":
-        download_checkpoint(cache_dir / source)
-        return Checkpoint.load(cache_dir / source)
+    if source in SIZES or source == "hf":
+        with locked(cache_dir / f".{source}.lock"):
+            if source in SIZES:
+                return ensure_checkpoint(source, cache_dir / source, seed)
+            download_checkpoint(cache_dir / source)
+            return Checkpoint.load(cache_dir / source)
     if not Path(source).is_dir():
         raise ConfigError(f"checkpoint is {shown(source)}; allowed is hf, {', '.join(SIZES)} or an existing folder")
     return Checkpoint.load(Path(source))
@@ -74,7 +80,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Export a ChatTTS checkpoint into a Triton model repository. Every artifact is compared with the "
-        "module it came from; the seconds shown are those of the step that wrote it, comparison included.",
+        "module it came from; the seconds shown are those of the step that wrote it, comparison included. "
+        "Every config.pbtxt and model.py in --out is replaced by the checkout's.",
     )
     parser.add_argument(
         "--checkpoint",

@@ -1,14 +1,16 @@
-"""Fills a Triton model repository with the artifacts of one checkpoint, all or nothing."""
+"""Fills a Triton model repository with the artifacts of one checkpoint, all at once."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +19,20 @@ from export.chattts_package import load_chat
 from export.checkpoint import Checkpoint
 from export.frontend_assets import FRONTEND_ASSETS, check_tokenizer, export_frontend_assets
 from export.gpt import check_gpt, export_gpt
+from export.lock import locked
 from export.onnx_models import export_onnx_models
 from export.parity import ParityResult
 
-SOURCE_REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
-STAMP_FILE = "gpt_decoder/1/export.json"  # in a version folder: Triton reads nothing there that it is not told of
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE_REPOSITORY = ROOT / "model_repository"
+# The export's own files lie in a version folder: Triton reads nothing there that it is not told of, while it takes
+# every folder beside the models, hidden ones too, for one more model.
+STAMP_FILE = "gpt_decoder/1/export.json"
+LOCK_FILE = "gpt_decoder/1/.export.lock"
 TEMPORARY_PREFIX = ".export-"
+# What decides the artifacts besides the checkpoint and this package.
+SERVING_SOURCES = ("audio", "base16384", "gpt", "request")  # modules of chattts_serving
+PACKAGES = ("onnx", "onnxscript", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -42,28 +52,52 @@ class Artifact:
     seconds: float
 
 
-def build_repository(checkpoint: Checkpoint, out_dir: Path) -> Iterator[Artifact]:
-    """Write every artifact below `out_dir`, yielding each as it passes its check.
+def lock_repository(out_dir: Path) -> AbstractContextManager[None]:
+    """Keep other exports away from `out_dir`, which the functions below read and write, for the length of a block."""
+    return locked(out_dir / LOCK_FILE)
 
-    Files are made in a temporary folder and take their names together at the end, so an export that fails or is
-    interrupted leaves the repository as it was. Exhaust the iterator: its last step is that move.
+
+def build_repository(checkpoint: Checkpoint, out_dir: Path) -> Iterator[Artifact]:
+    """Write the models and every artifact below `out_dir`, yielding each artifact as it passes its check.
+
+    All is made in a temporary folder and takes its names at the end, so an export that fails or is interrupted before
+    leaves the models as they were. One that ends during these last renames leaves no stamp: the next one starts over.
+    Exhaust the iterator: its last step is that move.
 
     Raises:
         ConfigError: the checkpoint is not usable, or an artifact is too far from the module it came from.
+        OSError, SafetensorError: a file cannot be written.
     """
-    version_folder = (out_dir / STAMP_FILE).parent
-    version_folder.mkdir(parents=True, exist_ok=True)
-    for leftover in version_folder.glob(f"{TEMPORARY_PREFIX}*"):  # of an export that was killed
-        shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(dir=version_folder, prefix=TEMPORARY_PREFIX) as temporary:
-        build_dir = Path(temporary)
+    with _temporary_folder(out_dir) as temporary:
+        models, artifacts = temporary / "models", temporary / "artifacts"
+        artifacts.mkdir()
+        _copy_models(models, out_dir)
         for step in (_frontend_step, _gpt_step, export_onnx_models):
-            yield from _run_step(step, checkpoint, build_dir)
-        _move_into_place(build_dir, out_dir, _stamp_key(checkpoint))
+            yield from _run_step(step, checkpoint, artifacts)
+        sizes = _sizes(artifacts)
+        stamp = out_dir / STAMP_FILE
+        stamp.unlink(missing_ok=True)  # without one first and with the new one last
+        _move_into_place(models, out_dir)
+        _move_into_place(artifacts, out_dir)
+        partial = temporary / stamp.name
+        partial.write_text(json.dumps({"key": _stamp_key(checkpoint), "artifacts": sizes}, indent=1) + "\n", "utf-8")
+        partial.replace(stamp)
+
+
+def update_models(out_dir: Path) -> None:
+    """Replace the models (config.pbtxt, model.py) in `out_dir` by the checkout's; its artifacts stay.
+
+    Raises:
+        ConfigError: this is an installed package without the checkout's model_repository.
+        OSError: a file cannot be written.
+    """
+    with _temporary_folder(out_dir) as models:
+        _copy_models(models, out_dir)
+        _move_into_place(models, out_dir)
 
 
 def is_up_to_date(checkpoint: Checkpoint, out_dir: Path) -> bool:
-    """Whether `out_dir` holds exactly what `build_repository` would write, by its stamp and the files' sizes."""
+    """Whether `out_dir` holds the artifacts that `build_repository` would write, by its stamp and the files' sizes."""
     try:
         stamp = json.loads((out_dir / STAMP_FILE).read_text(encoding="utf-8"))
         return stamp["key"] == _stamp_key(checkpoint) and all(
@@ -73,21 +107,27 @@ def is_up_to_date(checkpoint: Checkpoint, out_dir: Path) -> bool:
         return False
 
 
-def copy_models(out_dir: Path) -> None:
-    """Copy the models themselves (config.pbtxt, model.py, version folders) unless `out_dir` is where they come from.
+@contextmanager
+def _temporary_folder(out_dir: Path) -> Iterator[Path]:
+    """On the file system of `out_dir`, so that files can be moved; the caller holds the lock."""
+    version_folder = (out_dir / STAMP_FILE).parent
+    for leftover in version_folder.glob(f"{TEMPORARY_PREFIX}*"):  # of an export that was killed
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(dir=version_folder, prefix=TEMPORARY_PREFIX) as temporary:
+        yield Path(temporary)
 
-    Raises:
-        ConfigError: this is an installed package without the checkout's model_repository.
-    """
+
+def _copy_models(folder: Path, out_dir: Path) -> None:
+    """Copy the checkout's models (config.pbtxt, model.py, version folders) to `folder`, unless `out_dir` has them."""
     if not SOURCE_REPOSITORY.is_dir():
         raise ConfigError(f"there is no {SOURCE_REPOSITORY}; run the export from a checkout")
     if out_dir.resolve() == SOURCE_REPOSITORY:
         return
     for config in SOURCE_REPOSITORY.glob("*/config.pbtxt"):
-        for version in config.parent.glob("*/"):  # an ensemble's is empty, but Triton asks for it
-            (out_dir / version.relative_to(SOURCE_REPOSITORY)).mkdir(parents=True, exist_ok=True)
+        for version in config.parent.glob("[0-9]*"):  # an ensemble's is empty, but Triton asks for it
+            (folder / version.relative_to(SOURCE_REPOSITORY)).mkdir(parents=True)
         for source in (config, *config.parent.glob("*/model.py")):
-            shutil.copyfile(source, out_dir / source.relative_to(SOURCE_REPOSITORY))
+            shutil.copyfile(source, folder / source.relative_to(SOURCE_REPOSITORY))
 
 
 def _run_step(
@@ -125,25 +165,24 @@ def _sizes(folder: Path) -> dict[str, int]:
     }
 
 
-def _move_into_place(build_dir: Path, out_dir: Path, key: str) -> None:
-    """Without a stamp first and with the new one last: an interruption in between is seen by `is_up_to_date`."""
-    stamp = out_dir / STAMP_FILE
-    stamp.unlink(missing_ok=True)
-    sizes = _sizes(build_dir)
-    for name in sizes:
-        (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
-        (build_dir / name).replace(out_dir / name)
-    partial = build_dir / stamp.name
-    partial.write_text(json.dumps({"key": key, "artifacts": sizes}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(stamp)
+def _move_into_place(folder: Path, out_dir: Path) -> None:
+    for source in sorted(folder.rglob("*")):  # folders before what they hold
+        target = out_dir / source.relative_to(folder)
+        if source.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            source.replace(target)
 
 
 def _stamp_key(checkpoint: Checkpoint) -> str:
-    """Stands for the checkpoint (its files' paths, sizes and times) and for the code that exports it."""
+    """Stands for the checkpoint (its files' paths, sizes and times), the code and the packages that export it."""
     digest = hashlib.sha256()
     for path in checkpoint.files():
         status = path.stat()
         digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    serving = [ROOT / "chattts_serving" / f"{module}.py" for module in SERVING_SOURCES]
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), *serving):
         digest.update(path.read_bytes())
+    for package in PACKAGES:
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
     return digest.hexdigest()

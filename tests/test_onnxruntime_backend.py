@@ -20,6 +20,7 @@ from tests import onnx_models
 
 BACKEND = Path(__file__).parent.parent / "backends" / "onnxruntime" / "model.py"
 backend = pb.load_model(BACKEND)
+CPU_SESSION = ort.InferenceSession  # also where a test puts another in its place
 AFFINE_CONFIG: dict[str, Any] = {
     "max_batch_size": 8,
     "input": [{"name": name, "data_type": "TYPE_FP32", "dims": ["-1"]} for name in ("x", "k")],
@@ -280,6 +281,60 @@ def test_optimization_levels_are_those_of_the_other_backend(level: int, name: st
 def test_a_gpu_instance_needs_a_build_with_cuda(version_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(pb.TritonModelException, match=r"has no CUDAExecutionProvider .* install onnxruntime-gpu"):
+        load(version_folder, onnx_models.affine(), AFFINE_CONFIG, kind="GPU")
+
+
+class FakeGpuSession:
+    """A session of a graph with the providers that ONNX Runtime was able to start."""
+
+    started: tuple[str, ...] = ()
+
+    def __init__(self, path: str, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]]) -> None:
+        assert providers[0] == ("CUDAExecutionProvider", {"device_id": "0"})
+        self.session = CPU_SESSION(path, options, providers=["CPUExecutionProvider"])
+
+    def get_providers(self) -> list[str]:
+        return [*self.started, "CPUExecutionProvider"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+@pytest.fixture
+def gpu_build(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """ONNX Runtime with CUDA; the order in which the backend uses it."""
+    calls: list[str] = []
+
+    def session(*arguments: Any, **named: Any) -> FakeGpuSession:
+        calls.append("open")
+        return FakeGpuSession(*arguments, **named)
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: calls.append("preload"), raising=False)
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    return calls
+
+
+def test_a_gpu_instance_loads_the_cuda_libraries_of_pip_first(
+    version_folder: Path, gpu_build: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeGpuSession, "started", ("CUDAExecutionProvider",))
+    load(version_folder, onnx_models.affine(), AFFINE_CONFIG, kind="GPU")
+    assert gpu_build == ["preload", "open"]
+
+
+def test_a_gpu_instance_loads_where_onnxruntime_cannot_preload(
+    version_folder: Path, gpu_build: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeGpuSession, "started", ("CUDAExecutionProvider",))
+    monkeypatch.delattr(ort, "preload_dlls")
+    load(version_folder, onnx_models.affine(), AFFINE_CONFIG, kind="GPU")
+    assert gpu_build == ["open"]
+
+
+@pytest.mark.usefixtures("gpu_build")
+def test_a_gpu_instance_that_would_run_on_the_cpu_is_refused(version_folder: Path) -> None:
+    with pytest.raises(pb.TritonModelException, match=r"could not start CUDAExecutionProvider \(it has CPUExec"):
         load(version_folder, onnx_models.affine(), AFFINE_CONFIG, kind="GPU")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chattts_serving.request import MAX_TEXT_CHARACTERS
-from chattts_serving.sentences import MAX_PIECE_WIDTH, split_sentences
+from chattts_serving.sentences import MAX_PIECE_WIDTH, MAX_PIECES, split_sentences
 from chattts_serving.tags import split_tags
 
 
@@ -15,9 +17,11 @@ def width(piece: str) -> int:
     """As the module's comment defines it."""
     texts, tags = split_tags(piece)[::2], split_tags(piece)[1::2]
     characters = "".join(texts)
-    num_digits = sum(map(str.isdigit, characters))
+    num_digits = sum(map(str.isdecimal, characters))
     num_letters = sum(c.isascii() and not c.isdigit() for c in characters)
-    return num_letters + 5 * num_digits + 3 * (len(characters) - num_letters - num_digits + len(tags))
+    num_numbers = sum(unicodedata.category(c) == "No" for c in characters)
+    num_wide = len(characters) - num_letters - num_digits - num_numbers + len(tags)
+    return num_letters + 5 * num_digits + 10 * num_numbers + 3 * num_wide
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -73,6 +74,21 @@ def test_further_flags_go_to_tritonserver(separator: list[str]) -> None:
     assert tritonserver_flags(options, Path("m"), Path("b"), {"python": "p_"})[-2:] == flags
 
 
+def test_endpoints_for_operators_are_closed_by_a_key_of_their_own_for_each_start() -> None:
+    starts = [tritonserver_flags(ServerOptions(), Path("m"), Path("b"), {})[-2:] for _ in range(2)]
+    for http, grpc in starts:
+        assert re.fullmatch(r"--http-restricted-api=shared-memory,\S+:restricted-key=[0-9a-f]{32}", http)
+        assert grpc.startswith("--grpc-restricted-protocol=shared-memory,")
+    assert starts[0] != starts[1]
+
+
+def test_restrictions_of_the_user_replace_ours() -> None:
+    own = "--http-restricted-api=trace:key=mine"
+    flags = tritonserver_flags(ServerOptions(flags=(own,)), Path("m"), Path("b"), {})
+    assert [flag for flag in flags if flag.startswith("--http-restricted-api")] == [own]
+    assert any(flag.startswith("--grpc-restricted-protocol=shared-memory") for flag in flags)
+
+
 def test_a_short_form_of_our_flags_is_not_taken_for_ours() -> None:
     assert parse_arguments(["--http=x"]).flags == ("--http=x",)
 
@@ -83,6 +99,9 @@ def test_a_short_form_of_our_flags_is_not_taken_for_ours() -> None:
         (["--http-port=70000"], "--http-port is 70000; allowed is 0 (a free port) to 65535"),
         (["--grpc-port=8000"], "--http-port, --grpc-port, --metrics-port are [8000, 8000, 8002]; they must differ"),
         (["--http-address=::"], "--http-address=:: cannot be passed on"),
+        (["--", "--http-port=9000"], "--http-port=9000 cannot be passed on"),
+        (["serve"], "'serve' is no flag; those for tritonserver are written --NAME=VALUE"),
+        (["--", "--log-verbose", "1"], "'1' is no flag"),
     ],
 )
 def test_options_out_of_range_are_refused(

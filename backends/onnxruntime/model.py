@@ -108,9 +108,12 @@ class TritonPythonModel:
         providers: list[Provider] = [("CPUExecutionProvider", {})]
         if args["model_instance_kind"] == "GPU":
             providers = [*_gpu_providers(config, args["model_instance_device_id"]), *providers]
+            if hasattr(ort, "preload_dlls"):  # from 1.21 on: finds the CUDA libraries that pip installed
+                ort.preload_dlls()
         elif _accelerators(config, "cpu_execution_accelerator"):
             raise _error(name, "cpu_execution_accelerator needs the C++ ONNX Runtime backend")
         self._session = _open(_model_path(config), _session_options(config), providers, name)
+        _check_providers(self._session, providers, name)
         self._run_options = _run_options(config)
         self._batching = config["max_batch_size"] > 0
         _check_config(config, _specs(self._session.get_inputs()), _specs(self._session.get_outputs()))
@@ -196,6 +199,22 @@ def _open(path: Path, options: ort.SessionOptions, providers: Sequence[Provider]
         return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:
         raise _error(model, f"ONNX Runtime cannot open {path}: {error}") from error
+
+
+def _check_providers(session: ort.InferenceSession, wanted: Sequence[Provider], model: str) -> None:
+    """ONNX Runtime leaves out a provider whose libraries or device it cannot use, and goes on with the CPU.
+
+    Raises:
+        TritonModelException: names the first such provider.
+    """
+    used = session.get_providers()
+    for provider, _ in wanted:
+        if provider not in used:
+            raise _error(
+                model,
+                f"onnxruntime {ort.__version__} could not start {provider} (it has {', '.join(used)}): see its log; "
+                "mostly CUDA or cuDNN is missing, or not of the version that it was built for",
+            )
 
 
 def _specs(nodes: Sequence[Any]) -> list[TensorSpec]:

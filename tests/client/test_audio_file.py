@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -99,6 +101,14 @@ def test_an_error_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
         speech(1_000).save(tmp_path / "out.wav")
     assert (tmp_path / "out.wav").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+
+
+def test_what_libsndfile_refuses_is_an_os_error_and_leaves_no_file(tmp_path):
+    """MP3 knows nine sample rates."""
+    said = replace(speech(1_000), sample_rate=12_345)
+    with pytest.raises(OSError, match=r"libsndfile cannot write MP3 at 12345 Hz: .*sample rates"):
+        said.save(tmp_path / "out.mp3")
+    assert not list(tmp_path.iterdir())
 
 
 def test_duration_is_in_seconds():

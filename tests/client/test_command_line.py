@@ -117,6 +117,11 @@ def test_a_folder_takes_files_of_its_own_names(server, tmp_path, texts, names):
     assert names_in(tmp_path) == names
 
 
+def test_a_folder_that_is_not_there_is_made(server, tmp_path):
+    assert run(server, "a", "b", "-o", f"{tmp_path}/new/folder/")[0] == 0
+    assert names_in(tmp_path / "new" / "folder") == ["speech-1.wav", "speech-2.wav"]
+
+
 def test_standard_output_takes_wav(server):
     status, stdout, stderr = run(server, "abc", "-o", "-")
     assert (status, stderr[:2]) == (0, "-:")
@@ -189,6 +194,8 @@ def test_a_timeout_is_one_clear_line(server, tmp_path, protocol):
         (["a", "-o", "out.mp3", "--float"], "for floating point samples"),
         (["a", "-o", "missing/out.wav"], "missing is none"),
         (["a", "-o", "a-file/out.wav"], "a-file is none"),
+        (["a", "-o", "a-file/"], "File exists: 'a-file'"),
+        (["a", "-o", "new/", "--seed", str(2**63)], "input 'seed' is"),
         (["a", "b", "-o", "-"], "a file, pattern or folder for 2 texts"),
         (["a", "-o", "-", "--json"], "because --json writes to standard output"),
         (["-f", "missing", "-o", "out.wav"], "No such file or directory: 'missing'"),

@@ -28,6 +28,8 @@ from client.errors import mapped_errors
         ("StatusCode.UNAVAILABLE", "GOAWAY received", ConnectionFailedError),
         ("StatusCode.UNAVAILABLE", "DNS resolution failed for x", ConnectionFailedError),
         ("StatusCode.UNAVAILABLE", "the queue is full", OverloadedError),
+        ("StatusCode.UNAVAILABLE", "in ensemble 'chattts', the server is shutting down", OverloadedError),
+        ("503", "the server is shutting down", OverloadedError),
         ("StatusCode.UNKNOWN", "what", ServerError),
         ("StatusCode.CANCELLED", "the server is stopping", ServerError),
         ("499", "Deadline exceeded", DeadlineExceededError),

@@ -1,12 +1,19 @@
+import ast
+import errno
+import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 import export.repository
 from export.__main__ import main
+from export.lock import locked
 from export.parity import ParityResult
-from export.repository import SOURCE_REPOSITORY, STAMP_FILE
+from export.repository import LOCK_FILE, SERVING_SOURCES, SOURCE_REPOSITORY, STAMP_FILE
 
 ONNX_MODELS = ("dvae_decoder", "vocos", "dvae_encoder")
 
@@ -95,13 +102,104 @@ def test_a_changed_checkpoint_is_exported_again(run, tmp_path, own_checkpoint, c
     assert "up to date" not in capsys.readouterr().out
 
 
+def test_a_changed_package_is_exported_again(run, monkeypatch, capsys):
+    run()
+    monkeypatch.setattr("importlib.metadata.version", lambda package: f"{package} 99")
+    capsys.readouterr()
+    run()
+    assert "up to date" not in capsys.readouterr().out
+
+
+def test_the_stamp_covers_every_serving_module_that_the_export_uses():
+    used = set()
+    for path in Path(export.repository.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "chattts_serving":
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("chattts_serving."):
+                used.add(node.module.partition(".")[2])
+    assert used - {"errors"} == set(SERVING_SOURCES)
+
+
 def test_an_artifact_that_differs_is_refused_and_the_old_repository_stays(run, tmp_path, onnx_parity, capsys):
     run()
+    config = tmp_path / "out" / "vocos" / "config.pbtxt"
+    config.write_text("edited")
     before = artifacts(tmp_path / "out")
     onnx_parity[0] = 1.0
     assert run("--force") == 1
     assert "dvae_decoder" in capsys.readouterr().err
     assert artifacts(tmp_path / "out") == before
+    assert config.read_text() == "edited"
+
+
+def test_an_export_that_fails_puts_nothing_into_a_new_folder(run, tmp_path, onnx_parity):
+    onnx_parity[0] = 1.0
+    assert run() == 1
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert files == [tmp_path / "out" / LOCK_FILE]
+
+
+def test_a_checkpoint_that_cannot_be_used_leaves_the_output_alone(run, tmp_path):
+    assert run(source=tmp_path) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_are_replaced_where_the_artifacts_are_up_to_date(run, tmp_path):
+    run()
+    config = tmp_path / "out" / "vocos" / "config.pbtxt"
+    config.write_text("edited")
+    assert run() == 0
+    assert config.read_text() == (SOURCE_REPOSITORY / "vocos" / "config.pbtxt").read_text()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_folder(*_):
+    save_file({}, "/nowhere/model.safetensors")
+
+
+@pytest.mark.parametrize(("write", "message"), [(full, "No space left on device"), (no_folder, "No such file")])
+def test_a_file_that_cannot_be_written_is_one_sentence_and_status_1(run, monkeypatch, capsys, write, message):
+    monkeypatch.setattr(export.repository, "export_gpt", write)
+    assert run() == 1
+    error = capsys.readouterr().err
+    assert error.startswith("export: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_second_export_to_one_folder_waits_for_the_first(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        f"from pathlib import Path; from export.lock import locked\n"
+        f"with locked(Path({str(tmp_path / 'lock')!r})): print('locked')",
+    ]
+    with locked(tmp_path / "lock"):
+        second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert second.stderr.readline().startswith("waiting for another export")
+        assert second.poll() is None
+    assert second.communicate(timeout=60) == ("locked\n", "")
+
+
+def test_the_folder_is_locked_while_it_is_looked_at_and_written(run, tmp_path, monkeypatch):
+    """Also for removing what a killed export left, which else would be the other's work."""
+
+    def assert_locked(*_):
+        with (tmp_path / "out" / LOCK_FILE).open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        looked.append(True)
+
+    looked = []
+    monkeypatch.setattr("export.__main__.is_up_to_date", lambda *_: assert_locked() or True)
+    monkeypatch.setattr("export.__main__.update_models", assert_locked)
+    monkeypatch.setattr("export.__main__.build_repository", lambda *_: assert_locked() or [])
+    run()
+    run("--force")
+    assert len(looked) == 3
 
 
 def test_what_a_killed_export_left_is_removed(run, tmp_path):
@@ -126,7 +224,6 @@ def test_a_folder_that_is_no_checkpoint_is_one_sentence_and_status_1(run, tmp_pa
 
 def test_hf_is_downloaded_into_the_cache(run, tmp_path, monkeypatch, checkpoint):
     def download(folder):
-        folder.parent.mkdir()
         folder.symlink_to(checkpoint.directory)
 
     monkeypatch.setattr("export.__main__.download_checkpoint", download)
@@ -140,5 +237,6 @@ def test_the_source_repository_is_not_copied_onto_itself(monkeypatch, tmp_path):
     config.write_text("x")
     monkeypatch.setattr(export.repository, "SOURCE_REPOSITORY", tmp_path)
     before = config.stat().st_mtime_ns
-    export.repository.copy_models(Path(os.path.relpath(tmp_path)))
+    with export.repository.lock_repository(tmp_path):
+        export.repository.update_models(Path(os.path.relpath(tmp_path)))
     assert config.stat().st_mtime_ns == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +98,9 @@ def processes_of(server: RunningServer) -> list[int]:
 
 def segments(launcher: int) -> list[Path]:
     """The shared memory of a launcher's server."""
-    return list(Path("/dev/shm").glob(f"chattts_{launcher}_*"))
+    found = list(Path("/dev/shm").glob(f"chattts_{launcher}_*"))
+    assert all(re.match(rf"chattts_{launcher}_[0-9a-f]{{16}}_", path.name) for path in found)
+    return found
 
 
 def launch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -228,6 +232,56 @@ def test_flags_and_odd_paths_reach_tritonserver(tmp_path: Path) -> None:
     ):
         assert client.get_server_metadata()["name"] == "the name"
         assert echoes(server)
+
+
+@pytest.fixture(scope="module")
+def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("echo")
+    with running_server(python_repository(folder / "models"), log_path=folder / "log") as server:
+        yield server
+
+
+@pytest.fixture(params=["http", "grpc"])
+def echo_client(echo_server: RunningServer, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """tritonclient, whose methods are the same for both protocols."""
+    if request.param == "http":
+        with triton_http.InferenceServerClient(echo_server.http_url) as client:
+            yield client
+    else:
+        with triton_grpc.InferenceServerClient(echo_server.grpc_url) as client:
+            yield client
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("register_system_shared_memory", ["name", "/psm", 8]),
+        ("unregister_system_shared_memory", []),
+        ("get_system_shared_memory_status", []),
+        ("register_cuda_shared_memory", ["name", b"aGFuZGxl", 0, 8]),
+        ("get_model_repository_index", []),
+        ("load_model", ["echo"]),
+        ("unload_model", ["echo"]),
+        ("get_trace_settings", []),
+        ("update_trace_settings", [None, {"trace_file": "/tmp/trace"}]),
+        ("update_log_settings", [{"log_file": "/tmp/log"}]),
+    ],
+)
+def test_endpoints_for_operators_are_closed(echo_client: Any, method: str, arguments: list[Any]) -> None:
+    with pytest.raises(InferenceServerException, match="restricted"):
+        getattr(echo_client, method)(*arguments)
+
+
+def test_endpoints_for_callers_are_open(echo_client: Any) -> None:
+    assert echo_client.is_server_ready()
+    assert echo_client.is_model_ready("echo")
+    for method, arguments in (
+        ("get_server_metadata", []),
+        ("get_model_metadata", ["echo"]),
+        ("get_model_config", ["echo"]),
+        ("get_inference_statistics", ["echo"]),
+    ):
+        assert getattr(echo_client, method)(*arguments)
 
 
 # The ONNX backend on a live server

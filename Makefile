@@ -8,7 +8,7 @@ CHECKPOINT ?= synthetic
 DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 ARGS ?=
 
-.PHONY: help setup demo test lint serve export
+.PHONY: help setup demo test lint serve export bench
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -38,3 +38,7 @@ serve: setup ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after m
 
 export: setup ## write the artifacts of CHECKPOINT=hf|synthetic|tiny|DIR into model_repository/
 	$(RUN) -m export --checkpoint $(CHECKPOINT) $(ARGS)
+
+bench: setup ## compare with the ChatTTS package in one run (ARGS="--precision int8")
+	$(RUN) -m export --checkpoint synthetic --out build/repositories/synthetic
+	$(RUN) -m bench compare --repository build/repositories/synthetic $(ARGS)

@@ -14,9 +14,9 @@ import torch
 from chattts_serving.config import DecoderConfig
 from chattts_serving.engine.engine import Engine
 from chattts_serving.errors import InvalidInputError, ServingError
-from chattts_serving.frontend import TextFrontend
-from chattts_serving.gpt import GPT
+from chattts_serving.gpt import GPT, GPTConfig
 from chattts_serving.layout import lay_out
+from chattts_serving.prompts import Prompts
 from chattts_serving.request import GenerationRequest
 from chattts_serving.synthesis import Synthesis, Synthesizer
 
@@ -33,12 +33,15 @@ class Decoder:
         Raises:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
         """
-        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        model = GPT.load(folder, device, config.precision)
-        self._config = model.config
+        self._config = GPTConfig.load(folder)
+
+        def make_engine() -> Engine:
+            torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+            return Engine(GPT.load(folder, device, config.precision), config.engine)
+
         self._synthesizer = Synthesizer(
-            Engine(model, config.engine),
-            TextFrontend(folder),
+            make_engine,
+            Prompts(folder),
             max_requests=config.max_requests,
             max_sentences_at_once=config.max_sentences_at_once,
         )

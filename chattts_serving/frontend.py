@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,19 +13,12 @@ import numpy.typing as npt
 
 from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.normalizer import Normalizer, detect_language, load_homophones
+from chattts_serving.prompts import Prompts
 from chattts_serving.request import INT63_MAX, GenerationRequest, SynthesisRequest
 from chattts_serving.sentences import split_sentences
 from chattts_serving.speaker import SpeakerStatistics, decode_sample, decode_speaker, normalize
-from chattts_serving.tags import CONTROL_TAGS, check_only_tags, check_tags, is_speakable
-from chattts_serving.tokenizer import Tokenizer
+from chattts_serving.tags import check_only_tags, check_tags, is_speakable
 from chattts_serving.verbalizer import Verbalizer
-
-_FRAME_TAGS = ("[Stts]", "[Ptts]", "[spk_emb]", "[empty_spk]", "[Sbreak]", "[Pbreak]", "[break_0]")
-_NOT_SPOKEN = (
-    "[Stts]",
-    "[spk_emb]",
-    "[empty_spk]",
-)  # refined text may hold them, and a second one would mislead the model
 
 
 @dataclass(frozen=True)
@@ -71,11 +63,8 @@ class TextFrontend:
         """
         self._config = FrontendConfig.load(assets_dir / "frontend.json")
         self._statistics = SpeakerStatistics.parse(self._config.spk_stat, self._config.hidden_size)
-        self._tokenizer = Tokenizer(assets_dir / "tokenizer.json")
-        self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"), Verbalizer())
-        for tag in (*_FRAME_TAGS, *sorted(CONTROL_TAGS)):
-            self._tokenizer.id_of(tag)
-        self._break_0_id = self._tokenizer.id_of("[break_0]")
+        self._prompts = Prompts(assets_dir)
+        self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"))
 
     def prepare(self, request: SynthesisRequest) -> tuple[GenerationRequest, npt.NDArray[np.float32]]:
         """What `gpt_decoder` is to do for `request`, and the voice's normalised vector, float32 [hidden].
@@ -103,35 +92,14 @@ class TextFrontend:
         self._check_lengths(generation)
         return generation, self._speaker_vector(request.speaker, seed)
 
-    def code_prompt(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> tuple[int, ...]:
-        """Ids of the prompt that has `text` spoken (`decorate_code_prompts` of ChatTTS).
-
-        Args:
-            text: a sentence, normalised or refined.
-            prompt: control tags.
-            sample_text: transcript of the reference recording whose codes follow the prompt, or "".
-            has_speaker: whether a speaker's vector takes its place in the prompt.
-        """
-        voice = "[spk_emb]" if has_speaker else "[empty_spk]"
-        for tag in _NOT_SPOKEN:
-            text = text.replace(tag, "")
-        return self._tokenizer.encode(f"[Stts]{voice}{sample_text}{prompt}{text.strip()}[Ptts]")
-
-    def refine_prompt(self, text: str, prompt: str) -> tuple[int, ...]:
-        """Ids of the prompt that has `text` refined (`decorate_text_prompts` of ChatTTS)."""
-        return self._tokenizer.encode(f"[Sbreak]{text}[Pbreak]{prompt}")
-
-    def refined_text(self, ids: Iterable[int]) -> str:
-        """The text of refined token ids, less those from [break_0] on; "" where none are left."""
-        return self._tokenizer.decode(token_id for token_id in ids if token_id < self._break_0_id)
-
     def _sentences(self, request: SynthesisRequest) -> tuple[str, ...]:
         """The sentences of the request's text, normalised; those with nothing to say are left out."""
         language_of_all = detect_language(request.text)
+        verbalize = Verbalizer() if request.normalize else None
         texts = []
         for sentence in split_sentences(request.text):
             language = request.language or detect_language(sentence, otherwise=language_of_all)
-            text = self._normalizer(sentence, language, verbalize=request.normalize)
+            text = self._normalizer(sentence, language, verbalize)
             if is_speakable(text):
                 texts.append(text)
         if not texts:
@@ -140,13 +108,17 @@ class TextFrontend:
 
     def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
         if request.skip_refine:
-            return self.code_prompt(text, request.prompt, request.sample_text, has_speaker=_has_speaker(request))
-        return self.refine_prompt(text, request.refine_prompt)
+            return self._prompts.code_prompt(
+                text, request.prompt, request.sample_text, has_speaker=_has_speaker(request)
+            )
+        return self._prompts.refine_prompt(text, request.refine_prompt)
 
     def _check_lengths(self, generation: GenerationRequest) -> None:
         """Check that the prompts of both passes fit, that of the second for the longest text that refining may make."""
         most = self._config.max_prompt_tokens
-        prompt = self.code_prompt("", generation.prompt, generation.sample_text, has_speaker=generation.has_speaker)
+        prompt = self._prompts.code_prompt(
+            "", generation.prompt, generation.sample_text, has_speaker=generation.has_speaker
+        )
         frame = len(prompt) + len(generation.sample_codes)
         longest = max(map(len, generation.prompts))
         if generation.refine:
@@ -165,7 +137,7 @@ class TextFrontend:
     def _speaker_vector(self, speaker: str, seed: int) -> npt.NDArray[np.float32]:
         if not speaker:
             return normalize(self._statistics.sample(seed))
-        return normalize(decode_speaker(speaker, self._config.hidden_size))
+        return decode_speaker(speaker, self._config.hidden_size)
 
 
 def _has_speaker(request: SynthesisRequest) -> bool:

@@ -37,6 +37,8 @@ _NUMBER_SYMBOLS = str.maketrans("％＄．−〇", "%$.-零")
 _READ_AS_UNITS = "²³"  # the grammars read "m²"
 _FRACTION_SLASH = "\u2044"
 
+Verbalize = Callable[[str, str], str]  # a text without tags and its language
+
 _CHINESE_CHARACTER = re.compile(r"[\u4e00-\u9fff]")
 _ENGLISH_WORD = re.compile(r"\b[A-Za-z]+\b")
 
@@ -70,31 +72,30 @@ def load_homophones(path: Path) -> dict[str, str]:
 class Normalizer:
     """Rewrites one sentence so that the model can say it; tags stay as and where they are."""
 
-    def __init__(self, homophones: Mapping[str, str], verbalize: Callable[[str, str], str]) -> None:
-        """`homophones` as `load_homophones` gives them; `verbalize` takes a text without tags and its language."""
+    def __init__(self, homophones: Mapping[str, str]) -> None:
+        """`homophones` as `load_homophones` gives them."""
         self._homophones = str.maketrans(dict(homophones))
-        self._verbalize = verbalize
 
-    def __call__(self, text: str, language: str, *, verbalize: bool = True) -> str:
+    def __call__(self, text: str, language: str, verbalize: Verbalize | None) -> str:
         """`text` with what cannot be spoken left out.
 
         Args:
             text: one sentence, tags among it.
             language: "zh" or "en".
-            verbalize: write out numbers, dates and units; without it digits stay digits.
+            verbalize: writes out numbers, dates and units; without it digits stay digits.
 
         Returns:
             Chinese characters, ASCII letters and digits, ",.，。、", blanks, and the tags of `text`.
         """
         pieces = split_tags(text)
-        pieces[::2] = [self._normalize(piece, language, verbalize=verbalize) for piece in pieces[::2]]
+        pieces[::2] = [self._normalize(piece, language, verbalize) for piece in pieces[::2]]
         return "".join(pieces).strip()
 
-    def _normalize(self, text: str, language: str, *, verbalize: bool) -> str:
+    def _normalize(self, text: str, language: str, verbalize: Verbalize | None) -> str:
         """The same for text without tags."""
         text = "".join(map(_to_known_letters, text)).translate(_NUMBER_SYMBOLS)
         if verbalize:
-            text = self._verbalize(text, language)
+            text = verbalize(text, language)
             if language == "zh":
                 text = text.translate(_TO_FULL_WIDTH)
         text = text.translate(_TO_KNOWN).translate(self._homophones)

@@ -122,8 +122,9 @@ def _merge_short(pieces: list[_Measured], least: int) -> list[_Measured]:
     merged: list[_Measured] = []
     for piece in pieces:
         if merged and merged[-1][1] < least and _fit(merged[-1], piece):
-            piece = _join(merged.pop(), piece)
-        merged.append(piece)
+            merged[-1] = _join(merged[-1], piece)
+        else:
+            merged.append(piece)
     if len(merged) > 1 and merged[-1][1] < least and _fit(*merged[-2:]):
         merged[-2:] = [_join(*merged[-2:])]
     return merged

@@ -21,7 +21,6 @@ NUM_CODES = NUM_AUDIO_TOKENS - 1  # the last entry of a codebook ends an utteran
 MAX_SAMPLE_TOKENS = MAX_NEW_TOKENS  # 43.7 s
 _SAMPLE_HEADER_BYTES = 4  # the shape [4, num_tokens] as two uint16, little endian
 _MAX_SAMPLE_BYTES = 2 * NUM_CODEBOOKS * MAX_SAMPLE_TOKENS
-_ENCODER_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 _DECODER_FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": max(4_096, _MAX_SAMPLE_BYTES)}]  # no output is longer
 
 Vector = npt.NDArray[np.float16]
@@ -56,25 +55,17 @@ class SpeakerStatistics:
         return noise * self.std + self.mean
 
 
-def encode_speaker(vector: Vector) -> str:
-    """A voice, float16 [hidden], as ChatTTS's speaker string: base16384 over raw LZMA2."""
-    packed = lzma.compress(vector.astype("<f2").tobytes(), format=lzma.FORMAT_RAW, filters=_ENCODER_FILTERS)
-    return base16384.encode(packed)
-
-
-def decode_speaker(text: str, hidden_size: int) -> Vector:
-    """The voice of a speaker string, float16 [hidden].
+def decode_speaker(text: str, hidden_size: int) -> npt.NDArray[np.float32]:
+    """The voice of a speaker string, normalised, float32 [hidden].
 
     Raises:
         InvalidInputError: not such a string, another size, not finite, or all zero.
     """
-    allowed = f"a ChatTTS speaker string of {hidden_size} finite values, not all zero"
     try:
-        vector = np.frombuffer(_unpack(base16384.decode(text), 2 * hidden_size), "<f2").astype(np.float16)
-        normalize(vector)
+        return normalize(np.frombuffer(_unpack(base16384.decode(text), 2 * hidden_size), "<f2"))
     except ValueError as error:
-        raise InvalidInputError("speaker", text, f"{allowed} ({error})") from error
-    return vector
+        allowed = f"a ChatTTS speaker string of {hidden_size} finite values, not all zero ({error})"
+        raise InvalidInputError("speaker", text, allowed) from error
 
 
 def normalize(vector: Vector) -> npt.NDArray[np.float32]:
@@ -92,12 +83,6 @@ def normalize(vector: Vector) -> npt.NDArray[np.float32]:
         raise ValueError(f"the values' norm is {norm}")
     unit: npt.NDArray[np.float32] = (vector / norm).astype(np.float32)
     return unit
-
-
-def encode_sample(codes: npt.NDArray[np.integer[npt.NBitBase]]) -> str:
-    """Codes of a reference recording, [4, num_tokens], as ChatTTS's `spk_smp` string."""
-    packed = lzma.compress(codes.astype("<u2").tobytes(), format=lzma.FORMAT_RAW, filters=_ENCODER_FILTERS)
-    return base16384.encode(np.array(codes.shape, "<u2").tobytes() + packed)
 
 
 def decode_sample(text: str) -> tuple[tuple[int, ...], ...]:

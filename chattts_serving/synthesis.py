@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class PromptBuilder(Protocol):
-    """What is needed to speak a refined sentence; `TextFrontend` is one."""
+    """What is needed to speak a refined sentence; `Prompts` is one."""
 
     def refined_text(self, ids: tuple[int, ...]) -> str:
         """The text of refined token ids."""
@@ -101,17 +102,26 @@ class Synthesizer:
     """Runs requests through an engine, many at a time, and answers each exactly once."""
 
     def __init__(
-        self, engine: Engine, prompts: PromptBuilder, *, max_requests: int, max_sentences_at_once: int
+        self,
+        make_engine: Callable[[], Engine],
+        prompts: PromptBuilder,
+        *,
+        max_requests: int,
+        max_sentences_at_once: int,
     ) -> None:
-        """Start the thread.
+        """Start the thread and wait until its engine is made.
 
         Args:
-            engine: owned by the thread from now on.
+            make_engine: called on the thread, which then owns the engine. It must be the first to compute anything with
+                torch on the CPU: OpenMP keeps a pool for each thread that did, and with more threads than cores their
+                workers sleep between operators instead of spinning (measured: a third slower).
             prompts: makes the prompts of the second pass.
             max_requests: requests at once; one more is refused.
             max_sentences_at_once: sentences of one request in the engine, so that a long text leaves room for others.
+
+        Raises:
+            Exception: whatever `make_engine` raises.
         """
-        self._engine = engine
         self._prompts = prompts
         self._max_requests = max_requests
         self._max_sentences_at_once = max_sentences_at_once
@@ -121,8 +131,10 @@ class Synthesizer:
         self._arrivals: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None wakes the thread to close
         self._jobs: dict[_Job, None] = {}  # the open requests, oldest first
         self._owners: dict[Sequence, _Job] = {}
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._made: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(make_engine,), name="engine", daemon=True)
         self._thread.start()
+        self._made.result()
 
     def submit(self, request: GenerationRequest, speaker: npt.NDArray[np.float32], reply: Reply) -> None:
         """Queue `request`; `reply` is called once, from the engine's thread.
@@ -151,7 +163,13 @@ class Synthesizer:
         self._arrivals.put(None)
         self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, make_engine: Callable[[], Engine]) -> None:
+        try:
+            self._engine = make_engine()
+        except BaseException as error:
+            self._made.set_exception(error)
+            return
+        self._made.set_result(None)
         while self._take_arrivals():
             self._drop_expired()
             try:

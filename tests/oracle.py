@@ -37,9 +37,8 @@ class Oracle:
 
     def __init__(self, checkpoint: Path) -> None:
         self.chat = load_chat(checkpoint)
-        verbalizer = Verbalizer()
         for language in ("zh", "en"):
-            self.chat.normalizer.register(language, lambda text, language=language: verbalizer(text, language))
+            self.chat.normalizer.register(language, lambda text, language=language: Verbalizer()(text, language))
 
     def random_speaker(self, seed: int) -> str:
         torch.manual_seed(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import time
@@ -17,10 +16,10 @@ from hypothesis import strategies as st
 from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.frontend import TextFrontend
 from chattts_serving.request import MAX_TEXT_CHARACTERS, GenerationRequest, SynthesisRequest
-from chattts_serving.speaker import encode_sample, encode_speaker, normalize
+from chattts_serving.speaker import normalize
 from chattts_serving.tokenizer import Tokenizer
-from export.chattts_package import import_chattts
 from tests.frontend_assets import make_frontend_assets
+from tests.voices import encode_sample, encode_speaker
 
 SAMPLE = encode_sample(np.arange(40).reshape(4, 10))
 
@@ -66,24 +65,6 @@ def test_reference_recording_comes_with_its_transcript(frontend, encode):
     generation = prepare(frontend, skip_refine=True, speaker_sample=SAMPLE, sample_text="as I said")
     assert generation.prompts == (encode("[Stts][empty_spk]as I said[speed_5]Hello world.[Ptts]"),)
     assert generation.sample_codes == tuple((n, 10 + n, 20 + n, 30 + n) for n in range(10))
-
-
-@pytest.mark.parametrize("text", ["Hello", " 你好[uv_break] ", "[Stts]a[spk_emb]b[empty_spk]", "[Ptts]", ""])
-@pytest.mark.parametrize("prompt", ["", "[speed_5]"])
-@pytest.mark.parametrize("sample_text", ["", "a sample"])
-@pytest.mark.parametrize("has_speaker", [False, True])
-def test_prompts_are_those_of_chattts(frontend, encode, text, prompt, sample_text, has_speaker):
-    import_chattts()
-    speaker = importlib.import_module("ChatTTS.model.speaker").Speaker
-    (code_prompt,) = speaker.decorate_code_prompts([text], prompt, sample_text, "any voice" if has_speaker else None)
-    (refine_prompt,) = speaker.decorate_text_prompts([text], prompt)
-    assert frontend.code_prompt(text, prompt, sample_text, has_speaker=has_speaker) == encode(code_prompt)
-    assert frontend.refine_prompt(text, prompt) == encode(refine_prompt)
-
-
-def test_refined_text_leaves_out_the_tags_that_set_a_style(frontend, encode):
-    assert frontend.refined_text(encode("hello[uv_break]world[break_3][oral_2]")) == "hello [uv_break] world"
-    assert frontend.refined_text(encode("[break_3]")) == ""
 
 
 def test_sentences_are_normalised_one_by_one_in_their_own_language(frontend):

@@ -165,8 +165,14 @@ FIXED_WITHOUT_VERBALIZING = [
 
 
 @pytest.fixture(scope="module")
-def ours() -> Normalizer:
-    return Normalizer(homophones(), Verbalizer())
+def ours() -> Callable[..., str]:
+    """Our normaliser with a verbalizer of its own for each text, as for each request."""
+    normalizer = Normalizer(homophones())
+
+    def normalize(text: str, language: str, *, verbalize: bool = True) -> str:
+        return normalizer(text, language, Verbalizer() if verbalize else None)
+
+    return normalize
 
 
 def chattts_normalizer(*languages: str) -> Callable[..., str]:

@@ -51,6 +51,7 @@ def test_one_sentence_stays_one_piece(text):
         ("今天天气很好。我们去公园吧！你觉得怎么样？", ["今天天气很好。", "我们去公园吧！", "你觉得怎么样？"]),
         ("The first sentence. The second one! Is this the third? Yes it really is.",
          ["The first sentence.", "The second one!", "Is this the third?", "Yes it really is."]),
+        ("First sentence here.\nSecond one here.", ["First sentence here.", "Second one here."]),
         ("The first line\nThe second line\n\nThe third line", ["The first line", "The second line", "The third line"]),
         ("他慢慢地走过来……然后坐下了；什么也没说。", ["他慢慢地走过来……", "然后坐下了；", "什么也没说。"]),
         ("他问：“你去哪儿？”她说：“我要回家。”", ["他问：“你去哪儿？”", "她说：“我要回家。”"]),
@@ -110,13 +111,48 @@ def test_tags_are_not_cut():
 
 
 @pytest.mark.parametrize(
-    "unit", [".", "!", "。", "a.", ". ", '."', ".!?[laugh]", "[", "[uv_break", "\n", "，", "1", "x. ", '"']
+    "unit",
+    [
+        ".",
+        "!",
+        "。",
+        "a.",
+        ". ",
+        '."',
+        ".!?[laugh]",
+        "[",
+        "[uv_break",
+        "\n",
+        "，",
+        "1",
+        "x. ",
+        '"',
+        "啊。",
+        "a\n",
+        "½",
+        "½。",
+    ],
 )
 def test_longest_text_of_any_kind_is_split_within_bounds(unit):
     text = (unit * MAX_TEXT_CHARACTERS)[: MAX_TEXT_CHARACTERS - 1] + "x"
     pieces = split_sentences(text)
+    assert len(pieces) <= MAX_PIECES
     assert all(width(piece) <= MAX_PIECE_WIDTH for piece in pieces)
     assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    units=st.lists(st.text(st.sampled_from("啊x5½ 。.!，\n[laugh]"), min_size=1, max_size=80), min_size=1, max_size=8)
+)
+def test_longest_text_makes_a_bounded_number_of_pieces(units):
+    text = ("".join(units) * MAX_TEXT_CHARACTERS)[:MAX_TEXT_CHARACTERS]
+    assert len(split_sentences(text)) <= MAX_PIECES
+
+
+def test_sentences_of_a_long_ordinary_text_stay_apart():
+    sentences = [f"我们在第{number}天去公园散步，看了很多花。" for number in range(850)]
+    assert split_sentences("".join(sentences)) == sentences
 
 
 UNITS = st.one_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import lzma
 
 import numpy as np
 import pytest
@@ -19,14 +18,12 @@ from chattts_serving.speaker import (
     SpeakerStatistics,
     decode_sample,
     decode_speaker,
-    encode_sample,
-    encode_speaker,
     normalize,
 )
 from export.chattts_package import import_chattts, speaker_statistics
+from tests.voices import encode_sample, encode_speaker, pack
 
 HIDDEN = 768
-FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +46,16 @@ def random_codes(seed: int, num_tokens: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 625, (4, num_tokens))
 
 
-def pack(data: bytes) -> bytes:
-    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=FILTERS)
-
-
-def test_speaker_strings_are_those_of_chattts(chattts_speaker):
+def test_speaker_strings_of_chattts_are_read(chattts_speaker):
     vector = random_vector(0)
-    text = encode_speaker(vector)
-    assert text == chattts_speaker._encode(torch.from_numpy(vector))
-    assert (decode_speaker(text, HIDDEN) == chattts_speaker._decode(text)).all()
+    assert np.array_equal(decode_speaker(chattts_speaker._encode(torch.from_numpy(vector)), HIDDEN), normalize(vector))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 300, MAX_SAMPLE_TOKENS])
-def test_sample_strings_are_those_of_chattts(chattts_speaker, num_tokens):
+def test_sample_strings_of_chattts_are_read(chattts_speaker, num_tokens):
     codes = random_codes(num_tokens, num_tokens)
-    text = encode_sample(codes)
-    assert text == chattts_speaker.encode_prompt(torch.from_numpy(codes))
-    assert np.array_equal(np.array(decode_sample(text)).T, chattts_speaker.decode_prompt(text).numpy())
+    text = chattts_speaker.encode_prompt(torch.from_numpy(codes))
+    assert np.array_equal(np.array(decode_sample(text)).T, codes)
 
 
 @settings(max_examples=200, deadline=None)

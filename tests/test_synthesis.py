@@ -10,6 +10,7 @@ import pytest
 from chattts_serving.engine.engine import Engine, EngineConfig
 from chattts_serving.engine.model_runner import ModelRunner
 from chattts_serving.errors import (
+    ConfigError,
     DeadlineExceededError,
     EngineError,
     InvalidInputError,
@@ -42,7 +43,7 @@ def engine():
 
 @pytest.fixture
 def synthesizer(engine):
-    synthesizer = Synthesizer(engine, Prompts(), max_requests=8, max_sentences_at_once=2)
+    synthesizer = Synthesizer(lambda: engine, Prompts(), max_requests=8, max_sentences_at_once=2)
     yield synthesizer
     synthesizer.close()
 
@@ -66,6 +67,14 @@ def answer(synthesizer, one):
 
 def endless(seed=1):
     return request(seed=seed, min_new_tokens=120, max_new_tokens=120)
+
+
+def test_an_engine_that_cannot_be_made_is_an_error_at_once():
+    def fail():
+        raise ConfigError("planted")
+
+    with pytest.raises(ConfigError, match="planted"):
+        Synthesizer(fail, Prompts(), max_requests=8, max_sentences_at_once=2)
 
 
 def test_every_sentence_has_its_hidden_states_in_order(synthesizer):
@@ -161,7 +170,7 @@ def test_a_failed_step_answers_every_request_and_the_next_one_works(synthesizer,
 
 
 def test_closing_answers_what_is_open_once_and_refuses_the_rest(engine):
-    synthesizer = Synthesizer(engine, Prompts(), max_requests=8, max_sentences_at_once=2)
+    synthesizer = Synthesizer(lambda: engine, Prompts(), max_requests=8, max_sentences_at_once=2)
     replies = [submit(synthesizer, endless(seed)) for seed in range(8)]
     synthesizer.close()
     outcomes = [one.get(timeout=30) for one in replies]
@@ -180,7 +189,7 @@ def test_two_sentences_that_fail_in_one_step_are_answered_once(engine):
         def code_prompt(self, text, prompt, sample_text, *, has_speaker):
             raise InvalidInputError("text", text, "nothing at all")
 
-    synthesizer = Synthesizer(engine, Broken(), max_requests=8, max_sentences_at_once=2)
+    synthesizer = Synthesizer(lambda: engine, Broken(), max_requests=8, max_sentences_at_once=2)
     replies = submit(synthesizer, request(prompts=((5,), (6,)), refine=True, refine_max_new_tokens=1))
     assert isinstance(replies.get(timeout=30), InvalidInputError)
     assert isinstance(answer(synthesizer, request()), Synthesis)
@@ -194,7 +203,7 @@ def test_an_unforeseen_error_of_one_request_is_answered_and_harms_no_other(engin
         def refined_text(self, ids):
             raise error
 
-    synthesizer = Synthesizer(engine, Broken(), max_requests=8, max_sentences_at_once=2)
+    synthesizer = Synthesizer(lambda: engine, Broken(), max_requests=8, max_sentences_at_once=2)
     neighbour = submit(synthesizer, endless())
     assert isinstance(answer(synthesizer, request(refine=True)), EngineError)
     assert isinstance(neighbour.get(timeout=30), Synthesis)
@@ -214,7 +223,7 @@ def test_an_error_of_the_text_side_fails_its_request_alone(engine):
         def code_prompt(self, text, prompt, sample_text, *, has_speaker):
             raise InvalidInputError("text", text, "nothing at all")
 
-    synthesizer = Synthesizer(engine, Broken(), max_requests=8, max_sentences_at_once=2)
+    synthesizer = Synthesizer(lambda: engine, Broken(), max_requests=8, max_sentences_at_once=2)
     neighbour = submit(synthesizer, endless())
     assert isinstance(answer(synthesizer, request(refine=True)), ServingError)
     assert isinstance(neighbour.get(timeout=30), Synthesis)

@@ -107,3 +107,10 @@ def test_unforeseen_error_is_logged_and_its_words_are_kept_in(caplog):
     assert response.error().code() == pb.TritonError.INTERNAL
     assert "secret" not in response.error().message()
     assert "a secret path" in caplog.text
+
+
+def test_unforeseen_error_of_a_late_answer_is_treated_alike(caplog):
+    sent = triton_io.failure(pb, ZeroDivisionError("a secret path")).error()
+    assert sent.code() == pb.TritonError.INTERNAL
+    assert "secret" not in sent.message()
+    assert "a secret path" in caplog.text

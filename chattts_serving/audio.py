@@ -8,7 +8,6 @@ N_FFT = 1_024  # samples per STFT window
 NUM_MELS = 100  # mel bands
 FRAMES_PER_TOKEN = 2  # mel frames per audio token (the decoder unfolds a token into two frames)
 SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * HOP_LENGTH  # 512 samples = 21.33 ms
-TOKENS_PER_SECOND = SAMPLE_RATE / SAMPLES_PER_TOKEN  # 46.875
 
 
 def num_samples(num_tokens: int) -> int:

@@ -146,12 +146,6 @@ def _has_speaker(request: SynthesisRequest) -> bool:
 
 
 def _check_texts(request: SynthesisRequest) -> None:
-    for name in ("text", "sample_text", "prompt", "refine_prompt"):
-        value = getattr(request, name)
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(name, value, "valid Unicode, without lone surrogates") from error
     check_tags("text", request.text)
     check_tags("sample_text", request.sample_text)
     check_only_tags("prompt", request.prompt)

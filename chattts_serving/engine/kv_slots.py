@@ -27,7 +27,6 @@ class KVSlots:
 
     def __init__(self, capacity: int) -> None:
         """`capacity` is the number of tokens that the cache holds."""
-        self.capacity = capacity
         self._free = [Slot(0, capacity)] if capacity else []  # sorted by start, no two touch
 
     @property

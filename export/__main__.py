@@ -14,6 +14,7 @@ from chattts_serving.errors import ConfigError, shown
 from export.checkpoint import Checkpoint
 from export.download import download_checkpoint
 from export.lock import locked
+from export.onnx_models import PRECISIONS
 from export.repository import Artifact, build_repository, is_up_to_date, lock_repository, update_models
 from export.synthetic import SIZES, ensure_checkpoint
 
@@ -22,7 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parse(arguments)
     try:
-        export(options.checkpoint, options.out, cache_dir=options.cache, seed=options.seed, force=options.force)
+        export(
+            options.checkpoint,
+            options.out,
+            cache_dir=options.cache,
+            seed=options.seed,
+            vocoder_precision=options.vocoder_precision,
+            force=options.force,
+        )
     except (ConfigError, OSError, SafetensorError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
@@ -32,7 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(source: str, out_dir: Path, *, cache_dir: Path, seed: int = 0, force: bool = False) -> None:
+def export(
+    source: str,
+    out_dir: Path,
+    *,
+    cache_dir: Path,
+    seed: int = 0,
+    vocoder_precision: str = "fp32",
+    force: bool = False,
+) -> None:
     """Make `out_dir` a complete model repository of the checkpoint `source`, unless it is one already.
 
     Args:
@@ -40,6 +56,7 @@ def export(source: str, out_dir: Path, *, cache_dir: Path, seed: int = 0, force:
         out_dir: the model repository.
         cache_dir: where checkpoints of the first three kinds are kept.
         seed: of the random weights of "synthetic" and "tiny".
+        vocoder_precision: of decoder and vocoder, one of PRECISIONS.
         force: export again where nothing has changed.
 
     Raises:
@@ -49,12 +66,12 @@ def export(source: str, out_dir: Path, *, cache_dir: Path, seed: int = 0, force:
     start = time.monotonic()
     checkpoint = _checkpoint(source, cache_dir, seed)
     with lock_repository(out_dir):
-        if not force and is_up_to_date(checkpoint, out_dir):
+        if not force and is_up_to_date(checkpoint, out_dir, vocoder_precision):
             update_models(out_dir)
             print(f"{out_dir} is up to date with {checkpoint.directory}")
             return
         print(f"exporting {checkpoint.directory} to {out_dir}")
-        for artifact in build_repository(checkpoint, out_dir):
+        for artifact in build_repository(checkpoint, out_dir, vocoder_precision):
             print(_line(artifact), flush=True)
     print(f"exported in {time.monotonic() - start:.1f} s")
 
@@ -100,6 +117,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="where checkpoints are kept (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument(
+        "--vocoder-precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="of dvae_decoder and vocos inside; fp16 is for GPUs, slower on a CPU (%(default)s)",
+    )
     parser.add_argument("--force", action="store_true", help="export again even where nothing has changed")
     return parser.parse_args(arguments)
 

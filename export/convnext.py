@@ -5,7 +5,11 @@ set to 0 before every convolution that looks at neighbours, which is what the ze
 a padded batch equals each of its sequences alone.
 
 Layout: a block is two large matrix products and one cheap depthwise convolution. Time-major keeps the products free of
-transposes; the convolution pays for two. (Shifted multiply-adds and 2-D convolutions were slower in ONNX Runtime.)
+transposes. Convolutions are 2-D, over images of height 1: ONNX Runtime's CPU kernel for those works in blocks of
+channels and takes both transposes into its copies to and from them. 1-D ones with their transposes took three times as
+long.
+
+Modules run in the precision of their weights: float32, or float16 for GPUs.
 """
 
 from __future__ import annotations
@@ -54,29 +58,30 @@ class Weights:
         weight = self[f"{name}.weight"]
         return _filled(nn.LayerNorm(len(weight), eps=LAYER_NORM_EPS), weight, self[f"{name}.bias"])
 
-    def conv(self, name: str, *, stride: int = 1, padding: int | None = None, dilation: int = 1) -> nn.Conv1d:
+    def conv(self, name: str, *, stride: int = 1, padding: int | None = None, dilation: int = 1) -> nn.Conv2d:
         """The convolution `name`; one input channel per group makes it depthwise. Keeps the length unless told."""
         weight = self[f"{name}.weight"]
         outputs, inputs, kernel = weight.shape
         bias = self.tensors.get(f"{self.prefix}{name}.bias")
         groups = outputs if inputs == 1 else 1
-        layer = nn.Conv1d(
+        layer = nn.Conv2d(
             inputs * groups,
             outputs,
-            kernel,
-            stride=stride,
-            padding=dilation * (kernel // 2) if padding is None else padding,
-            dilation=dilation,
+            (1, kernel),
+            stride=(1, stride),
+            padding=(0, dilation * (kernel // 2) if padding is None else padding),
+            dilation=(1, dilation),
             groups=groups,
             bias=bias is not None,
         )
-        return _filled(layer, weight, bias)
+        return _filled(layer, weight.unsqueeze(2), bias)
 
 
-def convolve(conv: nn.Conv1d, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def convolve(conv: nn.Conv2d, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`conv` over the real frames: [B, F, inputs], mask [B, F, 1] -> [B, F / stride, outputs]."""
-    output: torch.Tensor = conv((frames * mask).transpose(1, 2))
-    return output.transpose(1, 2)
+    image = (frames * mask).unsqueeze(1)  # [B, height 1, F, inputs]
+    output: torch.Tensor = conv(image.permute(0, 3, 1, 2))
+    return output.permute(0, 2, 3, 1).squeeze(1)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -99,7 +104,12 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """One step of the residual stream."""
         mixed = self.norm(convolve(self.depthwise, frames, mask))
-        change: torch.Tensor = self.contract(nn.functional.gelu(self.expand(mixed)))
+        bias: torch.Tensor = self.expand.bias
+        if bias.dtype == torch.float32:
+            # ONNX Runtime makes one BiasGelu of a bias [channels] and a GELU, which saves a GPU a pass over memory. On
+            # a CPU that operator takes longer than the two that are left of a bias [1, channels].
+            bias = bias.unsqueeze(0)
+        change: torch.Tensor = self.contract(nn.functional.gelu(mixed @ self.expand.weight.T + bias))
         return frames + change
 
 

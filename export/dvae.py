@@ -47,16 +47,17 @@ class DvaeDecoder(nn.Module):
         self.decoder = ConvNeXtStack(weights.below("decoder"))
         self.out = weights.conv("out_conv")
         with torch.no_grad():
-            self.out.weight.mul_(weights["coef"].reshape(-1, 1, 1))
+            self.out.weight.mul_(weights["coef"].reshape(-1, 1, 1, 1))
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden [B, T, H], mask [B, T] (1 = real) -> mel [B, 2T, NUM_MELS], 0 where mel_mask [B, 2T] is."""
         # The first half of a hidden state is the earlier of its token's two frames.
         frames = hidden.reshape(hidden.shape[0], -1, hidden.shape[2] // FRAMES_PER_TOKEN)
         mel_mask = torch.stack([mask] * FRAMES_PER_TOKEN, dim=2).flatten(1)
-        frame_mask = mel_mask.unsqueeze(2)
-        mel = convolve(self.out, self.decoder(frames, frame_mask), frame_mask)
-        return mel * frame_mask, mel_mask
+        dtype = self.out.weight.dtype
+        frame_mask = mel_mask.unsqueeze(2).to(dtype)
+        mel = convolve(self.out, self.decoder(frames.to(dtype), frame_mask), frame_mask)
+        return (mel * frame_mask).float(), mel_mask
 
 
 class LogMel(nn.Module):

@@ -19,11 +19,12 @@ from export.chattts_package import load_chat
 from export.checkpoint import Checkpoint, load_tensors
 from export.convnext import Weights
 from export.dvae import MIN_ENCODER_SAMPLES, DvaeDecoder, DvaeEncoder
-from export.onnx_parity import check_decoder, check_encoder, check_vocos
+from export.onnx_parity import ALLOWED_DIFFERENCE, check_decoder, check_encoder, check_vocos
 from export.parity import ParityResult
 from export.vocos import Vocos
 
-OPSET = 20  # the first with a Gelu operator, which ONNX Runtime fuses; ONNX Runtime 1.20 and later run the files
+OPSET = 20  # the first with a Gelu operator; ONNX Runtime 1.20 and later run the files
+PRECISIONS = tuple(ALLOWED_DIFFERENCE)  # "fp32", "fp16"
 MODEL_FILE = "1/model.onnx"  # in a model's folder: version 1, under the name that Triton looks for
 
 
@@ -44,21 +45,29 @@ class _Exported:
     outputs: tuple[str, ...]
 
 
-def export_onnx_models(checkpoint: Checkpoint, out_dir: Path) -> list[ParityResult]:
+def export_onnx_models(checkpoint: Checkpoint, out_dir: Path, precision: str = "fp32") -> list[ParityResult]:
     """Write {dvae_decoder,vocos,dvae_encoder}/1/model.onnx below `out_dir` and compare each with its source.
+
+    Args:
+        checkpoint: where the weights come from.
+        out_dir: the model repository.
+        precision: of decoder and vocoder, one of PRECISIONS. Inputs and outputs are float32 in any; the encoder always
+            is, because a rounding error of its own would change codes.
 
     Raises:
         ConfigError: the checkpoint is unreadable. A model that differs too much is not refused here but by
             `ParityResult.check`.
     """
     for name, exported in _models(checkpoint).items():
+        if precision == "fp16" and name in ("dvae_decoder", "vocos"):
+            exported.module.half()
         path = out_dir / name / MODEL_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_onnx(name, exported, path)
     chat = load_chat(checkpoint.directory)
     return [
-        check_decoder(chat.decoder, out_dir / "dvae_decoder" / MODEL_FILE),
-        check_vocos(chat.vocos, out_dir / "vocos" / MODEL_FILE),
+        check_decoder(chat.decoder, out_dir / "dvae_decoder" / MODEL_FILE, precision),
+        check_vocos(chat.vocos, out_dir / "vocos" / MODEL_FILE, precision),
         check_encoder(chat.dvae, out_dir / "dvae_encoder" / MODEL_FILE),
     ]
 

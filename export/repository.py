@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
@@ -57,8 +58,10 @@ def lock_repository(out_dir: Path) -> AbstractContextManager[None]:
     return locked(out_dir / LOCK_FILE)
 
 
-def build_repository(checkpoint: Checkpoint, out_dir: Path) -> Iterator[Artifact]:
+def build_repository(checkpoint: Checkpoint, out_dir: Path, vocoder_precision: str) -> Iterator[Artifact]:
     """Write the models and every artifact below `out_dir`, yielding each artifact as it passes its check.
+
+    `vocoder_precision` is that of `export_onnx_models`.
 
     All is made in a temporary folder and takes its names at the end, so an export that fails or is interrupted before
     leaves the models as they were. One that ends during these last renames leaves no stamp: the next one starts over.
@@ -72,16 +75,18 @@ def build_repository(checkpoint: Checkpoint, out_dir: Path) -> Iterator[Artifact
         models, artifacts = temporary / "models", temporary / "artifacts"
         artifacts.mkdir()
         _copy_models(models, out_dir)
-        for step in (_frontend_step, _gpt_step, export_onnx_models):
+        onnx_step = partial(export_onnx_models, precision=vocoder_precision)
+        for step in (_frontend_step, _gpt_step, onnx_step):
             yield from _run_step(step, checkpoint, artifacts)
         sizes = _sizes(artifacts)
         stamp = out_dir / STAMP_FILE
         stamp.unlink(missing_ok=True)  # without one first and with the new one last
         _move_into_place(models, out_dir)
         _move_into_place(artifacts, out_dir)
-        partial = temporary / stamp.name
-        partial.write_text(json.dumps({"key": _stamp_key(checkpoint), "artifacts": sizes}, indent=1) + "\n", "utf-8")
-        partial.replace(stamp)
+        unfinished = temporary / stamp.name
+        key = _stamp_key(checkpoint, vocoder_precision)
+        unfinished.write_text(json.dumps({"key": key, "artifacts": sizes}, indent=1) + "\n", "utf-8")
+        unfinished.replace(stamp)
 
 
 def update_models(out_dir: Path) -> None:
@@ -96,11 +101,11 @@ def update_models(out_dir: Path) -> None:
         _move_into_place(models, out_dir)
 
 
-def is_up_to_date(checkpoint: Checkpoint, out_dir: Path) -> bool:
+def is_up_to_date(checkpoint: Checkpoint, out_dir: Path, vocoder_precision: str) -> bool:
     """Whether `out_dir` holds the artifacts that `build_repository` would write, by its stamp and the files' sizes."""
     try:
         stamp = json.loads((out_dir / STAMP_FILE).read_text(encoding="utf-8"))
-        return stamp["key"] == _stamp_key(checkpoint) and all(
+        return stamp["key"] == _stamp_key(checkpoint, vocoder_precision) and all(
             (out_dir / name).stat().st_size == num_bytes for name, num_bytes in stamp["artifacts"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -174,9 +179,9 @@ def _move_into_place(folder: Path, out_dir: Path) -> None:
             source.replace(target)
 
 
-def _stamp_key(checkpoint: Checkpoint) -> str:
-    """Stands for the checkpoint (its files' paths, sizes and times), the code and the packages that export it."""
-    digest = hashlib.sha256()
+def _stamp_key(checkpoint: Checkpoint, vocoder_precision: str) -> str:
+    """Stands for the checkpoint (its files' paths, sizes and times), the precision, the code and its packages."""
+    digest = hashlib.sha256(f"{vocoder_precision}\n".encode())
     for path in checkpoint.files():
         status = path.stat()
         digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())

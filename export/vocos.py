@@ -61,14 +61,27 @@ class Vocos(nn.Module):
         self.register_buffer("inverse", inverse_basis(weights["head.istft.window"]))
         self.overlap_add = OverlapAdd(weights["head.istft.window"])
 
+    def half(self) -> Vocos:
+        """Make everything float16 but the spectrum and its inverse transform: small errors of a phase add up there."""
+        for part in (self.embed, self.norm, self.blocks, self.final_norm, self.head):
+            part.half()
+        return self
+
     def forward(self, mel: torch.Tensor, mel_mask: torch.Tensor) -> torch.Tensor:
         """Log mel [B, F, NUM_MELS], mel_mask [B, F] (1 = real) -> waveform [B, F * HOP_LENGTH], 24 kHz."""
         mask = mel_mask.unsqueeze(2)
-        frames = self.norm(convolve(self.embed, mel, mask))
-        for block in self.blocks:
-            frames = block(frames, mask)
-        log_magnitude, phase = self.head(self.final_norm(frames)).chunk(2, dim=2)
+        log_magnitude, phase = self._spectrum(mel.to(self.embed.weight.dtype), mask.to(self.embed.weight.dtype))
         magnitude = log_magnitude.exp().clamp(max=MAX_MAGNITUDE) * mask
         spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
         waveform: torch.Tensor = self.overlap_add(spectrum @ self.inverse, mask)
         return waveform
+
+    def _spectrum(self, mel: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Log magnitude and phase of each frame, float32 [B, F, NUM_BINS]."""
+        frames = self.norm(convolve(self.embed, mel, mask))
+        for block in self.blocks:
+            frames = block(frames, mask)
+        # The mask only keeps the last block's addition and the normalisation apart. ONNX Runtime would make one
+        # SkipLayerNormalization of them, which is five times as slow on a CPU.
+        spectrum: torch.Tensor = self.head(self.final_norm(frames * mask))
+        return spectrum.float().chunk(2, dim=2)

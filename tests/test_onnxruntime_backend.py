@@ -261,7 +261,7 @@ def test_session_options_come_from_the_config() -> None:
         execution_mode="1",
         enable_mem_arena="0",
         enable_mem_pattern="false",
-        **{"session.use_device_allocator_for_initializers": "1"},
+        **{"session.use_device_allocator_for_initializers": "1", "session.intra_op.allow_spinning": "false"},
     )
     options = backend._session_options({"name": "tiny", **config})
     assert options.intra_op_num_threads == 2
@@ -270,6 +270,7 @@ def test_session_options_come_from_the_config() -> None:
     assert not options.enable_cpu_mem_arena
     assert not options.enable_mem_pattern
     assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 @pytest.mark.parametrize(("level", "name"), [(-1, "BASIC"), (0, "ALL"), (1, "EXTENDED"), (2, "DISABLE_ALL")])

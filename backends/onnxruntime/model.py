@@ -46,6 +46,8 @@ OPTIMIZATION_LEVELS = {  # of `optimization { graph { level } }`; any other numb
 }
 EXECUTION_MODES = {0: ort.ExecutionMode.ORT_SEQUENTIAL, 1: ort.ExecutionMode.ORT_PARALLEL}
 DEVICE_ALLOCATOR = "session.use_device_allocator_for_initializers"
+# Not among the C++ backend's keys, which leaves it unread and its threads spinning; ONNX Runtime's own name.
+ALLOW_SPINNING = "session.intra_op.allow_spinning"
 ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 # `parameters` of the config that the C++ backend still takes for CUDA, numbers standing for names
 CUDA_PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -292,6 +294,8 @@ def _session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
     options.enable_mem_pattern = _boolean(config, "enable_mem_pattern", default=True)
     if _boolean(config, DEVICE_ALLOCATOR, default=False):
         options.add_session_config_entry(DEVICE_ALLOCATOR, "1")
+    if not _boolean(config, ALLOW_SPINNING, default=True):
+        options.add_session_config_entry(ALLOW_SPINNING, "0")
     return options
 
 

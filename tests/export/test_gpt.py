@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt import GPTConfig
+from chattts_serving.gpt_config import GPTConfig
 from export.checkpoint import Checkpoint, load_tensors
 from export.gpt import check_gpt, export_gpt, fold_weight_norm, fuse_weights
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from google.protobuf import text_format
@@ -18,8 +20,9 @@ from tritonclient.grpc import model_config_pb2
 from chattts_serving.audio import HOP_LENGTH, N_FFT, NUM_MELS
 from chattts_serving.errors import ConfigError
 from export.chattts_package import load_chat
+from export.checkpoint import Checkpoint
 from export.onnx_models import export_onnx_models
-from export.onnx_parity import check_decoder, check_encoder, check_vocos, lay_out, open_session
+from export.onnx_parity import ALLOWED_DIFFERENCE, check_decoder, check_encoder, check_vocos, lay_out, open_session
 from export.parity import ParityResult
 from export.synthetic import write_checkpoint
 
@@ -71,6 +74,15 @@ def other_chat(tmp_path_factory) -> Any:
     return load_chat(write_checkpoint("tiny", tmp_path_factory.mktemp("other") / "checkpoint", seed=1).directory)
 
 
+@pytest.fixture(scope="module")
+def half_precision(exported, tmp_path_factory) -> Export:
+    """The same checkpoint with decoder and vocoder in float16."""
+    folder = tmp_path_factory.mktemp("half")
+    parity = export_onnx_models(Checkpoint.load(exported.folder / "checkpoint"), folder, "fp16")
+    sessions = {model: open_session(folder / model / "1" / "model.onnx") for model in MODELS}
+    return Export(folder, parity, sessions, exported.chat)
+
+
 def random_frames(
     seed: int, rows: list[list[int]], channels: int
 ) -> tuple[np.random.Generator, list[list[np.ndarray]]]:
@@ -108,6 +120,55 @@ def test_the_export_compares_each_model_with_its_source(exported):
     assert [result.name for result in exported.parity] == list(MODELS)
     for result in exported.parity:
         result.check()
+
+
+def test_half_precision_stays_within_its_own_bound_and_above_that_of_float32(half_precision):
+    decoder, vocos, encoder = half_precision.parity
+    for result in (decoder, vocos):
+        assert ALLOWED_DIFFERENCE["fp32"] < result.difference < ALLOWED_DIFFERENCE["fp16"] == result.allowed
+    assert encoder.difference <= encoder.allowed
+
+
+def test_half_precision_concerns_the_weights_of_decoder_and_vocoder_alone(exported, half_precision):
+    for model in MODELS:
+        graph = onnx.load(half_precision.path(model)).graph
+        single = onnx.load(exported.path(model)).graph
+        assert (graph.input, graph.output) == (single.input, single.output)
+        weights = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}  # of convolutions
+        assert weights == {onnx.TensorProto.FLOAT if model == "dvae_encoder" else onnx.TensorProto.FLOAT16}
+    [inverse] = [tensor for tensor in onnx.load(half_precision.path("vocos")).graph.initializer if N_FFT in tensor.dims]
+    assert inverse.data_type == onnx.TensorProto.FLOAT
+
+
+def test_half_precision_is_silent_and_keeps_runs_apart_where_the_mask_says_so(exported, half_precision):
+    """A run beside noise and other runs equals the run alone, up to float16's rounding."""
+    rng, frames = random_frames(0, [[10, 20], [15]], exported.hidden_size)
+    batch = lay_out(rng, frames, gap=3)
+    mel, mel_mask = half_precision.run("dvae_decoder", batch.values, batch.mask)
+    (waveform,) = half_precision.run("vocos", mel, mel_mask)
+    assert not mel[mel_mask == 0].any()
+    for run in batch.runs:
+        alone, alone_mask = half_precision.run(
+            "dvae_decoder", run.frames[None], np.ones((1, len(run.frames)), np.float32)
+        )
+        (expected,) = half_precision.run("vocos", alone, alone_mask)
+        found = waveform[run.row, run.start * 2 * HOP_LENGTH :][: expected.shape[1]]
+        np.testing.assert_allclose(found, expected[0], rtol=0, atol=ALLOWED_DIFFERENCE["fp16"] / 4)
+        found[:] = 0
+    assert not waveform.any()
+
+
+@pytest.mark.parametrize("model", ["dvae_decoder", "vocos"])
+def test_onnx_runtime_makes_no_slow_operators_of_the_graph(exported, model, tmp_path):
+    """BiasGelu and SkipLayerNormalization are slower on a CPU than what they replace; transposes cost for nothing."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3  # it warns that such a file fits this machine alone
+    onnxruntime.InferenceSession(str(exported.path(model)), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert not {"BiasGelu", "SkipLayerNormalization"} & set(operators)
+    if platform.machine() == "x86_64":  # elsewhere ONNX Runtime has no blocked layout
+        assert operators.count("Transpose") < operators.count("Conv")
 
 
 @few

@@ -23,10 +23,10 @@ def onnx_parity(monkeypatch):
     """Replace the ONNX exporters, which take half a minute, by ones that write at once and differ by `value[0]`."""
     value = [0.0]
 
-    def export_onnx_models(_checkpoint, out_dir):
+    def export_onnx_models(_checkpoint, out_dir, precision):
         for model in ONNX_MODELS:
             (out_dir / model / "1").mkdir(parents=True)
-            (out_dir / model / "1" / "model.onnx").write_bytes(b"onnx")
+            (out_dir / model / "1" / "model.onnx").write_bytes(precision.encode())
         return [ParityResult(model, value[0], 1e-4) for model in ONNX_MODELS]
 
     monkeypatch.setattr(export.repository, "export_onnx_models", export_onnx_models)
@@ -108,6 +108,16 @@ def test_a_changed_package_is_exported_again(run, monkeypatch, capsys):
     capsys.readouterr()
     run()
     assert "up to date" not in capsys.readouterr().out
+
+
+def test_another_precision_is_exported_again(run, tmp_path):
+    vocos = tmp_path / "out" / "vocos" / "1" / "model.onnx"
+    run()
+    assert vocos.read_text() == "fp32"
+    run("--vocoder-precision", "fp16")
+    assert vocos.read_text() == "fp16"
+    run()
+    assert vocos.read_text() == "fp32"
 
 
 def test_the_stamp_covers_every_serving_module_that_the_export_uses():

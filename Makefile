@@ -15,11 +15,11 @@ help: ## list the commands
 
 setup: $(VENV)/.installed ## create .venv with everything in it
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard chattts_serving/cpu/*.[ch])
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 12); sys.exit(0 if ok else \
 	"Python 3.10, 3.11 or 3.12 is needed, this is %s: call make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(DEVICE),test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(DEVICE),test$(if $(filter cpu,$(DEVICE)),-cpu)]'
 	@touch $@
 
 demo: setup ## speak a sentence through the server over gRPC and HTTP, write demo.wav
@@ -39,6 +39,7 @@ serve: setup ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after m
 export: setup ## write the artifacts of CHECKPOINT=hf|synthetic|tiny|DIR into model_repository/
 	$(RUN) -m export --checkpoint $(CHECKPOINT) $(ARGS)
 
-bench: setup ## compare with the ChatTTS package in one run (ARGS="--precision int8")
+bench: setup ## compare with the ChatTTS package in one run (ARGS="--precision bf16")
 	$(RUN) -m export --checkpoint synthetic --out build/repositories/synthetic
-	$(RUN) -m bench compare --repository build/repositories/synthetic $(ARGS)
+	$(RUN) -m bench compare --repository build/repositories/synthetic \
+		--precision $(if $(filter gpu,$(DEVICE)),bf16 fp16,fp32 int8) $(ARGS)

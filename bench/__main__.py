@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench engine|compare`."""
+"""Command line of the benchmarks: `python -m bench server|compare|engine|plot`."""
 
 from __future__ import annotations
 
@@ -9,55 +9,133 @@ from pathlib import Path
 
 from chattts_serving.errors import ServingError
 
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # chattts_serving.gpt.Precision, which takes seconds to import
+
 
 def main() -> int:
     """Run one part; the exit status for the shell."""
     options = _parse()
     try:
-        if options.part == "engine":
-            from bench import engine  # noqa: PLC0415  # needs torch alone, and runs where nothing else is
-            from chattts_serving.gpt import Precision  # noqa: PLC0415
-
-            engine.run(
-                batches=options.batches,
-                contexts=options.contexts,
-                steps=options.steps,
-                precision=Precision(options.precision),
-                threads=options.threads,
-            )
-        else:
-            from bench import compare  # noqa: PLC0415
-
-            compare.run(
-                options.checkpoint,
-                options.repository,
-                tokens=options.tokens,
-                concurrency=options.concurrency,
-                rounds=options.rounds,
-                precision=options.precision,
-            )
+        PARTS[options.part](options)
     except ServingError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+# Each part imports what it needs when it is chosen: the engine's runs where there is torch and little else.
+# ruff: noqa: PLC0415
+
+
+def _engine(options: argparse.Namespace) -> None:
+    from bench import engine
+    from chattts_serving.gpt_config import Precision
+
+    engine.run(
+        batches=options.batches,
+        contexts=options.contexts,
+        steps=options.steps,
+        precision=Precision(options.precision),
+        threads=options.threads,
+    )
+
+
+def _server(options: argparse.Namespace) -> None:
+    from bench import server
+
+    concurrency = options.concurrency
+    if concurrency is None:
+        concurrency = () if options.rate or options.soak else server.DEFAULT_CONCURRENCY
+    load = server.Load(
+        protocol=options.protocol,
+        tokens=options.tokens,
+        timeout_s=options.timeout,
+        concurrency=tuple(concurrency),
+        rates=tuple(options.rate),
+        requests=options.requests,
+        soak=options.soak,
+    )
+    server.run(load, options.repository, options.precision, options.url, options.pid)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from bench import compare
+
+    compare.run(
+        options.checkpoint,
+        options.repository,
+        tokens=options.tokens,
+        concurrency=options.concurrency,
+        rounds=options.rounds,
+        precisions=options.precision,
+    )
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from bench import plots
+
+    print(plots.draw(options.files))
+
+
+PARTS = {"server": _server, "compare": _compare, "engine": _engine, "plot": _plot}
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
-    engine = parts.add_parser("engine", help="decode steps alone")
-    engine.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64, 256])
-    engine.add_argument("--contexts", type=int, nargs="+", default=[300, 1500])
-    engine.add_argument("--steps", type=int, default=20, help="timed steps of each point (default 20)")
-    engine.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+
+    server = parts.add_parser("server", help="load on the live server")
+    server.add_argument("--url", metavar="HOST:PORT", help="of a server that runs; default: serve --repository")
+    server.add_argument("--pid", type=int, help="of that server's launcher, to watch its memory and CPU time")
+    server.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
+    server.add_argument(
+        "--concurrency",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="closed loop: requests at once (default 1 4 16 64, unless there is --rate or --soak)",
+    )
+    server.add_argument(
+        "--rate", type=float, nargs="+", default=[], metavar="X", help="open loop: Poisson arrivals a second, 3 seeds"
+    )
+    server.add_argument(
+        "--requests",
+        type=int,
+        metavar="N",
+        help="of each level (default: closed loop 4 a caller and 16 at least, open loop 20 s and 32 at least)",
+    )
+    server.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (default 120)")
+    server.add_argument("--soak", type=int, default=0, metavar="N", help="memory after every 50 of N requests")
+
     compare = parts.add_parser("compare", help="beside the ChatTTS package, in turns")
     compare.add_argument("--checkpoint", type=Path, default=Path("checkpoints/synthetic"), metavar="DIR")
-    compare.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="its export")
-    compare.add_argument("--tokens", type=int, default=96, help="of each sentence (default 96: 2 s of audio)")
-    compare.add_argument("--concurrency", type=int, default=16)
-    compare.add_argument("--rounds", type=int, default=3, help="turns of each system (default 3)")
-    for part in (engine, compare):
-        part.add_argument("--precision", choices=["fp32", "int8"], default="fp32")
+    compare.add_argument("--concurrency", type=int, default=16, metavar="N")
+    compare.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each system (default 3)")
+
+    for part in (server, compare):
+        part.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="an export")
+        part.add_argument("--tokens", type=int, default=96, help="of each sentence (default 96: 2 s of audio)")
+        part.add_argument(
+            "--precision",
+            nargs="+",
+            choices=PRECISIONS,
+            default=[],
+            help="of the GPT; several: a server each (default: the repository's)",
+        )
+
+    engine = parts.add_parser("engine", help="decode steps alone")
+    engine.add_argument(
+        "--batches", type=int, nargs="+", default=[], metavar="N", help="default: 1 2 4 ... 256, on a CPU 1 4 16 64"
+    )
+    engine.add_argument(
+        "--contexts", type=int, nargs="+", default=[], metavar="N", help="default: 300 1500, on a CPU 300"
+    )
+    engine.add_argument("--steps", type=int, default=20, metavar="N", help="timed steps of each point (default 20)")
+    engine.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
+    engine.add_argument("--precision", choices=PRECISIONS, default="fp32")
+
+    plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")
+    plot.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
     return parser.parse_args()
 
 

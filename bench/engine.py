@@ -1,23 +1,29 @@
-"""Decode steps alone: official sizes, random weights, no server. Needs torch and safetensors only.
+"""Decode steps alone: official sizes, random weights, no server. Needs torch, NumPy and safetensors only.
 
-Each point runs a batch of sequences at one length of context and times whole steps, sampling included. The share of the
-memory-bandwidth limit compares with the time that reading weights and cache once would take at the bandwidth measured
-in the same run.
+Each point runs a batch of sequences at one length of context and times whole steps, sampling included. Two limits stand
+beside it, from what the same run measured: how long reading weights and cache once would take at the bandwidth of
+memory, and how long the arithmetic would take at the speed of a large matrix product.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
 from bench import report
-from chattts_serving.engine.engine import Engine, EngineConfig
-from chattts_serving.engine.model_runner import ModelRunner
+from bench.plots import draw_beside
+from chattts_serving.engine.cpu_runner import CpuRunner
+from chattts_serving.engine.engine import Engine
+from chattts_serving.engine.runner import Runner
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
-from chattts_serving.gpt import GPT, GPTConfig, Precision, weight_shapes
+from chattts_serving.engine.torch_runner import TorchRunner
+from chattts_serving.gpt import GPT
+from chattts_serving.gpt_config import GPTConfig, Precision, weight_shapes
 
 OFFICIAL = GPTConfig(
     hidden_size=768,
@@ -35,43 +41,84 @@ OFFICIAL = GPTConfig(
     break_0_id=21_147,
 )
 WARM_STEPS = 3
-BYTES_PER_WEIGHT = {Precision.FP32: 4, Precision.INT8: 1}
+CHECKED_PROMPTS = (1, 17, 90)  # tokens of the prompts whose sequences are compared with float32
+CHECKED_TOKENS = 16  # that each of them draws
+PREFILL_TOKENS = 4_096  # at once; one long prompt at a time would make the first sequences much longer than the last
+PRODUCT_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}  # rows; which is fastest depends on the machine
+DTYPES = {  # of the weights, by the value of Precision
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
+COLUMNS = ("sequences", "context", "ms/step", "tokens/s", "% of bandwidth limit", "% of limit")
+
+
+def default_points() -> tuple[list[int], list[int]]:
+    """Batches and contexts to measure: fewer on a CPU, which takes minutes for the prompts of the larger ones."""
+    if torch.cuda.is_available():
+        return [2**power for power in range(9)], [300, 1500]
+    return [1, 4, 16, 64], [300]
 
 
 def run(*, batches: list[int], contexts: list[int], steps: int, precision: Precision, threads: int) -> None:
-    """Check the numbers against float32, measure, print the table, write the JSON."""
+    """Check the numbers against float32, measure, print the table, write JSON and plot.
+
+    Empty `batches` or `contexts` are those of `default_points`.
+    """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights = _random_weights()
-    model = GPT(OFFICIAL, weights, device, precision)
-    differences = _logit_error(model, GPT(OFFICIAL, weights, device))
+    dtype = DTYPES[precision.value]
+    made = _Maker(_random_weights(), device, precision, threads)
+    differences = _logit_error(made)
     print(
         "logits differ from float32 by {largest:.2g} at most, {rms:.2g} rms; their size is {size:.2g} rms".format(
             **differences
         )
     )
-    bandwidth = _bandwidth(device)
-    print(f"memory bandwidth: {bandwidth / 1e9:.1f} GB/s")
+    bandwidth, peak = _bandwidth(device), _peak_operations(device, dtype)
+    print(f"memory bandwidth: {bandwidth / 1e9:.1f} GB/s; {precision.value} products: {peak / 1e12:.2f} TFLOP/s")
+    default_batches, default_contexts = default_points()
     points = []
-    for context in contexts:
-        for batch in batches:
-            seconds = _step_seconds(model, batch, context, steps)
-            limit = _bytes_read(precision, batch, context, model) / bandwidth
-            points.append((batch, context, 1e3 * seconds, batch / seconds, 100 * limit / seconds))
-            print(report.table(COLUMNS, points[-1:]), flush=True)
-    print(report.table(COLUMNS, points))
+    plan = [(context, batch) for context in contexts or default_contexts for batch in batches or default_batches]
+    for context, batch in _with_progress(plan):
+        seconds, cache_tokens = _step_seconds(made, batch, context, steps)
+        bandwidth_limit = _bytes_read(dtype, cache_tokens, made.bytes_per_token) / bandwidth
+        compute_limit = _operations(batch, cache_tokens) / peak
+        points.append(
+            {
+                "sequences": batch,
+                "context": context,
+                "ms/step": 1e3 * seconds,
+                "tokens/s": batch / seconds,
+                "% of bandwidth limit": 100 * bandwidth_limit / seconds,
+                "% of limit": 100 * max(bandwidth_limit, compute_limit) / seconds,
+                "bandwidth_limit_ms": 1e3 * bandwidth_limit,
+                "compute_limit_ms": 1e3 * compute_limit,
+            }
+        )
+    print(report.table(COLUMNS, [[point[column] for column in COLUMNS] for point in points]))
     settings = {"precision": precision.value, "threads": threads, "steps": steps, "device": str(device)}
-    results = [dict(zip(COLUMNS, point, strict=True)) for point in points]
-    results_of_run = {
+    results = {
         "settings": settings,
         "logit_error": differences,
         "bandwidth_gb_s": bandwidth / 1e9,
-        "points": results,
+        "peak_tflop_s": peak / 1e12,
+        "points": points,
     }
-    print(f"raw numbers: {report.write('engine', results_of_run)}")
+    path = report.write("engine", results)
+    print(f"raw numbers: {path}")
+    draw_beside([path])
 
 
-COLUMNS = ("sequences", "context", "ms/step", "tokens/s", "% of bandwidth limit")
+def _with_progress(plan: list[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    try:
+        from tqdm import tqdm  # noqa: PLC0415  # may be missing
+    except ImportError:
+        print("no progress bar: tqdm is not installed", flush=True)
+        return plan
+    bar: Iterable[tuple[int, int]] = tqdm(plan, desc="engine", unit="point")
+    return bar
 
 
 def _random_weights() -> dict[str, torch.Tensor]:
@@ -82,24 +129,88 @@ def _random_weights() -> dict[str, torch.Tensor]:
     }
 
 
-def _logit_error(model: GPT, reference: GPT) -> dict[str, float]:
-    """How far `model`'s audio logits are from those of `reference` over one causal pass of 64 random tokens."""
-    codes = torch.randint(0, 625, (64, 4), generator=torch.Generator().manual_seed(1)).to(model.device)
-    positions = torch.arange(len(codes), device=model.device)
+class _Maker:
+    """Makes runners of one model, as the server would."""
 
-    def attend(_layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.squeeze(0).transpose(0, 1)
+    def __init__(
+        self, weights: dict[str, torch.Tensor], device: torch.device, precision: Precision, threads: int
+    ) -> None:
+        self.reference = GPT(OFFICIAL, weights, device)  # in float32
+        self._weights, self._device, self._precision, self._threads = weights, device, precision, threads
+        self._model = None if device.type == "cpu" else GPT(OFFICIAL, weights, device, precision)
 
-    with torch.inference_mode():
-        logits = [one.code_logits(one.forward(one.embed_codes(codes), positions, attend)) for one in (model, reference)]
-    difference = logits[0] - logits[1]
+    @property
+    def bytes_per_token(self) -> int:
+        """Of the cache."""
+        if self._model is None:
+            return CpuRunner.bytes_per_token(OFFICIAL, self._precision)
+        return TorchRunner.bytes_per_token(self._model)
+
+    def engine(self, max_sequences: int, cache_tokens: int) -> Engine:
+        """An engine that is warm, with a cache of at least `cache_tokens` tokens."""
+        cache_tokens = max(cache_tokens, OFFICIAL.max_position_embeddings) + 1
+        runner = self._runner(max_sequences, cache_tokens * self.bytes_per_token / 1e9)
+        runner.warm_up()
+        return Engine(runner, max_sequences=max_sequences, max_prefill_tokens=PREFILL_TOKENS)
+
+    def _runner(self, max_sequences: int, kv_cache_gb: float) -> Runner:
+        if self._model is None:
+            return CpuRunner(
+                OFFICIAL,
+                lambda name: self._weights[name].numpy(),
+                precision=self._precision,
+                kv_cache_gb=kv_cache_gb,
+                num_threads=self._threads,
+            )
+        return TorchRunner(
+            self._model, kv_cache_gb=kv_cache_gb, max_sequences=max_sequences, max_prefill_tokens=PREFILL_TOKENS
+        )
+
+
+def _sequence(number: int, num_prompt_tokens: int, num_new_tokens: int) -> Sequence:
+    params = SamplingParams(0.3, 0.7, 20, 1.05, num_new_tokens, num_new_tokens, seed=number, stream=0)
+    prompt = tuple((7 * number + 13 * place) % 21_000 for place in range(num_prompt_tokens))
+    speaker = np.full(OFFICIAL.hidden_size, OFFICIAL.hidden_size**-0.5, np.float32)
+    return Sequence(Kind.AUDIO, prompt, params, speaker=speaker)
+
+
+def _logit_error(made: _Maker) -> dict[str, float]:
+    """How far the audio logits of sequences in the engine are from those in float32, over the same tokens.
+
+    The logits are those of the engine's hidden states and float32 heads.
+    """
+    engine = made.engine(len(CHECKED_PROMPTS), len(CHECKED_PROMPTS) * (max(CHECKED_PROMPTS) + CHECKED_TOKENS))
+    for number, length in enumerate(CHECKED_PROMPTS):
+        engine.add(_sequence(number, length, CHECKED_TOKENS))
+    pairs = []
+    while engine.num_running or engine.num_waiting:
+        for finished in engine.step():
+            hidden = torch.from_numpy(finished.hidden).to(made.reference.device)
+            with torch.inference_mode():
+                expected = _reference_logits(made.reference, finished.sequence)
+                pairs.append((made.reference.code_logits(hidden), expected))
+    found, expected = (torch.cat(logits) for logits in zip(*pairs, strict=True))
+    difference = found - expected
     return {
         "largest": difference.abs().max().item(),
         "rms": difference.square().mean().sqrt().item(),
-        "size": logits[1].square().mean().sqrt().item(),
+        "size": expected.square().mean().sqrt().item(),
     }
+
+
+def _reference_logits(reference: GPT, sequence: Sequence) -> torch.Tensor:
+    """Logits that each token of `sequence` should have been drawn from, by one causal pass over all of them."""
+    prompt = torch.tensor(sequence.prompt_ids, device=reference.device)
+    codes = torch.tensor(sequence.tokens[:-1], device=reference.device)
+    embeddings = torch.cat([reference.embed_text(prompt), reference.embed_codes(codes)])
+    positions = torch.arange(len(embeddings), device=reference.device)
+
+    def attend(_layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in reference.split_heads(qkv, positions))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return out.squeeze(0).transpose(0, 1).flatten(1)
+
+    return reference.code_logits(reference.forward(embeddings, attend)[len(prompt) - 1 :])
 
 
 def _bandwidth(device: torch.device) -> float:
@@ -115,37 +226,62 @@ def _bandwidth(device: torch.device) -> float:
     return best
 
 
-def _step_seconds(model: GPT, batch: int, context: int, steps: int) -> float:
-    """Median time of one step of `batch` sequences that start with `context` tokens of prompt."""
-    most = WARM_STEPS + steps + 1
-    tokens = batch * (context + most)
-    gigabytes = (max(tokens, OFFICIAL.max_position_embeddings) + 1) * ModelRunner.bytes_per_token(model) / 1e9
-    engine = Engine(model, EngineConfig(max_sequences=batch, max_prefill_tokens=2_048, kv_cache_gb=gigabytes))
-    speaker = np.full(OFFICIAL.hidden_size, OFFICIAL.hidden_size**-0.5, np.float32)
-    for number in range(batch):
-        params = SamplingParams(0.3, 0.7, 20, 1.05, most, most, seed=number, stream=0)
-        prompt = tuple((7 * number + 13 * place) % 21_000 for place in range(context))
-        engine.add(Sequence(Kind.AUDIO, prompt, params, speaker=speaker))
+def _peak_operations(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiplications and additions a second of large square matrix products, the best of a few."""
+    best = 0.0
+    for size in PRODUCT_SIZES[device.type]:
+        if dtype is torch.int8:
+            a = torch.randint(-127, 128, (size, size), dtype=dtype, device=device)
+            product: Callable[..., torch.Tensor] = torch._int_mm
+        else:
+            a = torch.randn(size, size, device=device).to(dtype)
+            product = torch.matmul
+        for _ in range(5):
+            _synchronize(device)
+            started = time.perf_counter()
+            product(a, a)
+            _synchronize(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def _step_seconds(made: _Maker, batch: int, context: int, steps: int) -> tuple[float, int]:
+    """Median time of one step of `batch` sequences whose prompts have `context` tokens; tokens in their caches."""
+    prefill_steps = math.ceil(batch / max(1, PREFILL_TOKENS // context))
+    most = prefill_steps + WARM_STEPS + steps + 2  # more than any sequence comes to: none may end while it is timed
+    engine = made.engine(batch, batch * (context + most))
+    sequences = [_sequence(number, context, most) for number in range(batch)]
+    for sequence in sequences:
+        engine.add(sequence)
     while engine.num_waiting:
         engine.step()
     for _ in range(WARM_STEPS):
         engine.step()
+    cache_tokens = sum(sequence.num_tokens for sequence in sequences) + batch * steps // 2  # half way
     times = []
     for _ in range(steps):
-        _synchronize(model.device)
         started = time.perf_counter()
-        engine.step()
-        _synchronize(model.device)
+        engine.step()  # waits for the tokens of a step, this one or the one before
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    if engine.num_running != batch:
+        raise AssertionError(f"{engine.num_running} sequences run, not {batch}")
+    return statistics.median(times), cache_tokens
 
 
-def _bytes_read(precision: Precision, batch: int, context: int, model: GPT) -> float:
-    """What a step cannot do without: every weight of the layers and audio heads, and the cache of each sequence."""
+def _step_weights() -> int:
+    """Weights that every step multiplies with: those of the layers and of the audio heads."""
     skipped = ("embed_text", "embed_code", "head_text")
-    shapes = [shape for name, shape in weight_shapes(OFFICIAL).items() if name not in skipped]
-    weights = sum(BYTES_PER_WEIGHT[precision] * int(np.prod(shape)) for shape in shapes)
-    return weights + batch * context * ModelRunner.bytes_per_token(model)
+    return sum(math.prod(shape) for name, shape in weight_shapes(OFFICIAL).items() if name not in skipped)
+
+
+def _bytes_read(dtype: torch.dtype, cache_tokens: int, bytes_per_token: int) -> float:
+    """What a step cannot do without: every weight once, and the cache of each sequence."""
+    return _step_weights() * dtype.itemsize + cache_tokens * bytes_per_token
+
+
+def _operations(batch: int, cache_tokens: int) -> float:
+    """Multiplications and additions of a step: products with the weights, and attention's two with the cache."""
+    return 2 * batch * _step_weights() + 4 * cache_tokens * OFFICIAL.num_layers * OFFICIAL.hidden_size
 
 
 def _synchronize(device: torch.device) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from chattts_serving.errors import ConfigError
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -45,15 +49,48 @@ def write(part: str, results: Mapping[str, object]) -> Path:
     """Write the JSON of one run; returns where it is."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{part}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"
-    path.write_text(json.dumps({"environment": environment(), **results}, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps({"part": part, "environment": environment(), **results}, indent=1, ensure_ascii=False)
+    text = re.sub(
+        r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text
+    )  # a list of numbers in one line
+    path.write_text(text + "\n")
     return path
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote.
+
+    Raises:
+        ConfigError: it cannot be read, or is not of this version.
+    """
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(results, dict) or "part" not in results:
+        raise ConfigError(f"{path} is not what this version of the benchmarks writes: it has no 'part'")
+    return results
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    """One line for a plot's title."""
+    cpu = f"{environment['cpu']}, {environment['cpus']} CPUs"
+    return f"{environment['gpu']}, {cpu}" if environment["gpu"] else cpu
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows in columns; floats with three digits that count."""
-    cells = [list(header), *([f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    """Rows in columns; floats with three digits that count, "-" for None."""
+    cells = [list(header), *([_cell(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
 
 
 def _cpu() -> str:

@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from chattts_serving.engine.engine import EngineConfig
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt import Precision
+from chattts_serving.gpt_config import Precision
 
 
 @dataclass(frozen=True)
@@ -25,18 +24,14 @@ class DecoderConfig:
     max_prefill_tokens: int = 512
     kv_cache_gb: float = 1.0
     num_threads: int = 0
-    precision: Precision = Precision.FP32
+    precision: Precision | None = None  # None: what suits the device
 
     def __post_init__(self) -> None:
-        """Check what the engine does not check itself."""
-        for name, least in (("max_requests", 1), ("max_sentences_at_once", 1), ("num_threads", 0)):
+        """Check what is not checked where it is used."""
+        at_least_one = ("max_requests", "max_sentences_at_once", "max_sequences", "max_prefill_tokens")
+        for name, least in (*((name, 1) for name in at_least_one), ("num_threads", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"parameter '{name}' is {getattr(self, name)}; allowed is {least} or more")
-
-    @property
-    def engine(self) -> EngineConfig:
-        """The engine's part of it."""
-        return EngineConfig(self.max_sequences, self.max_prefill_tokens, self.kv_cache_gb)
 
     @classmethod
     def from_triton(cls, model_config: str) -> DecoderConfig:
@@ -46,15 +41,19 @@ class DecoderConfig:
             ConfigError: an unknown parameter, a value that is no number, or one out of its range.
         """
         parameters = json.loads(model_config).get("parameters", {})
-        readers: dict[str, Callable[[str], int | float | Precision]] = {field.name: int for field in fields(cls)}
-        readers |= {"kv_cache_gb": float, "precision": Precision}
-        values: dict[str, int | float | Precision] = {}
+        readers: dict[str, Callable[[str], int | float | Precision | None]] = {field.name: int for field in fields(cls)}
+        readers |= {"kv_cache_gb": float, "precision": _precision}
+        values: dict[str, int | float | Precision | None] = {}
         for name, entry in parameters.items():
             if name not in readers:
                 raise ConfigError(f"parameter '{name}' is unknown; known are {', '.join(sorted(readers))}")
             try:
                 values[name] = readers[name](entry["string_value"])
             except ValueError:
-                allowed = "fp32 or int8" if name == "precision" else "a number"
+                allowed = f"auto, {', '.join(one.value for one in Precision)}" if name == "precision" else "a number"
                 raise ConfigError(f"parameter '{name}' is '{entry['string_value']}'; allowed is {allowed}") from None
         return cls(**values)  # type: ignore[arg-type]
+
+
+def _precision(value: str) -> Precision | None:
+    return None if value == "auto" else Precision(value)

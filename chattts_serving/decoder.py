@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from chattts_serving.config import DecoderConfig
+from chattts_serving.engine.cpu_runner import CpuRunner
 from chattts_serving.engine.engine import Engine
+from chattts_serving.engine.runner import Runner
 from chattts_serving.errors import InvalidInputError, ServingError
-from chattts_serving.gpt import GPT, GPTConfig
+from chattts_serving.gpt_config import GPTConfig, Precision
 from chattts_serving.layout import lay_out
 from chattts_serving.prompts import Prompts
 from chattts_serving.request import GenerationRequest
@@ -27,8 +28,8 @@ Reply = Callable[[Outputs | Exception], None]
 class Decoder:
     """The engine with its model, and the prompts of the second pass."""
 
-    def __init__(self, folder: Path, config: DecoderConfig, device: torch.device) -> None:
-        """Load the artifacts in `folder` and start the engine on `device`.
+    def __init__(self, folder: Path, config: DecoderConfig, device: str) -> None:
+        """Load the artifacts in `folder` and start the engine on `device`, "cpu" or "cuda:N".
 
         Raises:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
@@ -36,8 +37,10 @@ class Decoder:
         self._config = GPTConfig.load(folder)
 
         def make_engine() -> Engine:
-            torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-            return Engine(GPT.load(folder, device, config.precision), config.engine)
+            runner = make_runner(folder, device, config)
+            engine = Engine(runner, max_sequences=config.max_sequences, max_prefill_tokens=config.max_prefill_tokens)
+            runner.warm_up()
+            return engine
 
         self._synthesizer = Synthesizer(
             make_engine,
@@ -85,6 +88,27 @@ class Decoder:
             raise InvalidInputError("generation", request.sample_codes, f"{config.num_codebooks} codes a token")
         if speaker.shape != (config.hidden_size,) or not np.isfinite(speaker).all():
             raise InvalidInputError("speaker_embedding", speaker.shape, f"{config.hidden_size} finite numbers")
+
+
+def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
+    """What computes the engine's steps on `device`, with the artifacts in `folder` loaded.
+
+    Raises:
+        ConfigError: as `Decoder`.
+    """
+    if device == "cpu":
+        num_threads = config.num_threads or len(os.sched_getaffinity(0))
+        return CpuRunner.load(folder, config.precision or Precision.FP32, config.kv_cache_gb, num_threads)
+    # PyTorch takes seconds and 200 MB, which CPUs do without.
+    from chattts_serving.engine.torch_runner import TorchRunner  # noqa: PLC0415
+    from chattts_serving.gpt import GPT  # noqa: PLC0415
+
+    return TorchRunner(
+        GPT.load(folder, device, config.precision or Precision.BF16),
+        kv_cache_gb=config.kv_cache_gb,
+        max_sequences=config.max_sequences,
+        max_prefill_tokens=config.max_prefill_tokens,
+    )
 
 
 def _check_ids(name: str, rows: tuple[tuple[int, ...], ...], limit: int) -> None:

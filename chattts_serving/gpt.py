@@ -6,80 +6,74 @@ Architecture: Touvron et al. 2023 (LLaMA); weight names are those that `python -
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.linear import FloatLinear, Int8Linear, Linear
+from chattts_serving.gpt_config import GPTConfig, Precision, check_shapes
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(layer, q, k, v), each [num_tokens, num_heads, head_dim] with rotary positions applied -> the same shape."""
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """Sizes and special token ids of one checkpoint, as `config.json` beside the weights holds them."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
-    num_text_tokens: int
-    num_audio_tokens: int  # entries of one codebook, the end token (the last one) included
-    num_codebooks: int
-    spk_emb_id: int  # text token that the speaker vector replaces
-    ebreak_id: int  # ends refined text
-    break_0_id: int  # text tokens from here on are control tags that refined text drops
-
-    @property
-    def head_dim(self) -> int:
-        """Size of one attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def eos_code(self) -> int:
-        """The code that ends an utterance, in any codebook."""
-        return self.num_audio_tokens - 1
-
-    @classmethod
-    def load(cls, folder: Path) -> GPTConfig:
-        """Read `config.json` of `folder`.
-
-        Raises:
-            ConfigError: the file is missing, is not JSON, or its keys are not exactly the fields.
-        """
-        path = folder / "config.json"
-        try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {path}: {error}; run python -m export") from error
-        expected, found = {field.name for field in fields(cls)}, set(values)
-        if expected != found:
-            raise ConfigError(f"{path} has the wrong keys: {sorted(expected ^ found)}; run python -m export again")
-        return cls(**values)
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
+"""(layer, qkv [num_tokens, 3 * hidden], as `GPT.split_heads` takes it) -> attended, [num_tokens, hidden]."""
 
 
-class Precision(Enum):
-    """What the matrix products are computed in; everything between them is float32."""
+DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+"""Of embeddings, hidden states and cache, where that is not float32."""
 
-    FP32 = "fp32"
-    INT8 = "int8"  # CPU only; weights scaled per output channel, activations per token
+
+class LayerOps(Protocol):
+    """What a layer does between its matrix products; x is [num_tokens, hidden], sums are float32."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """RMSNorm of x (Zhang and Sennrich 2019)."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + delta, and its RMSNorm."""
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """gate_up [n, 2 * intermediate] -> silu(gate) * up, [n, intermediate]."""
+
+
+class TorchLayerOps:
+    """`LayerOps` in PyTorch, on any device."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """As `LayerOps`."""
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `LayerOps`."""
+        x = x + delta
+        return x, self.rms_norm(x, weight, eps)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """As `LayerOps`."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+TORCH_LAYER_OPS = TorchLayerOps()
 
 
 class GPT:
-    """The decoder stack, embeddings and heads on one device."""
+    """The decoder stack, embeddings and heads on one device.
 
-    dtype = torch.float32  # of embeddings, hidden states and cache
+    Attributes:
+        config: its sizes.
+        device: where it lies.
+        dtype: of embeddings, hidden states and cache.
+        embed_table: the embeddings that are looked up, "embed_text" [num_text_tokens, hidden] and "embed_code"
+            [num_codebooks * num_audio_tokens, hidden].
+        rope_cos, rope_sin: rotary embedding, float32 [max_positions, head_dim].
+    """
 
     def __init__(
         self,
@@ -94,23 +88,32 @@ class GPT:
             ConfigError: a tensor is missing, is one too many, or has another shape than `config` wants; or the device
                 does not do `precision`.
         """
-        _check_shapes(config, weights)
-        if precision is Precision.INT8 and device.type != "cpu":
-            raise ConfigError(f"precision is int8 on {device}; int8 is for the CPU: choose fp32")
+        check_shapes(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        allowed = (Precision.FP32, *DTYPES) if device.type == "cuda" else (Precision.FP32,)
+        if precision not in allowed:
+            names = ", ".join(one.value for one in allowed)
+            raise ConfigError(f"precision is {precision.value}; allowed on {device} is {names}")
         self.config, self.device = config, device
-        linear = Int8Linear if precision is Precision.INT8 else FloatLinear
-        self._linear: dict[str, Linear] = {}
-        self._table: dict[str, torch.Tensor] = {}  # weights that are looked up or multiplied element by element
+        self.dtype = DTYPES.get(precision, torch.float32)
+        self._matrix: dict[str, torch.Tensor] = {}  # each [out, in]
+        self._norm: dict[str, torch.Tensor] = {}  # each [hidden]
+        self._half_head: dict[str, torch.Tensor] = {}  # heads in 16 bits, each [vocabulary, hidden]
+        self.embed_table: dict[str, torch.Tensor] = {}
         for name, tensor in weights.items():
-            if name.startswith("embed") or tensor.dim() == 1:
-                self._table[name] = tensor.to(device, self.dtype)
+            moved = tensor.to(device, self.dtype)
+            if name.startswith("embed"):
+                self.embed_table[name] = moved
+            elif tensor.dim() == 1:
+                self._norm[name] = moved
+            elif name.startswith("head") and precision in DTYPES:
+                self._half_head[name] = moved
             else:
-                self._linear[name] = linear(tensor.to(device, self.dtype))
-        self._rope_cos, self._rope_sin = _rope_tables(config, device)  # each [max_positions, head_dim], float32
+                self._matrix[name] = moved
+        self.rope_cos, self.rope_sin = _rope_tables(config, device)
         self._codebook_offsets = torch.arange(config.num_codebooks, device=device) * config.num_audio_tokens
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, precision: Precision = Precision.FP32) -> GPT:
+    def load(cls, folder: Path, device: torch.device | str, precision: Precision = Precision.FP32) -> GPT:
         """Read `config.json` and `model.safetensors` of `folder`.
 
         Raises:
@@ -121,85 +124,71 @@ class GPT:
             weights = load_file(folder / "model.safetensors")
         except Exception as error:  # safetensors raises its own type, which is no OSError
             raise ConfigError(f"cannot read {folder / 'model.safetensors'}: {error}; run python -m export") from error
-        return cls(config, weights, device, precision)
+        return cls(config, weights, torch.device(device), precision)
 
     def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
         """Text tokens [n] -> embeddings [n, hidden]."""
-        return F.embedding(ids, self._table["embed_text"])
+        return F.embedding(ids, self.embed_table["embed_text"])
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Audio tokens [n, num_codebooks] -> embeddings [n, hidden], the sum over the codebooks."""
-        return F.embedding(codes + self._codebook_offsets, self._table["embed_code"]).sum(1)
+        return F.embedding(codes + self._codebook_offsets, self.embed_table["embed_code"]).sum(1)
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, attend: Attend, ops: LayerOps = TORCH_LAYER_OPS) -> torch.Tensor:
         """Run every layer over tokens of any number of sequences, packed without padding.
 
         Args:
             x: embeddings, [num_tokens, hidden].
-            positions: place of each token in its own sequence, [num_tokens] int64.
-            attend: attention over the sequences' caches.
+            attend: rotary positions, and attention over the sequences' caches.
+            ops: what computes between the matrix products.
 
         Returns:
             Hidden states after the final norm, [num_tokens, hidden].
         """
-        config, linear, table = self.config, self._linear, self._table
-        cos, sin = self._rope_cos[positions].unsqueeze(1), self._rope_sin[positions].unsqueeze(1)  # [n, 1, head_dim]
-        heads = (-1, config.num_heads, config.head_dim)
-        for layer in range(config.num_layers):
+        num_layers, eps = self.config.num_layers, self.config.rms_norm_eps
+        input_norms = [self._norm[f"layers.{layer}.input_norm"] for layer in range(num_layers)]
+        next_norms = [*input_norms[1:], self._norm["norm"]]
+        normed = ops.rms_norm(x, input_norms[0], eps)
+        for layer, next_norm in enumerate(next_norms):
             prefix = f"layers.{layer}."
-            normed = self._norm(x, table[prefix + "input_norm"])
-            q, k, v = linear[prefix + "qkv"](normed).chunk(3, dim=-1)
-            attended = attend(layer, _rotate(q.view(heads), cos, sin), _rotate(k.view(heads), cos, sin), v.view(heads))
-            x = x + linear[prefix + "o"](attended.reshape(x.shape))
-            normed = self._norm(x, table[prefix + "post_norm"])
-            gate, up = linear[prefix + "gate_up"](normed).chunk(2, dim=-1)
-            x = x + linear[prefix + "down"](F.silu(gate) * up)
-        return self._norm(x, table["norm"])
+            attended = attend(layer, self._linear(prefix + "qkv", normed))
+            x, normed = ops.add_rms_norm(x, self._linear(prefix + "o", attended), self._norm[prefix + "post_norm"], eps)
+            inner = ops.silu_mul(self._linear(prefix + "gate_up", normed))
+            x, normed = ops.add_rms_norm(x, self._linear(prefix + "down", inner), next_norm, eps)
+        return normed
+
+    def split_heads(
+        self, qkv: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, with rotary positions applied to the first two.
+
+        Args:
+            qkv: [num_tokens, 3 * hidden].
+            positions: place of each token in its own sequence, [num_tokens] int64.
+
+        Returns:
+            Three of [num_tokens, num_heads, head_dim].
+        """
+        cos, sin = self.rope_cos[positions].unsqueeze(1), self.rope_sin[positions].unsqueeze(1)  # [n, 1, head_dim]
+        heads = (-1, self.config.num_heads, self.config.head_dim)
+        q, k, v = (part.reshape(heads) for part in qkv.chunk(3, dim=-1))
+        return _rotate(q, cos, sin).to(qkv.dtype), _rotate(k, cos, sin).to(qkv.dtype), v
 
     def text_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, num_text_tokens]."""
-        return self._linear["head_text"](hidden)
+        return self._logits("head_text", hidden)
 
     def code_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, num_codebooks, num_audio_tokens]."""
-        return self._linear["head_code"](hidden).view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
+        return self._logits("head_code", hidden).view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self._matrix[name])
 
-
-def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    codes = config.num_codebooks * config.num_audio_tokens
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed_text": (config.num_text_tokens, hidden),
-        "embed_code": (codes, hidden),
-        "norm": (hidden,),
-        "head_text": (config.num_text_tokens, hidden),
-        "head_code": (codes, hidden),
-    }
-    for layer in range(config.num_layers):
-        shapes |= {
-            f"layers.{layer}.input_norm": (hidden,),
-            f"layers.{layer}.qkv": (3 * hidden, hidden),
-            f"layers.{layer}.o": (hidden, hidden),
-            f"layers.{layer}.post_norm": (hidden,),
-            f"layers.{layer}.gate_up": (2 * intermediate, hidden),
-            f"layers.{layer}.down": (hidden, intermediate),
-        }
-    return shapes
-
-
-def _check_shapes(config: GPTConfig, weights: Mapping[str, torch.Tensor]) -> None:
-    expected = weight_shapes(config)
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ConfigError(
-                f"weight '{name}' has shape {found.get(name)}, config.json wants {expected.get(name)}; "
-                "run python -m export again"
-            )
+    def _logits(self, head: str, hidden: torch.Tensor) -> torch.Tensor:
+        if head in self._half_head:  # rounded to 16 bits, many logits of a row would be equal
+            return torch.mm(hidden, self._half_head[head].T, out_dtype=torch.float32)
+        return self._linear(head, hidden)
 
 
 def _rope_tables(config: GPTConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

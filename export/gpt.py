@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt import GPT, GPTConfig
+from chattts_serving.gpt import GPT
+from chattts_serving.gpt_config import GPTConfig
 from chattts_serving.request import NUM_AUDIO_TOKENS
 from export.checkpoint import Checkpoint, load_tensors
 from export.layout import NUM_CODEBOOKS
@@ -147,17 +148,17 @@ def _packed_hidden(model: GPT, sequences: list[tuple[torch.Tensor, torch.Tensor]
     """The serving model's hidden states of all sequences, one after another: [sum of n + m, hidden]."""
     lengths = [len(text) + len(codes) for text, codes in sequences]
 
-    def attend(_layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        heads = [torch.split(tensor.transpose(0, 1), lengths, dim=1) for tensor in (q, k, v)]
+    def attend(_layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        heads = [torch.split(tensor.transpose(0, 1), lengths, dim=1) for tensor in model.split_heads(qkv, positions)]
         attended = [
             F.scaled_dot_product_attention(query, key, value, is_causal=True)
             for query, key, value in zip(*heads, strict=True)
         ]
-        return torch.cat(attended, dim=1).transpose(0, 1)
+        return torch.cat(attended, dim=1).transpose(0, 1).flatten(1)
 
     x = torch.cat([torch.cat([model.embed_text(text), model.embed_codes(codes)]) for text, codes in sequences])
     positions = torch.cat([torch.arange(length) for length in lengths])
-    return model.forward(x, positions, attend)
+    return model.forward(x, attend)
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -3,9 +3,8 @@ import json
 import pytest
 
 from chattts_serving.config import DecoderConfig
-from chattts_serving.engine.engine import EngineConfig
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt import Precision
+from chattts_serving.gpt_config import Precision
 from tests.engine.models import random_gpt
 
 
@@ -17,8 +16,7 @@ def read(**parameters):
 
 def test_parameters_are_read_and_the_rest_has_defaults():
     config = read(max_requests="3", kv_cache_gb="0.5", precision="int8", max_sequences="7")
-    assert (config.max_requests, config.precision, config.num_threads) == (3, Precision.INT8, 0)
-    assert config.engine == EngineConfig(max_sequences=7, kv_cache_gb=0.5)
+    assert config == DecoderConfig(max_requests=3, kv_cache_gb=0.5, precision=Precision.INT8, max_sequences=7)
 
 
 def test_no_parameters_are_all_defaults():
@@ -31,8 +29,10 @@ def test_no_parameters_are_all_defaults():
         ("max_request", "3", "'max_request' is unknown; known are kv_cache_gb"),
         ("max_requests", "many", "'max_requests' is 'many'; allowed is a number"),
         ("max_requests", "0", "'max_requests' is 0; allowed is 1 or more"),
+        ("max_sequences", "0", "'max_sequences' is 0; allowed is 1 or more"),
+        ("max_prefill_tokens", "0", "'max_prefill_tokens' is 0; allowed is 1 or more"),
         ("num_threads", "-1", "'num_threads' is -1; allowed is 0 or more"),
-        ("precision", "int4", "'precision' is 'int4'; allowed is fp32 or int8"),
+        ("precision", "int4", "'precision' is 'int4'; allowed is auto, fp32, bf16, fp16, int8"),
     ],
 )
 def test_a_wrong_parameter_is_named(name, value, message):
@@ -40,6 +40,11 @@ def test_a_wrong_parameter_is_named(name, value, message):
         read(**{name: value})
 
 
-def test_int8_is_refused_where_it_cannot_run():
-    with pytest.raises(ConfigError, match="int8 on meta"):
-        random_gpt(device="meta", precision=Precision.INT8)
+def test_precision_auto_leaves_it_to_the_device():
+    assert read(precision="auto").precision is None
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16, Precision.INT8])
+def test_pytorch_on_a_cpu_computes_in_float32_alone(precision):
+    with pytest.raises(ConfigError, match=f"precision is {precision.value}; allowed on cpu is fp32"):
+        random_gpt(precision=precision)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt import GPT, weight_shapes
+from chattts_serving.gpt import GPT
+from chattts_serving.gpt_config import weight_shapes
 from tests.engine.models import CONFIG
 
 CPU = torch.device("cpu")

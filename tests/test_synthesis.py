@@ -7,8 +7,6 @@ import time
 import numpy as np
 import pytest
 
-from chattts_serving.engine.engine import Engine, EngineConfig
-from chattts_serving.engine.model_runner import ModelRunner
 from chattts_serving.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -20,7 +18,7 @@ from chattts_serving.errors import (
 )
 from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.synthesis import Synthesis, Synthesizer
-from tests.engine.models import CONFIG, random_gpt
+from tests.engine.models import CONFIG, random_engine
 
 SPEAKER = np.linspace(-1, 1, CONFIG.hidden_size, dtype=np.float32)
 
@@ -37,8 +35,7 @@ class Prompts:
 
 @pytest.fixture
 def engine():
-    model = random_gpt()
-    return Engine(model, EngineConfig(kv_cache_gb=1_000.5 * ModelRunner.bytes_per_token(model) / 1e9))
+    return random_engine()
 
 
 @pytest.fixture

@@ -1,36 +1,16 @@
-"""One step of continuous batching: schedule, run, take what ended. Not thread-safe; one thread owns an engine."""
+"""One step of continuous batching: schedule, launch, take what ended. Not thread-safe; one thread owns an engine."""
 
 from __future__ import annotations
 
-import logging
-import math
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from chattts_serving.engine.model_runner import ModelRunner
+from chattts_serving.engine.runner import PendingStep, Runner
 from chattts_serving.engine.scheduler import Scheduler, SchedulerConfig
 from chattts_serving.engine.sequence import Kind, Sequence
-from chattts_serving.errors import ConfigError
-from chattts_serving.gpt import GPT
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Limits of an engine.
-
-    Attributes:
-        max_sequences: sequences that run at once.
-        max_prefill_tokens: prompt tokens computed in one step.
-        kv_cache_gb: memory of the key-value cache, 10**9 bytes; allocated at start, never grown.
-    """
-
-    max_sequences: int = 64
-    max_prefill_tokens: int = 512
-    kv_cache_gb: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,28 +26,45 @@ class Finished:
     hidden: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class _InFlight:
+    """A step that was launched and not read.
+
+    Attributes:
+        sequences: those that it draws a token for.
+        cache_epochs: their `cache_epoch` at launch; a sequence that has lost its cache since does not take the token.
+        step: the runner's handle.
+    """
+
+    sequences: list[Sequence]
+    cache_epochs: list[int]
+    step: PendingStep
+
+
 class Engine:
     """The model with its cache, and the sequences that it works on."""
 
-    def __init__(self, model: GPT, config: EngineConfig) -> None:
-        """Allocate the cache.
+    def __init__(self, runner: Runner, *, max_sequences: int, max_prefill_tokens: int) -> None:
+        """Take over `runner`.
+
+        Args:
+            runner: the model with its cache.
+            max_sequences: sequences that run at once.
+            max_prefill_tokens: prompt tokens computed in one step.
 
         Raises:
             ConfigError: a limit is out of its range, or the cache is too small for one sequence of full length.
         """
-        if not 0 < config.kv_cache_gb < math.inf:
-            raise ConfigError(f"kv_cache_gb is {config.kv_cache_gb}; allowed is a number above 0")
-        kv_cache_tokens = int(config.kv_cache_gb * 1e9 / ModelRunner.bytes_per_token(model))
+        self._end_tokens = {Kind.TEXT: runner.config.ebreak_id, Kind.AUDIO: runner.config.eos_code}
+        self._runner = runner
+        self._in_flight: deque[_InFlight] = deque()
         scheduler_config = SchedulerConfig(
-            max_sequences=config.max_sequences,
-            max_prefill_tokens=config.max_prefill_tokens,
-            kv_cache_tokens=kv_cache_tokens,
-            max_position_embeddings=model.config.max_position_embeddings,
+            max_sequences=max_sequences,
+            max_prefill_tokens=max_prefill_tokens,
+            kv_cache_tokens=runner.num_cache_tokens,
+            max_position_embeddings=runner.config.max_position_embeddings,
         )
-        self._end_tokens = {Kind.TEXT: model.config.ebreak_id, Kind.AUDIO: model.config.eos_code}
-        self._runner = ModelRunner(model, kv_cache_tokens)
-        self._scheduler = Scheduler(scheduler_config, self._runner.move_cache)
-        logger.info("key-value cache: %.2f GB, %d tokens", config.kv_cache_gb, kv_cache_tokens)
+        self._scheduler = Scheduler(scheduler_config, runner.move_cache)
 
     @property
     def num_waiting(self) -> int:
@@ -97,15 +94,29 @@ class Engine:
         self._scheduler.remove(sequence)
 
     def step(self) -> list[Finished]:
-        """Advance every running sequence by one token and return those that ended."""
+        """Launch a step, read the oldest one that is due, and return the sequences that ended in it."""
         sequences = self._scheduler.schedule()
-        if not sequences:
-            return []
-        for sequence, token in zip(sequences, self._runner.run(sequences), strict=True):
-            sequence.append(token, self._end_tokens[sequence.kind])
-        return [self._finish(sequence) for sequence in sequences if sequence.is_finished]
+        if sequences:
+            self._launch(sequences)
+        unread = self._runner.steps_ahead if sequences else 0
+        finished = []
+        while len(self._in_flight) > unread:
+            finished += self._read(self._in_flight.popleft())
+        return finished
 
-    def _finish(self, sequence: Sequence) -> Finished:
-        hidden = self._runner.generated_hidden(sequence).numpy()
-        self._scheduler.remove(sequence)
-        return Finished(sequence, hidden)
+    def _launch(self, sequences: list[Sequence]) -> None:
+        step = self._runner.launch(sequences)
+        for sequence in sequences:
+            sequence.mark_launched()
+        self._in_flight.append(_InFlight(sequences, [sequence.cache_epoch for sequence in sequences], step))
+
+    def _read(self, flight: _InFlight) -> list[Finished]:
+        finished = []
+        for sequence, epoch, token in zip(flight.sequences, flight.cache_epochs, flight.step.tokens(), strict=True):
+            if sequence.cache_epoch != epoch:  # removed or preempted in the meantime; or it ended a step before
+                continue
+            sequence.append(token, self._end_tokens[sequence.kind])
+            if sequence.is_finished:
+                finished.append(Finished(sequence, self._runner.generated_hidden(sequence)))
+                self._scheduler.remove(sequence)
+        return finished

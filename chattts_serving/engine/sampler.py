@@ -54,7 +54,7 @@ def candidate_probabilities(
         Probabilities, float32 [rows, vocabulary], in ascending order of score, and the token of each, int64.
     """
     scores = _penalised(logits / batch.temperature.unsqueeze(1), batch)
-    scores, tokens = scores.sort(dim=1)
+    scores, tokens = scores.sort(dim=1, stable=True)
     vocabulary = scores.shape[1]
 
     is_tail = scores.softmax(1).cumsum(1) <= (1 - batch.top_p.double()).float().unsqueeze(1)

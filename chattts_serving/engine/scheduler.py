@@ -91,10 +91,9 @@ class Scheduler:
     def schedule(self) -> list[Sequence]:
         """The sequences of the next step, each with room in its slot for the tokens it computes."""
         for sequence in list(self._running):
-            if sequence in self._running:  # it may have been preempted for an older one
-                self._make_room(sequence)
+            self._make_room(sequence)
         self._admit()
-        return list(self._running)
+        return [sequence for sequence in self._running if sequence.needs_step]
 
     def remove(self, sequence: Sequence) -> None:
         """Forget `sequence`, wherever it is, and free its slot; nothing happens when it is not here."""
@@ -122,8 +121,8 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence) -> None:
         """Let the slot of `sequence` hold its newest token, at the cost of younger sequences if need be."""
-        slot = sequence.slot
-        if slot is None or sequence.num_tokens <= slot.length:
+        slot = sequence.slot  # None when it has just been preempted for an older one
+        if slot is None or not sequence.needs_step or sequence.num_tokens <= slot.length:
             return
         length = self._slot_length(sequence)
         while True:
@@ -147,5 +146,4 @@ class Scheduler:
     def _free_slot(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
             self._slots.release(sequence.slot)
-        sequence.slot = None
-        sequence.num_cached_tokens = 0
+        sequence.lose_cache()

@@ -51,7 +51,9 @@ class Sequence:
         params: how its tokens are drawn.
         tokens: generated so far, the end token excluded; each has num_codebooks entries (AUDIO) or one (TEXT).
         slot: where its cache lies; None while it waits.
-        num_cached_tokens: leading tokens whose keys and values are in the cache.
+        num_in_flight: tokens that a launched step draws and that were not read yet, 0 or 1.
+        num_cached_tokens: leading tokens whose keys and values are in the cache once every launched step is done.
+        cache_epoch: how often it has lost its cache; what was launched in an earlier epoch is void.
         finish_reason: why it ended; None while it has not.
     """
 
@@ -62,7 +64,9 @@ class Sequence:
     speaker: npt.NDArray[np.float32] | None = None
     tokens: list[tuple[int, ...]] = field(default_factory=list)
     slot: Slot | None = None
+    num_in_flight: int = 0
     num_cached_tokens: int = 0
+    cache_epoch: int = 0
     finish_reason: FinishReason | None = None
 
     @property
@@ -72,8 +76,13 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that it holds: prompt and generated."""
-        return self.num_prompt_tokens + len(self.tokens)
+        """Tokens that it holds: prompt, generated, and in flight."""
+        return self.num_prompt_tokens + self.num_generated_tokens
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens drawn, in flight or read: the number of the next draw."""
+        return len(self.tokens) + self.num_in_flight
 
     @property
     def max_num_tokens(self) -> int:
@@ -86,13 +95,29 @@ class Sequence:
         return self.num_tokens - self.num_cached_tokens
 
     @property
+    def needs_step(self) -> bool:
+        """Whether its tokens, those in flight included, leave room for one more."""
+        return self.num_generated_tokens < self.params.max_new_tokens
+
+    @property
     def is_finished(self) -> bool:
         """Whether it has ended."""
         return self.finish_reason is not None
 
-    def append(self, token: tuple[int, ...], end_token: int) -> None:
-        """Take the token of one step; `end_token` in any place of it ends the sequence and is not kept."""
+    def mark_launched(self) -> None:
+        """A step that computes every uncached token and draws the next one is on its way."""
         self.num_cached_tokens = self.num_tokens
+        self.num_in_flight += 1
+
+    def lose_cache(self) -> None:
+        """Go back to before the first step, tokens read so far excepted."""
+        self.slot = None
+        self.num_cached_tokens = self.num_in_flight = 0
+        self.cache_epoch += 1
+
+    def append(self, token: tuple[int, ...], end_token: int) -> None:
+        """Take the token of the oldest launched step; `end_token` in any place of it ends the sequence, unkept."""
+        self.num_in_flight -= 1
         if end_token in token:
             self.finish_reason = FinishReason.STOP
             return

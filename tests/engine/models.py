@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from chattts_serving.gpt import GPT, GPTConfig, Precision, weight_shapes
+from chattts_serving.engine.engine import Engine
+from chattts_serving.engine.torch_runner import TorchRunner
+from chattts_serving.gpt import GPT
+from chattts_serving.gpt_config import GPTConfig, Precision, weight_shapes
 
 CONFIG = GPTConfig(
     hidden_size=32,
@@ -23,11 +26,36 @@ CONFIG = GPTConfig(
 )
 
 
-def random_gpt(seed: int = 0, device: str = "cpu", precision: Precision = Precision.FP32) -> GPT:
-    """A GPT of a few thousand weights whose logits are spread enough to make sampling interesting."""
+def random_weights(config: GPTConfig = CONFIG, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A few thousand weights that spread logits enough to make sampling interesting."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {
+    return {
         name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=generator) * 2 / shape[-1] ** 0.5
-        for name, shape in weight_shapes(CONFIG).items()
+        for name, shape in weight_shapes(config).items()
     }
-    return GPT(CONFIG, weights, torch.device(device), precision)
+
+
+def random_gpt(seed: int = 0, device: str = "cpu", precision: Precision = Precision.FP32) -> GPT:
+    """A GPT with the weights of `random_weights`."""
+    return GPT(CONFIG, random_weights(seed=seed), torch.device(device), precision)
+
+
+def random_engine(
+    cache_tokens: int = 1_000,
+    precision: Precision = Precision.FP32,
+    max_sequences: int = 64,
+    max_prefill_tokens: int = 512,
+    steps_ahead: int = 0,
+    device: str = "cpu",
+) -> Engine:
+    """An engine with the model of `random_gpt` and a cache of `cache_tokens` tokens."""
+    model = random_gpt(device=device, precision=precision)
+    gigabytes = (cache_tokens + 0.5) * TorchRunner.bytes_per_token(model) / 1e9
+    runner = TorchRunner(
+        model,
+        kv_cache_gb=gigabytes,
+        max_sequences=max_sequences,
+        max_prefill_tokens=max_prefill_tokens,
+        steps_ahead=steps_ahead,
+    )
+    return Engine(runner, max_sequences=max_sequences, max_prefill_tokens=max_prefill_tokens)

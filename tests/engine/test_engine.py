@@ -1,21 +1,22 @@
 """The engine on a small random model: batches, joining, leaving and preemption must not change what is generated."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
-from chattts_serving.engine.engine import Engine, EngineConfig
-from chattts_serving.engine.model_runner import ModelRunner
+from chattts_serving.engine.runner import cache_capacity
 from chattts_serving.engine.sequence import FinishReason, Kind, SamplingParams, Sequence
+from chattts_serving.engine.torch_runner import TorchRunner
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt import Precision
-from tests.engine.models import CONFIG, random_gpt
+from chattts_serving.gpt_config import Precision
+from tests.engine.models import CONFIG, random_engine, random_gpt
 
 
-def engine(cache_tokens=1_000, precision=Precision.FP32, **limits):
-    model = random_gpt(precision=precision)
-    gigabytes = (cache_tokens + 0.5) * ModelRunner.bytes_per_token(model) / 1e9
-    return Engine(model, EngineConfig(kv_cache_gb=gigabytes, **limits))
+@pytest.fixture(params=[0, 1], ids=["read at once", "read a step later"])
+def steps_ahead(request):
+    return request.param
 
 
 def sequence(kind=Kind.AUDIO, prompt=(5, 6, 7), seed=1, max_new=30, min_new=0, **extra):
@@ -57,11 +58,12 @@ def drain(machine):
     return hidden
 
 
+@functools.cache
 def alone():
     """What each of `mixed_sequences` generates with nobody beside it."""
     results = []
     for one in mixed_sequences():
-        hidden = run(engine(), [one])[one]
+        hidden = run(random_engine(), [one])[one]
         results.append((one.tokens, one.finish_reason, hidden))
     return results
 
@@ -73,15 +75,15 @@ def check_equal(sequences, hidden, expected):
         np.testing.assert_allclose(hidden[one], states, atol=1e-5)
 
 
-def test_a_batch_generates_what_each_sequence_generates_alone():
+def test_a_batch_generates_what_each_sequence_generates_alone(steps_ahead):
     sequences = mixed_sequences()
-    check_equal(sequences, run(engine(), sequences), alone())
+    check_equal(sequences, run(random_engine(steps_ahead=steps_ahead), sequences), alone())
 
 
 @pytest.mark.parametrize("order_seed", range(5))
-def test_sequences_that_join_between_steps_change_nothing(order_seed):
+def test_sequences_that_join_between_steps_change_nothing(order_seed, steps_ahead):
     rng = np.random.default_rng(order_seed)
-    machine, sequences, hidden = engine(), mixed_sequences(), {}
+    machine, sequences, hidden = random_engine(steps_ahead=steps_ahead), mixed_sequences(), {}
     for place in rng.permutation(len(sequences)):
         machine.add(sequences[place])
         for _ in range(rng.integers(0, 6)):
@@ -90,20 +92,13 @@ def test_sequences_that_join_between_steps_change_nothing(order_seed):
     check_equal(sequences, hidden, alone())
 
 
-def test_in_int8_neighbours_change_no_bit():
-    """Integer products leave attention and norms, which are per sequence and per row."""
-    sequences = [*mixed_sequences(), *mixed_sequences()]
-    together = run(engine(precision=Precision.INT8), sequences)
-    for one, other in zip(sequences, [*mixed_sequences(), *mixed_sequences()], strict=True):
-        hidden = run(engine(precision=Precision.INT8), [other])[other]
-        assert one.tokens == other.tokens
-        assert np.array_equal(together[one], hidden)
-
-
-def test_preempted_sequences_generate_the_same(monkeypatch):
+def test_preempted_sequences_generate_the_same(monkeypatch, steps_ahead):
     """A cache for one sequence of full length, slots that grow by 4: the young are preempted over and over."""
     monkeypatch.setattr("chattts_serving.engine.scheduler.MIN_SLOT_GROWTH", 4)
-    machine, sequences = engine(cache_tokens=128), [*mixed_sequences(), *mixed_sequences()]
+    machine, sequences = (
+        random_engine(cache_tokens=128, steps_ahead=steps_ahead),
+        [*mixed_sequences(), *mixed_sequences()],
+    )
     preemptions = []
     preempt = machine._scheduler._preempt
     monkeypatch.setattr(machine._scheduler, "_preempt", lambda one: (preemptions.append(one), preempt(one)))
@@ -112,8 +107,111 @@ def test_preempted_sequences_generate_the_same(monkeypatch):
     assert machine.num_free_cache_tokens == 128
 
 
-def test_a_removed_sequence_leaves_its_neighbours_alone():
-    machine, sequences = engine(), mixed_sequences()
+def test_slots_that_move_change_nothing(monkeypatch, steps_ahead):
+    """Slots that grow by 4 in a cache with room: those with a neighbour behind them are copied elsewhere."""
+    monkeypatch.setattr("chattts_serving.engine.scheduler.MIN_SLOT_GROWTH", 4)
+    moves = []
+    move_cache = TorchRunner.move_cache
+    monkeypatch.setattr(TorchRunner, "move_cache", lambda *move: (moves.append(move), move_cache(*move)))
+    sequences = mixed_sequences()
+    check_equal(sequences, run(random_engine(steps_ahead=steps_ahead), sequences), alone())
+    assert moves
+
+
+def test_a_batch_as_large_as_allowed_runs_and_the_rest_waits(steps_ahead):
+    sequences = [*mixed_sequences(), *mixed_sequences()]
+    check_equal(sequences, run(random_engine(max_sequences=3, steps_ahead=steps_ahead), sequences), alone() * 2)
+
+
+def test_a_step_that_fails_leaves_no_trace(monkeypatch, steps_ahead):
+    """Whoever runs the engine drops the sequences of a failed step; those that come after must not notice."""
+    machine, sequences = random_engine(steps_ahead=steps_ahead), mixed_sequences()
+    for one in sequences:
+        machine.add(one)
+    machine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchRunner, "_decode", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            machine.step()
+    for one in sequences:
+        machine.remove(one)
+    again = mixed_sequences()
+    check_equal(again, run(machine, again), alone())
+
+
+def random_sequence(seed):
+    rng = np.random.default_rng(seed)
+    kind = Kind.TEXT if rng.random() < 0.3 else Kind.AUDIO
+    prompt = tuple(rng.integers(5, 45, rng.integers(1, 40)).tolist())
+    return sequence(kind, prompt, seed=int(rng.integers(0, 2**62)), max_new=int(rng.integers(1, 40)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_load_generates_what_each_sequence_generates_alone(monkeypatch, seed, steps_ahead):
+    """Random limits, joins and removals, in a cache so small that slots move and sequences are preempted."""
+    monkeypatch.setattr("chattts_serving.engine.scheduler.MIN_SLOT_GROWTH", 4)
+    rng = np.random.default_rng(seed)
+    cache_tokens, max_sequences, max_prefill = (int(rng.integers(*limits)) for limits in ((128, 260), (1, 12), (1, 80)))
+    machine = random_engine(cache_tokens, Precision.FP32, max_sequences, max_prefill, steps_ahead)
+    arriving, hidden, removed = [random_sequence(100 * seed + number) for number in range(14)], {}, set()
+    sequences = list(arriving)
+    while arriving or machine.num_running or machine.num_waiting:
+        if arriving and rng.random() < 0.5:
+            machine.add(arriving.pop())
+        chosen = sequences[rng.integers(len(sequences))]
+        if rng.random() < 0.03 and chosen not in arriving and chosen not in hidden:
+            machine.remove(chosen)
+            removed.add(chosen)
+        hidden |= {finished.sequence: finished.hidden for finished in machine.step()}
+    assert machine.num_free_cache_tokens == cache_tokens
+    assert set(hidden) == set(sequences) - removed
+    others = random_engine()
+    for number, one in enumerate(sequences):
+        if one not in removed:
+            other = random_sequence(100 * seed + number)
+            expected = run(others, [other])[other]
+            assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
+            np.testing.assert_allclose(hidden[one], expected, atol=1e-4)
+
+
+class RecordedStep:
+    """A CUDA graph's stand-in: the step with its size, which is computed again into the same tensor."""
+
+    def __init__(self, step, size):
+        self.step, self.size, self.num_replays = step, size, 0
+        self.hidden = step(size)
+
+    def replay(self):
+        self.num_replays += 1
+        self.hidden.copy_(self.step(self.size))
+
+
+def test_steps_of_fixed_sizes_change_nothing(monkeypatch, steps_ahead):
+    """Prompts and batches filled up to the sizes that graphs are captured for; one prompt is longer than all."""
+
+    def capture(_runner, step, size):
+        recorded = RecordedStep(step, size)
+        return recorded, recorded.hidden
+
+    monkeypatch.setattr(TorchRunner, "_capture", capture)
+    machine = random_engine(max_prefill_tokens=64, max_sequences=9, steps_ahead=steps_ahead)
+    runner = machine._runner
+    runner._use_graphs = True
+    runner.warm_up()
+    long = {"prompt": tuple(range(5, 40)) * 2, "seed": 6, "max_new": 20}
+    sequences = [*mixed_sequences(), sequence(**long)]
+    hidden = run(machine, sequences)
+    check_equal(sequences[:-1], {one: hidden[one] for one in sequences[:-1]}, alone())
+    other = sequence(**long)
+    expected = run(random_engine(), [other])[other]
+    check_equal(sequences[-1:], hidden, [(other.tokens, other.finish_reason, expected)])
+    replayed = {key for key, (graph, _) in runner._graphs.items() if graph.num_replays}
+    assert {name for name, _ in replayed} == {"decode", "prompt"}
+    assert ("decode", 8) in replayed  # six sequences
+
+
+def test_a_removed_sequence_leaves_its_neighbours_alone(steps_ahead):
+    machine, sequences = random_engine(steps_ahead=steps_ahead), mixed_sequences()
     for one in sequences:
         machine.add(one)
     machine.step()
@@ -125,45 +223,53 @@ def test_a_removed_sequence_leaves_its_neighbours_alone():
     assert machine.num_free_cache_tokens == 1_000
 
 
-def test_the_seed_decides_what_is_drawn():
+def test_the_seed_decides_what_is_drawn(steps_ahead):
     first, same, other = sequence(seed=1), sequence(seed=1), sequence(seed=2)
-    run(engine(), [first, same, other])
+    run(random_engine(steps_ahead=steps_ahead), [first, same, other])
     assert first.tokens == same.tokens
     assert first.tokens != other.tokens
 
 
-def test_limits_on_the_number_of_tokens_hold():
+def test_limits_on_the_number_of_tokens_hold(steps_ahead):
     sequences = [sequence(seed=seed, min_new=7, max_new=9) for seed in range(40)]
-    run(engine(), sequences)
+    run(random_engine(steps_ahead=steps_ahead), sequences)
     assert {len(one.tokens) for one in sequences} == {7, 8, 9}
     assert {one.finish_reason for one in sequences} == {FinishReason.STOP, FinishReason.LENGTH}
 
 
-def test_every_sequence_has_at_least_one_token():
+def test_every_sequence_has_at_least_one_token(steps_ahead):
     sequences = [sequence(seed=seed, max_new=1) for seed in range(100)]
-    run(engine(), sequences)
+    run(random_engine(steps_ahead=steps_ahead), sequences)
     assert all(len(one.tokens) == 1 for one in sequences)
 
 
 def test_hidden_states_are_those_of_one_pass_over_the_whole_sequence():
     """Cached steps against one uncached causal pass of the model."""
     one = sequence(prompt=(5, 6, 7), max_new=12, min_new=12)
-    states = run(engine(), [one])[one]
+    states = run(random_engine(), [one])[one]
     model = random_gpt()
     embeddings = torch.cat(
         [model.embed_text(torch.tensor(one.prompt_ids)), model.embed_codes(torch.tensor(one.tokens))]
     )
 
-    def attend(layer, q, k, v):
-        q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
+    positions = torch.arange(len(embeddings))
+
+    def attend(layer, qkv):
+        q, k, v = (tensor.transpose(0, 1) for tensor in model.split_heads(qkv, positions))
         scores = (q @ k.transpose(1, 2)) / CONFIG.head_dim**0.5
         future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
-        return (scores.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+        return (scores.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(0, 1).flatten(1)
 
-    whole = model.forward(embeddings, torch.arange(len(embeddings)), attend)
+    whole = model.forward(embeddings, attend)
     np.testing.assert_allclose(states, whole[2:-1].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_budget_that_is_no_positive_number_is_a_configuration_error(gigabytes):
+    with pytest.raises(ConfigError, match="kv_cache_gb"):
+        cache_capacity(gigabytes, 1)
 
 
 def test_a_budget_that_holds_no_full_sequence_is_a_configuration_error():
     with pytest.raises(ConfigError, match="kv_cache_gb"):
-        engine(cache_tokens=127)
+        random_engine(cache_tokens=127)

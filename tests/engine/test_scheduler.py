@@ -18,6 +18,7 @@ def scheduler(cache=2_000, max_sequences=64, max_prefill=10_000, moves=None):
 def advance(sequences, tokens=1):
     for one in sequences:
         for _ in range(tokens):
+            one.mark_launched()
             one.append((1, 2, 3, 4), end_token=0)
 
 
@@ -109,3 +110,45 @@ def test_a_sequence_past_the_models_positions_is_refused():
 def test_a_cache_too_small_for_one_sequence_is_a_configuration_error():
     with pytest.raises(ConfigError, match="kv_cache_gb"):
         SchedulerConfig(1, 1, kv_cache_tokens=1_999, max_position_embeddings=2_000)
+
+
+def test_a_sequence_whose_last_token_is_in_flight_is_not_launched_again():
+    queue = scheduler()
+    last, other = sequence(max_new=2), sequence()
+    queue.add(last)
+    queue.add(other)
+    queue.schedule()
+    advance([last, other])
+    assert queue.schedule() == [last, other]
+    last.mark_launched()
+    assert queue.schedule() == [other]
+    assert queue.num_running == 2  # it keeps its slot until its token is read
+    last.append((1, 2, 3, 4), end_token=0)
+    assert len(last.tokens) == 2
+
+
+def test_a_slot_has_room_for_the_token_in_flight():
+    queue = scheduler(cache=2_000)
+    one = sequence(prompt=10)
+    queue.add(one)
+    queue.schedule()
+    advance([one], MIN_SLOT_GROWTH)
+    assert one.num_tokens == one.slot.length
+    one.mark_launched()
+    queue.schedule()
+    assert one.num_tokens <= one.slot.length
+
+
+def test_a_preempted_sequence_takes_no_token_that_was_in_flight():
+    queue = scheduler(cache=2_000)
+    old, young = sequence(prompt=700), sequence(prompt=700)
+    queue.add(old)
+    queue.add(young)
+    queue.schedule()
+    epoch = young.cache_epoch
+    advance([old, young], MIN_SLOT_GROWTH)
+    old.mark_launched()
+    young.mark_launched()
+    assert queue.schedule() == [old]
+    assert young.cache_epoch > epoch
+    assert young.num_generated_tokens == len(young.tokens) == MIN_SLOT_GROWTH

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import torch
 import triton_python_backend_utils as pb_utils
 
 from chattts_serving import triton_io
@@ -19,7 +18,7 @@ class TritonPythonModel:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         folder = Path(args["model_repository"]) / args["model_version"]
         on_gpu = args["model_instance_kind"] == "GPU"
-        device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
+        device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         self._decoder = Decoder(folder, DecoderConfig.from_triton(args["model_config"]), device)
 
     def execute(self, requests):

@@ -1,0 +1,170 @@
+"""Load, and what came of it: closed and open loops over any coroutine that speaks one sentence, and their statistics.
+
+It knows nothing of servers or protocols: whoever calls hands in how to speak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.errors import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidInputError,
+    OverloadedError,
+    ServerError,
+    TTSError,
+)
+
+Speak = Callable[[int], Awaitable[float]]
+"""Number of the request -> seconds of audio; raises TTSError."""
+
+KINDS = {  # names of gRPC's statuses, for both protocols
+    OverloadedError: "UNAVAILABLE",
+    DeadlineExceededError: "DEADLINE_EXCEEDED",
+    ConnectionFailedError: "CONNECTION_FAILED",
+    InvalidInputError: "INVALID_ARGUMENT",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request.
+
+    Attributes:
+        latency_s: from the moment at which it was due, sent in time or not, to its answer.
+        late_s: from the moment at which it was due to the moment at which it was sent.
+        audio_s: seconds of audio; 0 after an error.
+        error: its kind; None for an answer.
+    """
+
+    latency_s: float
+    late_s: float
+    audio_s: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The outcomes of one level of load.
+
+    Attributes:
+        seconds: from the first request due to the last answer.
+        requests, answered: how many were sent, and how many got audio.
+        errors: how many of each kind.
+        sentences_per_s, audio_s_per_s: of those answered.
+        rtf: seconds of wall clock per second of audio; None without audio.
+        p50_s, p90_s, p99_s: latency of those answered (errors are not in it); None where none was.
+        max_late_s: how far the client itself fell behind.
+        latencies_s: of those answered, in the order of the requests.
+    """
+
+    seconds: float
+    requests: int
+    answered: int
+    errors: dict[str, int]
+    sentences_per_s: float
+    audio_s_per_s: float
+    rtf: float | None
+    p50_s: float | None
+    p90_s: float | None
+    p99_s: float | None
+    max_late_s: float
+    latencies_s: list[float]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest of `values` that at least `share` (above 0, to 1) of them do not exceed: one of them, never between.
+
+    Raises:
+        ValueError: there are no values, or `share` is out of its range.
+    """
+    if not values or not 0 < share <= 1:
+        raise ValueError(f"no percentile {share} of {len(values)} values")
+    return sorted(values)[math.ceil(share * len(values) - 1e-9) - 1]  # 1e-9: 0.07 * 100 is more than 7
+
+
+def poisson_arrivals(rate: float, count: int, seed: int) -> NDArray[np.float64]:
+    """Moments at which `count` requests are due, in seconds from the start: a Poisson process of `rate` a second."""
+    return np.random.default_rng(seed).exponential(1 / rate, count).cumsum()
+
+
+async def closed_loop(speak: Speak, concurrency: int, requests: int, advance: Callable[[], object]) -> Summary:
+    """Keep `concurrency` requests under way until `requests` are answered; `advance` is called after each."""
+    numbers = iter(range(requests))
+    outcomes: dict[int, Outcome] = {}
+
+    async def worker() -> None:
+        for number in numbers:
+            outcomes[number] = await _one(speak, number, time.perf_counter())
+            advance()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    return summarize([outcomes[number] for number in range(requests)], time.perf_counter() - started)
+
+
+async def open_loop(
+    speak: Speak, arrivals: Sequence[float] | NDArray[np.float64], advance: Callable[[], object]
+) -> Summary:
+    """Send request n at `arrivals[n]` seconds from now, whatever became of those before."""
+    started = time.perf_counter()
+
+    async def send(number: int, due: float) -> Outcome:
+        await asyncio.sleep(due - time.perf_counter())
+        outcome = await _one(speak, number, due)
+        advance()
+        return outcome
+
+    outcomes = await asyncio.gather(*(send(number, started + arrival) for number, arrival in enumerate(arrivals)))
+    return summarize(outcomes, time.perf_counter() - started - arrivals[0])
+
+
+def summarize(outcomes: Sequence[Outcome], seconds: float) -> Summary:
+    """The summary of `outcomes`, which took `seconds` together."""
+    latencies = [outcome.latency_s for outcome in outcomes if outcome.error is None]
+    audio_s = sum(outcome.audio_s for outcome in outcomes)
+    p50, p90, p99 = (percentile(latencies, share) if latencies else None for share in (0.5, 0.9, 0.99))
+    return Summary(
+        seconds=seconds,
+        requests=len(outcomes),
+        answered=len(latencies),
+        errors=dict(Counter(outcome.error for outcome in outcomes if outcome.error is not None)),
+        sentences_per_s=len(latencies) / seconds,
+        audio_s_per_s=audio_s / seconds,
+        rtf=seconds / audio_s if audio_s else None,
+        p50_s=p50,
+        p90_s=p90,
+        p99_s=p99,
+        max_late_s=max(outcome.late_s for outcome in outcomes),
+        latencies_s=latencies,
+    )
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Slope of the straight line that fits the points best (least squares); needs two different `x`."""
+    dx, dy = np.subtract(x, np.mean(x)), np.subtract(y, np.mean(y))
+    return float(dx @ dy / (dx @ dx))
+
+
+async def _one(speak: Speak, number: int, due: float) -> Outcome:
+    late_s = time.perf_counter() - due
+    try:
+        audio_s, error = await speak(number), None
+    except TTSError as failure:
+        audio_s, error = 0.0, _kind(failure)
+    return Outcome(time.perf_counter() - due, late_s, audio_s, error)
+
+
+def _kind(error: TTSError) -> str:
+    if isinstance(error, ServerError):
+        return error.status
+    return KINDS.get(type(error), type(error).__name__)

@@ -1,0 +1,253 @@
+"""Pictures of runs, drawn from their JSON files: one run, or several of the same part in one picture."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import report
+from chattts_serving.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Run = dict[str, Any]
+Panel = Callable[["Axes", Sequence[Run], Sequence[str]], None]
+"""(axes, runs, labels of the runs) draws one panel."""
+
+PANEL_INCHES = (6.0, 4.2)
+DOTS_PER_INCH = 110
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+LIMITS = {"bandwidth_limit_ms": "--", "compute_limit_ms": ":"}
+PERCENTILES = {"p50_s": "-", "p90_s": "--", "p99_s": ":"}
+
+
+def draw_beside(paths: Sequence[Path]) -> None:
+    """Draw the picture of a benchmark that has just run, and say where it is; without matplotlib, say that instead."""
+    try:
+        print(f"plot: {draw(paths)}")
+    except ConfigError as error:
+        print(f"no plot: {error}")
+
+
+def draw(paths: Sequence[Path]) -> Path:
+    """Draw one picture of the runs in `paths`; it lies beside the first, named after it, "-and-N" for N more runs.
+
+    Raises:
+        ConfigError: a file cannot be read, the runs are of different parts, or there is no matplotlib.
+    """
+    runs = [report.read(path) for path in paths]
+    parts = {run["part"] for run in runs}
+    if len(parts) > 1 or not parts <= set(PARTS):
+        raise ConfigError(f"one picture shows runs of one of {', '.join(PARTS)}, not of {', '.join(sorted(parts))}")
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  # may be missing
+    except ImportError as error:
+        raise ConfigError(f"matplotlib is not installed ({error})") from error
+    panels = PARTS[runs[0]["part"]](runs)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + 0.5), layout="constrained")
+    figure.suptitle(_title(runs), fontsize=10)
+    labels = _labels(runs)
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.grid(visible=True, which="major", alpha=0.3)
+        axes.set_axisbelow(True)
+        panel(axes, runs, labels)
+    target = paths[0].with_name(paths[0].stem + (f"-and-{len(paths) - 1}" if len(paths) > 1 else "") + ".png")
+    figure.savefig(target, dpi=DOTS_PER_INCH)
+    return target
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """What all runs have in common: the part, the hardware, the workload."""
+    part, settings = runs[0]["part"], runs[0]["settings"]
+    what = {
+        "server": "server over {protocol}, {tokens} tokens a sentence",
+        "engine": "decode steps of the GPT, official sizes",
+        "compare": "{tokens} tokens a sentence, {rounds} turns each",
+    }[part].format(**settings)
+    machines = dict.fromkeys(report.hardware(run["environment"]) for run in runs)
+    return "\n".join([what, *machines])
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its precision; where two share it, the time too."""
+    settings = [run["settings"] for run in runs]
+    names = [str(one.get("precision") or one.get("url") or ", ".join(one.get("precisions", ()))) for one in settings]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} {run['environment']['time'][:16]}" for name, run in zip(names, runs, strict=True)]
+
+
+def _server_panels(runs: Sequence[Run]) -> list[Panel]:
+    panels: list[Panel] = []
+    if any(_levels(run, "closed") for run in runs):
+        panels += [_throughput_panel, _closed_latency_panel]
+    if any(_levels(run, "open") for run in runs):
+        panels.append(_open_latency_panel)
+    if any(run["soak"] for run in runs):
+        panels.append(_soak_panel)
+    return panels
+
+
+def _levels(run: Run, loop: str) -> list[dict[str, Any]]:
+    return [level for level in run["levels"] if level["loop"] == loop and level["answered"]]
+
+
+def _throughput_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    for run, label, colour in zip(runs, labels, _colours(), strict=False):
+        levels = _levels(run, "closed")
+        x = [level["concurrency"] for level in levels]
+        axes.plot(x, [level["sentences_per_s"] for level in levels], "o-", color=colour, label=label)
+    _powers_of_two(axes, "sentences at once (closed loop)")
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+    axes.set_ylabel("sentences/s")
+    axes.legend()
+
+
+def _closed_latency_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    for run, label, colour in zip(runs, labels, _colours(), strict=False):
+        levels = _levels(run, "closed")
+        x = [level["concurrency"] for level in levels]
+        for key, style in PERCENTILES.items():
+            axes.plot(x, [level[key] for level in levels], f"o{style}", color=colour, label=f"{label} {key[:3]}")
+    _powers_of_two(axes, "sentences at once (closed loop)")
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+    axes.set_ylabel("latency, s")
+    axes.legend()
+
+
+def _open_latency_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    """A line through the median of the seeds; every seed is a point."""
+    for run, label, colour in zip(runs, labels, _colours(), strict=False):
+        levels = _levels(run, "open")
+        rates = sorted({level["rate"] for level in levels})
+        for key, style in PERCENTILES.items():
+            axes.plot(
+                [level["rate"] for level in levels], [level[key] for level in levels], ".", color=colour, alpha=0.5
+            )
+            medians = [statistics.median(level[key] for level in levels if level["rate"] == rate) for rate in rates]
+            axes.plot(rates, medians, style, color=colour, label=f"{label} {key[:3]}")
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+    axes.set_xlabel("sentences/s offered (open loop, Poisson)")
+    axes.set_ylabel("latency from the moment due, s")
+    axes.legend()
+
+
+def _soak_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    for run, label, colour in zip(runs, labels, _colours(), strict=False):
+        if soak := run["soak"]:
+            slope = f"{soak['second_half_slope_mb_per_100']:+.2f} MB per 100 requests in the second half"
+            axes.plot(soak["requests"], soak["memory_mb"], "--", color=colour, label=f"{label} with pages of files")
+            axes.plot(soak["requests"], soak["held_mb"], "o-", color=colour, label=f"{label} {slope}")
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+    axes.set_xlabel("requests")
+    axes.set_ylabel("memory of the server (PSS), MB")
+    axes.legend(loc="lower left")
+
+
+def _engine_panels(_runs: Sequence[Run]) -> list[Panel]:
+    return [_step_panel, _roofline_panel]
+
+
+def _step_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    for (points, label), colour in zip(_curves(runs, labels), _colours(), strict=False):
+        x = [point["sequences"] for point in points]
+        axes.plot(x, [point["ms/step"] for point in points], "o-", color=colour, label=label)
+    axes.set_yscale("log")
+    _powers_of_two(axes, "sequences in the batch")
+    axes.set_ylabel("ms a step")
+    axes.legend()
+
+
+def _roofline_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    """Measured speed below its limit, the lower of bandwidth and arithmetic, both measured in the same run."""
+    for (points, label), colour in zip(_curves(runs, labels), _colours(), strict=False):
+        x = [point["sequences"] for point in points]
+        axes.plot(x, [point["tokens/s"] for point in points], "o-", color=colour, label=label)
+        for key, style in LIMITS.items():
+            limit = [1e3 * point["sequences"] / point[key] for point in points]
+            axes.plot(x, limit, style, color=colour)
+    for key, style in LIMITS.items():  # in the legend once, for all colours
+        axes.plot([], [], style, color="grey", label=key.removesuffix("_ms").replace("_", " "))
+    axes.set_yscale("log")
+    _powers_of_two(axes, "sequences in the batch")
+    axes.set_ylabel("tokens/s")
+    axes.legend()
+
+
+def _curves(runs: Sequence[Run], labels: Sequence[str]) -> list[tuple[list[dict[str, Any]], str]]:
+    """The points of each run and context, and their label."""
+    curves = []
+    for run, label in zip(runs, labels, strict=True):
+        for context in dict.fromkeys(point["context"] for point in run["points"]):
+            points = [point for point in run["points"] if point["context"] == context]
+            curves.append((points, f"{label}, context {context}"))
+    return curves
+
+
+def _compare_panels(_runs: Sequence[Run]) -> list[Panel]:
+    return [_single_panel, _concurrent_panel]
+
+
+def _single_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    _bars(axes, runs, labels, lambda _run: 1, lambda _run, seconds: seconds)
+    axes.set_ylabel("s for one sentence (less is better)")
+
+
+def _concurrent_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    _bars(
+        axes,
+        runs,
+        labels,
+        lambda run: int(run["settings"]["concurrency"]),
+        lambda run, seconds: run["settings"]["concurrency"] / seconds,
+    )
+    at_once = ", ".join(dict.fromkeys(str(run["settings"]["concurrency"]) for run in runs))
+    axes.set_ylabel(f"sentences/s, {at_once} at once (more is better)")
+
+
+def _bars(
+    axes: Axes,
+    runs: Sequence[Run],
+    labels: Sequence[str],
+    count: Callable[[Run], int],
+    value: Callable[[Run, float], float],
+) -> None:
+    """One bar for each system and run: the median over the turns, and a whisker from the least to the most."""
+    names, medians, below, above, colours = [], [], [], [], []
+    for run, label in zip(runs, labels, strict=True):
+        for place, system in enumerate(dict.fromkeys(turn["system"] for turn in run["turns"])):
+            turns = [t for t in run["turns"] if (t["system"], t["concurrency"]) == (system, count(run))]
+            values = [value(run, turn["seconds"]) for turn in turns]
+            names.append(f"{system}\n{label}" if len(runs) > 1 else system)
+            medians.append(statistics.median(values))
+            below.append(medians[-1] - min(values))
+            above.append(max(values) - medians[-1])
+            colours.append(COLOURS[place % len(COLOURS)])
+    bars = axes.bar(range(len(names)), medians, yerr=(below, above), capsize=4, color=colours)
+    axes.bar_label(bars, fmt="%.3g", padding=3)
+    axes.set_xticks(range(len(names)), names)
+    axes.margins(y=0.12)
+
+
+def _powers_of_two(axes: Axes, label: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_xlabel(label)
+
+
+def _colours() -> list[str]:
+    return list(COLOURS) * 10
+
+
+PARTS: dict[str, Callable[[Sequence[Run]], list[Panel]]] = {
+    "server": _server_panels,
+    "engine": _engine_panels,
+    "compare": _compare_panels,
+}

@@ -1,0 +1,252 @@
+"""Load on the live server, as its users bring it: the project's client, over the network stack, text in, audio out.
+
+Closed loop: so many callers, each of which sends its next sentence when it has the last one; this shows throughput.
+Open loop: sentences come when they come (Poisson), however the server fares, and latency counts from the moment at
+which each was due; this shows how long callers wait at a given load.
+
+The client is the asyncio one: over gRPC it took 0.6 ms of CPU time a request, threads 0.7 (measured on 2 cores).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench import report
+from bench.load import Speak, Summary, closed_loop, open_loop, poisson_arrivals, slope
+from bench.plots import draw_beside
+from bench.repository import FOLDER, precision_of, sentence, with_precision
+from bench.watch import MB, Gpu, Watch, memory_of
+from chattts_serving.errors import ConfigError
+from chattts_serving.server import running_server
+from client import AsyncTTSClient
+from client.transport import ProtocolName
+
+DEFAULT_CONCURRENCY = (1, 4, 16, 64)
+SOAK_CONCURRENCY = 16
+SOAK_BLOCK = 50  # requests between two looks at the memory
+COLUMNS = {  # of the table, by field
+    "answered": "answered",
+    "errors": "errors",
+    "sentences_per_s": "sentences/s",
+    "audio_s_per_s": "audio s/s",
+    "rtf": "RTF",
+    "p50_s": "p50 s",
+    "p90_s": "p90 s",
+    "p99_s": "p99 s",
+    "server_cpu_share": "CPU share",
+    "client_cpu_cores": "client cores",
+    "gpu_share": "GPU share",
+    "gpu_memory_mb": "GPU MB",
+    "peak_memory_mb": "peak MB",
+    "memory_after_mb": "MB after",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server under test.
+
+    Attributes:
+        url: "HOST:PORT" of the protocol.
+        root: process id of its launcher; None where its processes cannot be watched.
+    """
+
+    url: str
+    root: int | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send.
+
+    Attributes:
+        protocol: "grpc" or "http".
+        tokens: audio tokens of each sentence.
+        timeout_s: how long a request may take.
+        concurrency: levels of the closed loop, requests at once.
+        rates: levels of the open loop, requests a second.
+        seeds: runs of each rate, each with its own arrivals.
+        requests: of each level; None takes as many as the level needs (`num_closed`, `num_open`).
+        soak: requests of the soak, 4 * SOAK_BLOCK or more; 0 leaves it out.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    protocol: ProtocolName = "grpc"
+    tokens: int = 96
+    timeout_s: float = 120.0
+    concurrency: tuple[int, ...] = ()
+    rates: tuple[float, ...] = ()
+    seeds: int = 3
+    requests: int | None = None
+    soak: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        numbers = (self.tokens, self.timeout_s, *self.concurrency, *self.rates, self.seeds, self.requests or 1)
+        if min(numbers) <= 0:
+            raise ConfigError(f"tokens, timeout, concurrency, rates, seeds and requests must be above 0: {numbers}")
+        if self.soak and self.soak < 4 * SOAK_BLOCK:
+            raise ConfigError(f"--soak is {self.soak}; allowed is {4 * SOAK_BLOCK} or more, or 0 for none")
+
+    def num_closed(self, concurrency: int) -> int:
+        """Requests of one closed level: four for each caller."""
+        return self.requests or max(16, 4 * concurrency)
+
+    def num_open(self, rate: float) -> int:
+        """Requests of one open level: 20 s of them."""
+        return self.requests or max(32, math.ceil(20 * rate))
+
+
+def run(load: Load, repository: Path, precisions: Sequence[str], url: str | None, pid: int | None) -> list[Path]:
+    """Measure each precision, print the tables, write JSON and plots; the paths of the JSON files.
+
+    Args:
+        load: what to send.
+        repository: an export, served here unless there is a `url`.
+        precisions: of the GPT, each with a server of its own; empty is what `repository` says.
+        url: "HOST:PORT" of a server that runs already.
+        pid: process id of its launcher (or of tritonserver), to watch its CPU time and memory.
+
+    Raises:
+        ConfigError: the server does not start, or what is to be measured cannot be seen.
+    """
+    if load.soak and url and pid is None:
+        raise ConfigError("--soak looks at the server's memory: with --url it needs --pid too")
+    if url:
+        return [_measure(load, Target(url, pid), None)]
+    paths = []
+    for precision in precisions or [precision_of(repository)]:
+        with _serving(repository, precision, load.protocol) as target:
+            paths.append(_measure(load, target, precision))
+    if len(paths) > 1:
+        draw_beside(paths)
+    return paths
+
+
+@contextmanager
+def _serving(repository: Path, precision: str, protocol: ProtocolName) -> Iterator[Target]:
+    served = with_precision(repository, precision)
+    with running_server(served, log_path=FOLDER / f"server_{precision}.log") as server:
+        yield Target(server.http_url if protocol == "http" else server.grpc_url, server.launcher.pid)
+
+
+def _measure(load: Load, target: Target, precision: str | None) -> Path:
+    gpu = _gpu()
+    levels = asyncio.run(measure_levels(load, target, gpu))
+    soak = asyncio.run(measure_soak(load, target)) if load.soak else None
+    if levels:
+        print(report.table(("load", *COLUMNS.values()), [_row(level) for level in levels]))
+    if soak:
+        print(
+            f"memory over {load.soak} requests: {soak['slope_mb_per_100']:+.2f} MB per 100 requests, "
+            f"{soak['second_half_slope_mb_per_100']:+.2f} in the second half; {_errors(soak['errors'])} errors"
+        )
+    settings = {**asdict(load), "precision": precision, "url": None if precision else target.url}
+    path = report.write("server", {"settings": settings, "levels": levels, "soak": soak})
+    print(f"raw numbers: {path}")
+    draw_beside([path])
+    return path
+
+
+async def measure_levels(load: Load, target: Target, gpu: Gpu | None) -> list[dict[str, Any]]:
+    """One dictionary a level: which it is ("loop", "concurrency", "rate", "seed"), `Summary` and `Usage`."""
+    closed = [(concurrency, load.num_closed(concurrency)) for concurrency in load.concurrency]
+    opened = [(rate, seed, load.num_open(rate)) for rate in load.rates for seed in range(load.seeds)]
+    levels = []
+    async with AsyncTTSClient(target.url, load.protocol, timeout=load.timeout_s) as client:
+        speak = _speaker(client, load.tokens)
+        warm = min(16, max(load.concurrency, default=16))
+        total = warm + sum(plan[-1] for plan in (*closed, *opened))
+        with tqdm(desc="server", total=total, unit="sentence") as bar:
+            # Also refuses to measure a server that does not answer.
+            _must_answer(await closed_loop(speak, warm, warm, bar.update), target)
+            for concurrency, requests in closed:
+                run = closed_loop(speak, concurrency, requests, bar.update)
+                where = {"loop": "closed", "concurrency": concurrency, "rate": None, "seed": None}
+                levels.append(where | await _watched(run, target, gpu))
+            for rate, seed, requests in opened:
+                run = open_loop(speak, poisson_arrivals(rate, requests, seed), bar.update)
+                where = {"loop": "open", "concurrency": None, "rate": rate, "seed": seed}
+                levels.append(where | await _watched(run, target, gpu))
+    return levels
+
+
+async def measure_soak(load: Load, target: Target) -> dict[str, Any]:
+    """Memory of the server at rest after every SOAK_BLOCK requests, and how what it holds grows (see `Memory.held`).
+
+    Raises:
+        ConfigError: `target.root` is not known.
+    """
+    if target.root is None:
+        raise ConfigError("without the server's process id its memory cannot be seen")
+    requests, memory, errors = [], [], Counter[str]()
+    async with AsyncTTSClient(target.url, load.protocol, timeout=load.timeout_s) as client:
+        speak = _speaker(client, load.tokens)
+        with tqdm(desc="soak", total=load.soak, unit="sentence") as bar:
+            for start in range(0, load.soak, SOAK_BLOCK):
+                block = min(SOAK_BLOCK, load.soak - start)
+                summary = await closed_loop(speak, SOAK_CONCURRENCY, block, bar.update)
+                errors.update(summary.errors)
+                requests.append(start + block)
+                memory.append(memory_of(target.root))
+    held = [one.held / MB for one in memory]
+    half = len(held) // 2
+    return {
+        "requests": requests,
+        "memory_mb": [one.pss / MB for one in memory],
+        "held_mb": held,
+        "slope_mb_per_100": 100 * slope(requests, held),
+        "second_half_slope_mb_per_100": 100 * slope(requests[half:], held[half:]),
+        "errors": dict(errors),
+    }
+
+
+def _speaker(client: AsyncTTSClient, tokens: int) -> Speak:
+    async def speak(number: int) -> float:
+        speech = await client.synthesize(
+            sentence(number), seed=number, skip_refine=True, min_new_tokens=tokens, max_new_tokens=tokens
+        )
+        if speech.num_tokens != tokens:
+            raise AssertionError(f"the server made {speech.num_tokens} tokens, not {tokens}")
+        return speech.duration
+
+    return speak
+
+
+async def _watched(run: Awaitable[Summary], target: Target, gpu: Gpu | None) -> dict[str, Any]:
+    with Watch(target.root, gpu) as watch:
+        summary = await run
+    return {**asdict(summary), **asdict(watch.usage)}
+
+
+def _must_answer(warm: Summary, target: Target) -> None:
+    if not warm.answered:
+        raise ConfigError(f"{target.url} answered none of {warm.requests} requests: {_errors(warm.errors)}")
+
+
+def _gpu() -> Gpu | None:
+    try:
+        return Gpu()
+    except ConfigError as error:
+        print(f"GPU not watched: {error}")
+        return None
+
+
+def _row(level: dict[str, Any]) -> list[object]:
+    name = f"{level['concurrency']} at once" if level["loop"] == "closed" else f"{level['rate']:g}/s, {level['seed']}"
+    return [name, *(_errors(level[key]) if key == "errors" else level[key] for key in COLUMNS)]
+
+
+def _errors(errors: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items())) or "0"

@@ -1,0 +1,83 @@
+/* What a step works on. All memory belongs to the caller (library.py has the same structures). */
+#ifndef CHATTTS_GPT_H
+#define CHATTTS_GPT_H
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define MAX_HEAD_DIM 256
+#define MAX_CODEBOOKS 8
+#define PENALTY_WINDOW 16
+
+enum { TEXT = 0, AUDIO = 1, NOTHING = -1 }; /* what an entry draws */
+
+typedef struct { /* [panels * 32 outputs, inputs], in panels */
+    const void *data;       /* float [panel][input][32], or int8 [panel][input / 4][32][4] */
+    const float *scales;    /* int8 only: of each output */
+    const int32_t *offsets; /* int8 only: 128 times the sum of each output's weights */
+    int64_t panels;
+    int32_t inputs;
+} Matrix;
+
+typedef struct {
+    Matrix qkv, o, gate_up, down;
+    const float *input_norm, *post_norm;
+} Layer;
+
+typedef struct {
+    int32_t hidden, intermediate, num_layers, heads, head_dim, num_codebooks, num_text_tokens, num_audio_tokens;
+    int32_t ebreak, eos;
+    int32_t int8;
+    float rms_norm_eps;
+    int64_t cache_tokens, max_positions;
+    const Layer *layers;
+    Matrix head_text, head_code;
+    const float *norm, *embed_text, *embed_code;
+    const float *rope_cos, *rope_sin; /* [max_positions, head_dim] */
+    void *keys, *values;              /* [layer, head, token, head_dim]: float, or bfloat16 with int8 weights */
+    float *hidden_states;             /* [token, hidden] */
+    int32_t *tokens;                  /* [token, codebook]: the rows of Batch.tokens that the cache was made from */
+} Model;
+
+typedef struct { /* one sequence of the batch */
+    int64_t cache_start;           /* where its slot begins */
+    int64_t num_cached, num_new;   /* tokens */
+    int64_t first_row;             /* of its new tokens, in Batch.tokens */
+    int64_t seed;
+    const float *speaker;          /* [hidden], in place of tokens of -1 */
+    int32_t draws;                 /* TEXT, AUDIO or NOTHING */
+    int32_t top_k, ban_end;
+    int32_t step;                  /* tokens that it has drawn before */
+    uint32_t stream;
+    float temperature, top_p, repetition_penalty;
+    int32_t head_row;              /* its row of logits; rows that draw AUDIO come first */
+    int32_t drawn[MAX_CODEBOOKS];  /* the result: -1 where the logits are no numbers */
+} Entry;
+
+typedef struct {
+    Entry *entries;
+    const int32_t *tokens; /* [rows, num_codebooks]: codes; or a text token and -1s; or -1s alone: the speaker */
+    int64_t num_entries, num_rows, num_audio, num_text;
+} Batch;
+
+typedef struct {
+    float *x, *normed, *qkv, *attended, *activated; /* [rows, hidden (qkv: 3 hidden; activated: intermediate)] */
+    uint8_t *bytes;                                 /* [rows, the wider of hidden and intermediate] */
+    float *scales;                                  /* [rows] */
+    float *last;                                    /* [entries, hidden] */
+    float *text_logits, *code_logits;               /* [entries, 32 * panels of the head] */
+    float *scores;                                  /* [threads, 4, max_positions + 64] */
+    float *sampling;                                /* [threads, 4 * the larger vocabulary] */
+} Workspace;
+
+typedef struct {
+    _Atomic int arrived;
+    _Atomic unsigned phase;
+} Barrier;
+
+typedef void Step(const Model *, const Batch *, Workspace *, int thread, int threads, Barrier *);
+extern Step step_avx512, step_avx2, step_plain;
+
+void wait_for_all(Barrier *barrier, int threads);
+int32_t draw(const Model *model, const Entry *entry, float *logits, int vocabulary, int end_token, int codebook,
+             float *scratch);
+#endif

@@ -1,0 +1,76 @@
+"""What an engine needs of whatever computes its steps; the runners for the CPU and for the GPU are of this shape."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.engine.kv_slots import Slot
+from chattts_serving.engine.sequence import Sequence
+from chattts_serving.errors import ConfigError
+from chattts_serving.gpt_config import GPTConfig
+
+logger = logging.getLogger(__name__)
+
+
+class PendingStep(Protocol):
+    """A step on its way."""
+
+    def tokens(self) -> list[tuple[int, ...]]:
+        """Wait for the step; the token drawn for each sequence, in the order in which they were launched."""
+
+
+@dataclass(frozen=True)
+class DonePending:
+    """A step that was computed when it was launched."""
+
+    drawn: list[tuple[int, ...]]
+
+    def tokens(self) -> list[tuple[int, ...]]:
+        """As `PendingStep`."""
+        return self.drawn
+
+
+class Runner(Protocol):
+    """The model with its cache.
+
+    Attributes:
+        config: sizes of the model.
+        num_cache_tokens: tokens that the key-value cache holds.
+        steps_ahead: steps that may be launched before the oldest is read. 0: `launch` computes before it returns.
+            1: a step takes the tokens of the one before it from where they were drawn, so that it can start unread.
+    """
+
+    config: GPTConfig
+    num_cache_tokens: int
+    steps_ahead: int
+
+    def launch(self, sequences: list[Sequence]) -> PendingStep:
+        """Start a step that computes every uncached token of `sequences` and draws the next token of each."""
+
+    def generated_hidden(self, sequence: Sequence) -> npt.NDArray[np.float32]:
+        """The hidden state that each token read so far was drawn from, [len(tokens), hidden], a copy on the host."""
+
+    def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
+        """Copy the first `num_tokens` of slot `source` into slot `target`; the two do not overlap."""
+
+    def warm_up(self) -> None:
+        """Do what would make the first steps slow; called once, before the first step."""
+
+
+def cache_capacity(kv_cache_gb: float, bytes_per_token: int) -> int:
+    """Tokens that fit into a cache of `kv_cache_gb` * 10**9 bytes.
+
+    Raises:
+        ConfigError: `kv_cache_gb` is no number above 0.
+    """
+    if not 0 < kv_cache_gb < math.inf:
+        raise ConfigError(f"kv_cache_gb is {kv_cache_gb}; allowed is a number above 0")
+    num_tokens = int(kv_cache_gb * 1e9 / bytes_per_token)
+    logger.info("key-value cache: %.2f GB, %d tokens", kv_cache_gb, num_tokens)
+    return num_tokens

@@ -1,0 +1,87 @@
+"""The decode benchmark on a small model."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import engine, report
+from chattts_serving.gpt_config import Precision
+
+SMALL = replace(engine.OFFICIAL, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    monkeypatch.setattr(engine, "OFFICIAL", SMALL)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(engine, "_bandwidth", lambda _device: 1e10)
+    monkeypatch.setattr(engine, "_peak_operations", lambda _device, _dtype: 1e12)
+
+
+def run_small(**changes):
+    settings = {"batches": [1, 6], "contexts": [8], "steps": 3, "precision": Precision.FP32, "threads": 1}
+    engine.run(**settings | changes)
+
+
+def test_points_are_written_beside_their_limits(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        run_small()
+    finally:
+        torch.set_num_threads(threads)
+    (path,) = tmp_path.glob("engine-*.json")
+    points = report.read(path)["points"]
+    assert [(point["sequences"], point["context"]) for point in points] == [(1, 8), (6, 8)]
+    for point in points:
+        assert point["tokens/s"] == pytest.approx(1e3 * point["sequences"] / point["ms/step"])
+        limit = max(point["bandwidth_limit_ms"], point["compute_limit_ms"])
+        assert point["% of limit"] == pytest.approx(100 * limit / point["ms/step"])
+        assert 0 < point["% of bandwidth limit"] <= point["% of limit"] < 100
+    assert path.with_suffix(".png").exists()
+    assert f"plot: {path.with_suffix('.png')}" in capsys.readouterr().out
+
+
+def test_limits_of_a_step():
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32 + 4 * 626 * 32  # layers, last norm, audio heads
+    assert engine._step_weights() == weights
+    assert engine._bytes_read(torch.float32, 100, 7) == 4 * weights + 700
+    assert engine._bytes_read(torch.int8, 0, 7) == weights
+    assert engine._operations(3, 100) == 2 * 3 * weights + 100 * 2 * (2 * 32 + 2 * 32)
+
+
+def test_all_sequences_run_while_steps_are_timed_however_long_their_prompts_take(monkeypatch):
+    monkeypatch.setattr(engine, "PREFILL_TOKENS", 16)
+    made = engine._Maker(engine._random_weights(), torch.device("cpu"), Precision.FP32, 1)
+    seconds, cache_tokens = engine._step_seconds(made, 9, 8, 3)  # its own check is that nine run in the end
+    assert seconds > 0
+    # Two prompts a step: the first pair has a token more than the second, and so on; then three steps to warm up.
+    assert cache_tokens == sum(8 + age + engine.WARM_STEPS for age in (5, 5, 4, 4, 3, 3, 2, 2, 1)) + 9 * 3 // 2
+
+
+def test_it_runs_where_neither_tqdm_nor_matplotlib_is(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run_small(batches=[1])
+    out = capsys.readouterr().out
+    assert out.count("no progress bar: tqdm is not installed\n") == 1
+    assert out.count("no plot: matplotlib is not installed") == 1
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize(("has_gpu", "batches"), [(True, [1, 2, 4, 8, 16, 32, 64, 128, 256]), (False, [1, 4, 16, 64])])
+def test_a_cpu_measures_fewer_points(monkeypatch, has_gpu, batches):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert engine.default_points()[0] == batches
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_speeds_are_of_this_machine(monkeypatch, dtype):
+    """Between a thousandth and a thousand times of what two cores do."""
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "PRODUCT_SIZES", {"cpu": (256, 512)})
+    cpu = torch.device("cpu")
+    assert 1e8 < engine._peak_operations(cpu, dtype) < 1e15
+    if dtype is torch.float32:
+        assert 1e8 < engine._bandwidth(cpu) < 1e13

@@ -1,0 +1,92 @@
+"""Load on the live server with the tiny model."""
+
+import asyncio
+
+import pytest
+import tritonclient.http
+
+from bench import report, server
+from bench.server import Load, Target, measure_levels, measure_soak
+from chattts_serving.audio import SAMPLE_RATE, num_samples
+from chattts_serving.errors import ConfigError
+
+
+def successes(deployment):
+    """Requests that Triton says the ensemble has answered well."""
+    with tritonclient.http.InferenceServerClient(deployment.server.http_url) as triton:
+        (statistics,) = triton.get_inference_statistics("chattts")["model_stats"]
+    return int(statistics["inference_stats"].get("success", {}).get("count", 0))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_every_request_of_both_loops_is_one_of_triton(tiny, protocol):
+    load = Load(protocol, tokens=12, concurrency=(3,), rates=(20.0,), seeds=2, requests=6)
+    url = tiny.server.grpc_url if protocol == "grpc" else tiny.server.http_url
+    before = successes(tiny)
+    levels = asyncio.run(measure_levels(load, Target(url, tiny.server.launcher.pid), None))
+    assert successes(tiny) - before == 3 + 3 * 6  # three to warm up
+    assert [(level["loop"], level["concurrency"], level["rate"], level["seed"]) for level in levels] == [
+        ("closed", 3, None, None),
+        ("open", None, 20.0, 0),
+        ("open", None, 20.0, 1),
+    ]
+    for level in levels:
+        assert level["answered"] == level["requests"] == 6
+        assert level["errors"] == {}
+        assert level["rtf"] == pytest.approx(1 / level["audio_s_per_s"])
+        assert level["audio_s_per_s"] == pytest.approx(level["sentences_per_s"] * num_samples(12) / SAMPLE_RATE)
+        assert 0 < level["p50_s"] <= level["p90_s"] <= level["p99_s"]
+        assert level["peak_memory_mb"] >= level["memory_after_mb"] > 100  # five Python processes and a server
+        assert 0 < level["server_cpu_share"] <= 1.1
+    assert report.table(server.COLUMNS, [server._row(level)[1:] for level in levels])
+
+
+def test_soak_reads_the_memory_after_every_block(tiny, monkeypatch):
+    monkeypatch.setattr(server, "SOAK_BLOCK", 4)
+    load = Load(tokens=8, soak=18)
+    before = successes(tiny)
+    found = asyncio.run(measure_soak(load, Target(tiny.server.grpc_url, tiny.server.launcher.pid)))
+    assert successes(tiny) - before == 18
+    assert found["requests"] == [4, 8, 12, 16, 18]
+    assert all(pss > held > 100 for pss, held in zip(found["memory_mb"], found["held_mb"], strict=True))
+    assert len(found["held_mb"]) == 5
+    assert -100 < found["second_half_slope_mb_per_100"] < 1_000
+    assert found["errors"] == {}
+
+
+def test_a_whole_run_leaves_json_and_plot(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    load = Load(tokens=8, concurrency=(1, 2), requests=2)
+    (path,) = server.run(load, tmp_path, [], tiny.server.grpc_url, None)
+    run = report.read(path)
+    assert [level["answered"] for level in run["levels"]] == [2, 2]
+    assert run["levels"][0]["peak_memory_mb"] is None
+    assert run["settings"]["url"] == tiny.server.grpc_url
+    assert path.with_suffix(".png").exists()
+    assert "2 at once" in capsys.readouterr().out
+
+
+def test_a_server_that_answers_nothing_is_not_measured(tiny):
+    """No answer comes within a millisecond."""
+    load = Load(tokens=400, timeout_s=0.001, concurrency=(2,), requests=4)
+    with pytest.raises(ConfigError, match="answered none of 2 requests: 2 DEADLINE_EXCEEDED"):
+        asyncio.run(measure_levels(load, Target(tiny.server.grpc_url, None), None))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tokens": 0}, {"concurrency": (4, 0)}, {"rates": (-1.0,)}, {"requests": -3}, {"soak": 60}]
+)
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError):
+        Load(**wrong)
+
+
+def test_a_soak_of_a_server_whose_processes_are_unknown_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--pid"):
+        server.run(Load(soak=200), tmp_path, [], "127.0.0.1:1", None)
+
+
+def test_levels_have_enough_requests():
+    assert [Load().num_closed(concurrency) for concurrency in (1, 4, 64)] == [16, 16, 256]
+    assert [Load().num_open(rate) for rate in (0.1, 2.5)] == [32, 50]
+    assert Load(requests=7).num_closed(64) == Load(requests=7).num_open(100) == 7

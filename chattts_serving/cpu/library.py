@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from chattts_serving.errors import ConfigError
 Array = npt.NDArray[np.generic]
 
 PANEL = 32  # output columns that lie together
+ALIGNMENT = 64  # bytes, a cache line
 LANES = 16  # sizes have to be multiples of the widest vector
 MAX_CODEBOOKS = 8
 MAX_HEAD_DIM = 256
@@ -219,16 +221,35 @@ class Threads:
 
 
 class Memory:
-    """Arrays whose addresses C holds: kept alive here, and told by name."""
+    """Arrays whose addresses C holds, kept alive here.
+
+    Weights lie in large blocks: for those NumPy asks Linux for huge pages, so that reading them all takes few
+    translations of addresses.
+    """
+
+    BLOCK = 2**26  # bytes
 
     def __init__(self) -> None:
         """Empty."""
         self._arrays: list[Array] = []
+        self._block = np.empty(0, np.uint8)
+        self._lock = threading.Lock()
 
     def address(self, array: Array) -> int:
         """Where `array`, kept from now on, begins."""
         self._arrays.append(array)
         return array.ctypes.data
+
+    def take_over(self, array: Array) -> int:
+        """Where a copy of `array` begins, in one piece whatever its strides are."""
+        with self._lock:
+            if array.nbytes > len(self._block):
+                self._block = np.empty(max(self.BLOCK, array.nbytes), np.uint8)
+            place, self._block = np.split(self._block, [array.nbytes])
+            self._block = self._block[-place.nbytes % ALIGNMENT :]
+        copy = place.view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        return self.address(copy)
 
     def matrix(self, weight: npt.NDArray[np.float32], *, int8: bool) -> Matrix:
         """`weight` [outputs, inputs] in panels, its outputs padded with zeros to a multiple of 32."""
@@ -237,13 +258,13 @@ class Memory:
             weight = np.concatenate([weight, np.zeros((missing, weight.shape[1]), np.float32)])
         panels, inputs = len(weight) // PANEL, weight.shape[1]
         if not int8:
-            data = np.ascontiguousarray(weight.reshape(panels, PANEL, inputs).transpose(0, 2, 1))
-            return Matrix(self.address(data), None, None, panels, inputs)
+            data = weight.reshape(panels, PANEL, inputs).transpose(0, 2, 1)
+            return Matrix(self.take_over(data), None, None, panels, inputs)
         scales = np.maximum(np.abs(weight).max(1), SMALLEST_ROW) / np.float32(INT8_MAX)
         integers = np.rint(weight / scales[:, None]).astype(np.int8)
-        packed = np.ascontiguousarray(integers.reshape(panels, PANEL, inputs // 4, 4).transpose(0, 2, 1, 3))
+        data = integers.reshape(panels, PANEL, inputs // 4, 4).transpose(0, 2, 1, 3)
         offsets = 128 * integers.sum(1, dtype=np.int32)
-        return Matrix(self.address(packed), self.address(scales), self.address(offsets), panels, inputs)
+        return Matrix(self.take_over(data), self.take_over(scales), self.take_over(offsets), panels, inputs)
 
 
 def gate_and_up(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

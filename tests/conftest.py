@@ -6,6 +6,7 @@ run pays for them; the export notices when they are out of date.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import pytest
 from chattts_serving.server import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A shell's background jobs ignore interrupts, and so would the processes that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -273,12 +272,15 @@ def gate_and_up(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return weight.reshape(2, -1, half, weight.shape[1]).swapaxes(0, 1).reshape(weight.shape)
 
 
-def check_sizes(sizes: Mapping[str, int]) -> None:
+def check_sizes(*, hidden: int, intermediate: int, head_dim: int, num_codebooks: int) -> None:
     """Check that the library can compute a model of these sizes.
 
     Raises:
         ConfigError: names the size, its value and what is allowed.
     """
-    for name, value in sizes.items():
+    for name, value in (("hidden size", hidden), ("MLP size", intermediate), ("head size", head_dim)):
         if value % LANES:
             raise ConfigError(f"the model's {name} is {value}; allowed on a CPU are multiples of {LANES}")
+    for name, value, most in (("head size", head_dim, MAX_HEAD_DIM), ("codebooks", num_codebooks, MAX_CODEBOOKS)):
+        if value > most:
+            raise ConfigError(f"the model's {name} is {value}; allowed on a CPU is {most} or less")

@@ -81,7 +81,10 @@ class CpuRunner:
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is {precision.value}; allowed on a CPU is fp32 or int8")
         library.check_sizes(
-            {"head size": config.head_dim, "hidden size": config.hidden_size, "MLP size": config.intermediate_size}
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            head_dim=config.head_dim,
+            num_codebooks=config.num_codebooks,
         )
         self.config = config
         self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(config, precision))

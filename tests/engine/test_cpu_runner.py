@@ -12,7 +12,7 @@ from chattts_serving.engine.cpu_runner import CpuRunner
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
 from chattts_serving.errors import ConfigError, EngineError
-from chattts_serving.gpt_config import Precision, weight_shapes
+from chattts_serving.gpt_config import Precision
 from tests.engine.models import CONFIG, random_engine, random_weights
 from tests.engine.test_engine import drain, mixed_sequences, run
 
@@ -190,10 +190,19 @@ def test_sequences_with_unusable_logits_are_refused():
         run(cpu_engine(weights=weights), mixed_sequences()[:1])
 
 
-def test_sizes_that_vectors_do_not_fit_are_a_configuration_error():
-    config = dataclasses.replace(CONFIG, intermediate_size=72)
-    with pytest.raises(ConfigError, match="MLP size is 72"):
-        cpu_engine(config=config, weights={name: np.zeros(shape) for name, shape in weight_shapes(config).items()})
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"intermediate_size": 72}, "MLP size is 72; allowed on a CPU are multiples of 16"),
+        ({"hidden_size": 48}, "head size is 24; allowed on a CPU are multiples of 16"),
+        ({"hidden_size": 544}, "head size is 272; allowed on a CPU is 256 or less"),
+        ({"num_codebooks": 9}, "codebooks is 9; allowed on a CPU is 8 or less"),
+    ],
+)
+def test_sizes_that_the_library_does_not_take_are_a_configuration_error(sizes, message):
+    config = dataclasses.replace(CONFIG, **sizes)
+    with pytest.raises(ConfigError, match=message):
+        CpuRunner(config, {}.__getitem__, precision=Precision.FP32, kv_cache_gb=1.0, num_threads=1)
 
 
 def test_precisions_of_gpus_are_a_configuration_error():

@@ -32,7 +32,7 @@ STAMP_FILE = "gpt_decoder/1/export.json"
 LOCK_FILE = "gpt_decoder/1/.export.lock"
 TEMPORARY_PREFIX = ".export-"
 # What decides the artifacts besides the checkpoint and this package.
-SERVING_SOURCES = ("audio", "base16384", "gpt", "request")  # modules of chattts_serving
+SERVING_SOURCES = ("audio", "base16384", "gpt", "gpt_config", "request")  # modules of chattts_serving
 PACKAGES = ("onnx", "onnxscript", "tokenizers", "torch", "transformers")
 
 

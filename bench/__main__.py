@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from chattts_serving.errors import ServingError
+from chattts_serving.gpt_config import Precision
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # chattts_serving.gpt.Precision, which takes seconds to import
+PRECISIONS = [precision.value for precision in Precision]
 
 
 def main() -> int:
@@ -29,7 +30,6 @@ def main() -> int:
 
 def _engine(options: argparse.Namespace) -> None:
     from bench import engine
-    from chattts_serving.gpt_config import Precision
 
     engine.run(
         batches=options.batches,

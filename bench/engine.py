@@ -22,6 +22,7 @@ from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.runner import Runner
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
 from chattts_serving.engine.torch_runner import TorchRunner
+from chattts_serving.gpt import DTYPES as HALF_DTYPES
 from chattts_serving.gpt import GPT
 from chattts_serving.gpt_config import GPTConfig, Precision, weight_shapes
 
@@ -45,12 +46,7 @@ CHECKED_PROMPTS = (1, 17, 90)  # tokens of the prompts whose sequences are compa
 CHECKED_TOKENS = 16  # that each of them draws
 PREFILL_TOKENS = 4_096  # at once; one long prompt at a time would make the first sequences much longer than the last
 PRODUCT_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}  # rows; which is fastest depends on the machine
-DTYPES = {  # of the weights, by the value of Precision
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "int8": torch.int8,
-}
+DTYPES = {Precision.FP32: torch.float32, Precision.INT8: torch.int8, **HALF_DTYPES}  # of the weights
 COLUMNS = ("sequences", "context", "ms/step", "tokens/s", "% of bandwidth limit", "% of limit")
 
 
@@ -68,7 +64,7 @@ def run(*, batches: list[int], contexts: list[int], steps: int, precision: Preci
     """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[precision.value]
+    dtype = DTYPES[precision]
     made = _Maker(_random_weights(), device, precision, threads)
     differences = _logit_error(made)
     print(

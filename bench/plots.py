@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,25 +100,25 @@ def _levels(run: Run, loop: str) -> list[dict[str, Any]]:
 
 
 def _throughput_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    for run, label, colour in zip(runs, labels, _colours(), strict=False):
-        levels = _levels(run, "closed")
-        x = [level["concurrency"] for level in levels]
-        axes.plot(x, [level["sentences_per_s"] for level in levels], "o-", color=colour, label=label)
-    _powers_of_two(axes, "sentences at once (closed loop)")
-    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+    _plot_closed(axes, runs, labels, {"sentences_per_s": "-"})
     axes.set_ylabel("sentences/s")
-    axes.legend()
 
 
 def _closed_latency_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    _plot_closed(axes, runs, labels, PERCENTILES)
+    axes.set_ylabel("latency, s")
+
+
+def _plot_closed(axes: Axes, runs: Sequence[Run], labels: Sequence[str], styles: Mapping[str, str]) -> None:
+    """Fields of a level (each with its style of line) against the number of sentences at once."""
     for run, label, colour in zip(runs, labels, _colours(), strict=False):
         levels = _levels(run, "closed")
         x = [level["concurrency"] for level in levels]
-        for key, style in PERCENTILES.items():
-            axes.plot(x, [level[key] for level in levels], f"o{style}", color=colour, label=f"{label} {key[:3]}")
+        for key, style in styles.items():
+            name = f"{label} {key[:3]}" if len(styles) > 1 else label
+            axes.plot(x, [level[key] for level in levels], f"o{style}", color=colour, label=name)
     _powers_of_two(axes, "sentences at once (closed loop)")
     axes.set_ylim(0, 1.1 * axes.dataLim.y1)
-    axes.set_ylabel("latency, s")
     axes.legend()
 
 

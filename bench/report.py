@@ -50,9 +50,8 @@ def write(part: str, results: Mapping[str, object]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{part}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"
     text = json.dumps({"part": part, "environment": environment(), **results}, indent=1, ensure_ascii=False)
-    text = re.sub(
-        r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text
-    )  # a list of numbers in one line
+    # A list of numbers in one line.
+    text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     path.write_text(text + "\n")
     return path
 

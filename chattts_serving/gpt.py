@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt_config import GPTConfig, Precision, check_shapes
+from chattts_serving.gpt_config import GPTConfig, Precision, check_shapes, rope_tables
 
 Attend = Callable[[int, torch.Tensor], torch.Tensor]
 """(layer, qkv [num_tokens, 3 * hidden], as `GPT.split_heads` takes it) -> attended, [num_tokens, hidden]."""
@@ -109,7 +109,7 @@ class GPT:
                 self._half_head[name] = moved
             else:
                 self._matrix[name] = moved
-        self.rope_cos, self.rope_sin = _rope_tables(config, device)
+        self.rope_cos, self.rope_sin = (torch.from_numpy(table).to(device) for table in rope_tables(config))
         self._codebook_offsets = torch.arange(config.num_codebooks, device=device) * config.num_audio_tokens
 
     @classmethod
@@ -189,14 +189,6 @@ class GPT:
         if head in self._half_head:  # rounded to 16 bits, many logits of a row would be equal
             return torch.mm(hidden, self._half_head[head].T, out_dtype=torch.float32)
         return self._linear(head, hidden)
-
-
-def _rope_tables(config: GPTConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of the rotary embedding (Su et al. 2021), halves laid out as Llama's rotate-half wants."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
-    angles = torch.outer(positions, 1.0 / config.rope_theta**exponents).repeat(1, 2)
-    return angles.cos().to(device), angles.sin().to(device)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from chattts_serving.errors import ConfigError
 
 
@@ -63,7 +66,7 @@ class Precision(Enum):
     FP32 = "fp32"
     BF16 = "bf16"  # GPU only; weights, hidden states and cache
     FP16 = "fp16"  # GPU only; likewise
-    INT8 = "int8"  # CPU only; weights scaled per output channel, activations per token, all else float32
+    INT8 = "int8"  # CPU only; weights scaled per output channel, activations per token, the cache bfloat16
 
 
 def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -102,3 +105,15 @@ def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> Non
                 f"weight '{name}' has shape {found.get(name)}, config.json wants {expected.get(name)}; "
                 "run python -m export again"
             )
+
+
+def rope_tables(config: GPTConfig) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Cosines and sines of the rotary embedding (Su et al. 2021), halves laid out as Llama's rotate-half wants.
+
+    Each float32 [max_positions, head_dim].
+    """
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
+    angles = np.outer(np.arange(config.max_position_embeddings, dtype=np.float32), frequencies)
+    angles = np.concatenate([angles, angles], 1)
+    return np.cos(angles), np.sin(angles)

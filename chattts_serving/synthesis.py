@@ -112,9 +112,8 @@ class Synthesizer:
         """Start the thread and wait until its engine is made.
 
         Args:
-            make_engine: called on the thread, which then owns the engine. It must be the first to compute anything with
-                torch on the CPU: OpenMP keeps a pool for each thread that did, and with more threads than cores their
-                workers sleep between operators instead of spinning (measured: a third slower).
+            make_engine: called on the thread, which then owns the engine: PyTorch's current GPU and stream belong to a
+                thread.
             prompts: makes the prompts of the second pass.
             max_requests: requests at once; one more is refused.
             max_sentences_at_once: sentences of one request in the engine, so that a long text leaves room for others.

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 
 #if defined __x86_64__
 #define PAUSE() __builtin_ia32_pause()
@@ -78,32 +79,32 @@ static void *work_on_jobs(void *argument) {
     }
 }
 
-static Step *best_step(void) {
+static const struct {
+    const char *name;
+    Step *step;
+} instruction_sets[] = {
 #if defined __x86_64__
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return step_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return step_avx2;
+    {"avx512", step_avx512},
+    {"avx2", step_avx2},
 #endif
-    return step_plain;
-}
-
-static Step *step_called(const char *name) {
-#if defined __x86_64__
-    if (name[0] == 'a' && name[3] == '5') return step_avx512;
-    if (name[0] == 'a') return step_avx2;
-#endif
-    return name[0] == 'p' ? step_plain : NULL;
-}
+    {"plain", step_plain},
+};
 
 /* "avx512", "avx2" or "plain": the fastest that this CPU does. */
 const char *chattts_instruction_set(void) {
-    Step *step = best_step();
 #if defined __x86_64__
-    if (step == step_avx512) return "avx512";
-    if (step == step_avx2) return "avx2";
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return "avx512";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
 #endif
     return "plain";
+}
+
+static Step *step_called(const char *name) {
+    for (size_t i = 0; i < sizeof instruction_sets / sizeof *instruction_sets; i++)
+        if (!strcmp(name, instruction_sets[i].name)) return instruction_sets[i].step;
+    return NULL;
 }
 
 void chattts_close(Pool *pool) {

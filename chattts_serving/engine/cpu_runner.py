@@ -20,9 +20,9 @@ from chattts_serving.cpu import library
 from chattts_serving.cpu.library import PANEL, Batch, Layer, Memory, Model, Threads, Workspace
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import DonePending, cache_capacity
-from chattts_serving.engine.sequence import Kind, Sequence
+from chattts_serving.engine.sequence import Input, Kind, Sequence
 from chattts_serving.errors import ConfigError, EngineError
-from chattts_serving.gpt_config import GPTConfig, Precision, check_shapes
+from chattts_serving.gpt_config import GPTConfig, Precision, check_shapes, rope_tables
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class CpuRunner:
 
     def generated_hidden(self, sequence: Sequence) -> npt.NDArray[np.float32]:
         """The hidden state that each generated token was drawn from, [len(tokens), hidden], a copy."""
-        first = _slot(sequence).start + sequence.num_prompt_tokens - 1
+        first = sequence.cache_start + sequence.num_prompt_tokens - 1
         return self._hidden[first : first + len(sequence.tokens)].copy()
 
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
@@ -146,10 +146,6 @@ class CpuRunner:
 
     def warm_up(self) -> None:
         """Nothing is left to do after loading."""
-
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.close()
 
     def _take_over(self, weights: Weights, precision: Precision, num_threads: int) -> Model:
         config, address, int8 = self.config, self._memory.address, precision is Precision.INT8
@@ -172,7 +168,7 @@ class CpuRunner:
         self._keys, self._values = (np.full(shape, 0, PRECISIONS[precision]) for _ in range(2))
         self._hidden = np.full((self.num_cache_tokens, config.hidden_size), 0, np.float32)
         self._tokens = np.full((self.num_cache_tokens, config.num_codebooks), NO_TOKEN, np.int32)
-        cosines, sines = _rope_tables(config)
+        cosines, sines = rope_tables(config)
         return Model(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -231,7 +227,7 @@ class CpuRunner:
         row = 0
         for entry, part, head_row in zip(entries, parts, head_rows, strict=True):
             sequence, params = part.sequence, part.sequence.params
-            entry["cache_start"] = _slot(sequence).start
+            entry["cache_start"] = sequence.cache_start
             entry["num_cached"], entry["num_new"], entry["first_row"] = part.first, part.end - part.first, row
             row += part.end - part.first
             if sequence.speaker is not None:
@@ -240,8 +236,7 @@ class CpuRunner:
             entry["draws"] = DRAWS[sequence.kind] if part.draws else NO_DRAW
             entry["head_row"] = head_row
             entry["step"] = len(sequence.tokens)
-            # At least one token: the same distribution as ChatTTS, which starts over when the first token is the end.
-            entry["ban_end"] = len(sequence.tokens) < max(1, params.min_new_tokens)
+            entry["ban_end"] = len(sequence.tokens) < params.first_end
             entry["seed"], entry["stream"] = params.seed, params.stream
             entry["temperature"], entry["top_p"], entry["top_k"] = params.temperature, params.top_p, params.top_k
             entry["repetition_penalty"] = params.repetition_penalty
@@ -269,24 +264,13 @@ class CpuRunner:
 
     def _tokens_of(self, part: _Part) -> Iterator[tuple[int, ...]]:
         """The tokens to compute, as `Batch.tokens` wants them."""
-        sequence, width = part.sequence, self.config.num_codebooks
-        missing = (NO_TOKEN,) * (width - 1)
-        ids, codes = sequence.prompt_ids, sequence.prompt_codes
-        for place in range(part.first, part.end):
-            if place < len(ids):
-                is_speaker = ids[place] == self.config.spk_emb_id and sequence.speaker is not None
-                yield (NO_TOKEN if is_speaker else ids[place], *missing)
-            elif place < len(ids) + len(codes):
-                yield codes[place - len(ids)]
+        missing = (NO_TOKEN,) * (self.config.num_codebooks - 1)
+        for position in range(part.first, part.end):
+            kind, token = part.sequence.token_at(position, self.config.spk_emb_id)
+            if kind is Input.SPEAKER:
+                yield (NO_TOKEN, *missing)
             else:
-                token = sequence.tokens[place - len(ids) - len(codes)]
-                yield token if sequence.kind is Kind.AUDIO else (*token, *missing)
-
-
-def _slot(sequence: Sequence) -> Slot:
-    if sequence.slot is None:
-        raise RuntimeError("the sequence has no slot in the cache; only scheduled sequences can run")
-    return sequence.slot
+                yield token if kind is Input.AUDIO else (*token, *missing)
 
 
 def _in_calls(sequences: list[Sequence]) -> Iterator[list[_Part]]:
@@ -305,12 +289,3 @@ def _in_calls(sequences: list[Sequence]) -> Iterator[list[_Part]]:
                 parts, room = [], MAX_ROWS
     if parts:
         yield parts
-
-
-def _rope_tables(config: GPTConfig) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Cosines and sines of the rotary embedding, each float32 [positions, head_dim], halves as Llama has them."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
-    angles = np.outer(np.arange(config.max_position_embeddings, dtype=np.float32), frequencies)
-    angles = np.concatenate([angles, angles], 1).astype(np.float32)
-    return np.cos(angles), np.sin(angles)

@@ -8,14 +8,13 @@ by their bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.engine.sampler import NO_TOKEN, PENALTY_WINDOW
-from chattts_serving.engine.sequence import Kind, Sequence
+from chattts_serving.engine.sequence import Input, Kind, Sequence
 
 # Columns of a lane's row.
 START = 0  # first token of its slot in the cache
@@ -44,6 +43,7 @@ PROMPT_TOKENS = 5  # as TOKENS
 
 # Values of INPUT; the first two are those of KIND too.
 CODES, TEXT, SPEAKER = 0, 1, 2
+_INPUTS = {Input.AUDIO: CODES, Input.TEXT: TEXT, Input.SPEAKER: SPEAKER}
 
 IntArray = npt.NDArray[np.int32]
 
@@ -89,7 +89,7 @@ class Lanes:
             raise ValueError(f"{len(batch)} sequences in one step; allowed are {len(self._rows) + len(self._free)}")
         changes = Changes([], [])
         for sequence in batch:
-            start = sequence.slot.start if sequence.slot else 0
+            start = sequence.cache_start
             if sequence not in self._rows:
                 self._rows[sequence] = self._free.pop()
                 changes.joined.append((self._rows[sequence], sequence))
@@ -110,14 +110,13 @@ def lane_row(sequence: Sequence, num_codebooks: int, spk_emb_id: int) -> IntArra
     params = sequence.params
     row = np.zeros(row_width(num_codebooks), np.int32)
     kind = TEXT if sequence.kind is Kind.TEXT else CODES
-    row[START] = sequence.slot.start if sequence.slot else 0
+    row[START] = sequence.cache_start
     row[LENGTH] = sequence.num_tokens - 1
     row[STEP] = len(sequence.tokens) - 1
     row[KIND] = kind
     words = np.array([params.seed & 0xFFFFFFFF, params.seed >> 32, params.stream], np.uint32)
     row[SEED_LOW : STREAM + 1] = words.view(np.int32)
-    # At least one token: the same distribution as ChatTTS, which starts over when the first token is the end.
-    row[MIN_NEW] = max(1, params.min_new_tokens)
+    row[MIN_NEW] = params.first_end
     row[TOP_K] = params.top_k
     floats = np.array([params.temperature, params.top_p, params.repetition_penalty], np.float32)
     row[TEMPERATURE : PENALTY + 1] = floats.view(np.int32)
@@ -144,7 +143,7 @@ def prompt_rows(joined: list[tuple[int, Sequence]], num_codebooks: int, spk_emb_
     """All tokens but the last of each sequence, one after another: [num_tokens, PROMPT_TOKENS + num_codebooks]."""
     rows: list[list[int]] = []
     for lane, sequence in joined:
-        first, start = len(rows), sequence.slot.start if sequence.slot else 0
+        first, start = len(rows), sequence.cache_start
         for position in range(sequence.num_tokens - 1):
             kind, token = _token(sequence, position, num_codebooks, spk_emb_id)
             rows.append([position, first, start + position, lane, kind, *token])
@@ -159,16 +158,7 @@ def unused_prompt_rows(first: int, end: int, num_codebooks: int, cache_token: in
     return rows
 
 
-def _token(sequence: Sequence, position: int, num_codebooks: int, spk_emb_id: int) -> tuple[int, Many[int]]:
+def _token(sequence: Sequence, position: int, num_codebooks: int, spk_emb_id: int) -> tuple[int, list[int]]:
     """What the token at `position` is, and its ids, padded to `num_codebooks`."""
-    token: Many[int]
-    if position < len(sequence.prompt_ids):
-        token_id = sequence.prompt_ids[position]
-        is_speaker = sequence.speaker is not None and token_id == spk_emb_id
-        kind, token = SPEAKER if is_speaker else TEXT, (token_id,)
-    elif position < sequence.num_prompt_tokens:
-        kind, token = CODES, sequence.prompt_codes[position - len(sequence.prompt_ids)]
-    else:
-        kind = TEXT if sequence.kind is Kind.TEXT else CODES
-        token = sequence.tokens[position - sequence.num_prompt_tokens]
-    return kind, [*token, *[0] * (num_codebooks - len(token))]
+    kind, token = sequence.token_at(position, spk_emb_id)
+    return _INPUTS[kind], [*token, *[0] * (num_codebooks - len(token))]

@@ -18,6 +18,14 @@ class Kind(Enum):
     AUDIO = "audio"  # audio codes, one per codebook a step
 
 
+class Input(Enum):
+    """What one token that a sequence holds is."""
+
+    TEXT = "text"  # a text token id
+    AUDIO = "audio"  # audio codes, one per codebook
+    SPEAKER = "speaker"  # the speaker's vector in place of a text token
+
+
 class FinishReason(Enum):
     """Why a sequence ended."""
 
@@ -37,6 +45,14 @@ class SamplingParams:
     max_new_tokens: int
     seed: int
     stream: int  # tells apart the random numbers of sequences that share a seed, 0 to 2**32 - 1
+
+    @property
+    def first_end(self) -> int:
+        """The first draw that may be the end token.
+
+        Not the very first: the same distribution as ChatTTS, which starts over when the first token is the end.
+        """
+        return max(1, self.min_new_tokens)
 
 
 @dataclass(eq=False)
@@ -75,6 +91,13 @@ class Sequence:
         return len(self.prompt_ids) + len(self.prompt_codes)
 
     @property
+    def cache_start(self) -> int:
+        """Where its slot of the cache begins; only sequences that are scheduled have one."""
+        if self.slot is None:
+            raise RuntimeError("the sequence has no slot in the cache; only scheduled sequences can run")
+        return self.slot.start
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that it holds: prompt, generated, and in flight."""
         return self.num_prompt_tokens + self.num_generated_tokens
@@ -103,6 +126,17 @@ class Sequence:
     def is_finished(self) -> bool:
         """Whether it has ended."""
         return self.finish_reason is not None
+
+    def token_at(self, position: int, spk_emb_id: int) -> tuple[Input, tuple[int, ...]]:
+        """What the token at `position` is, and its ids; `spk_emb_id` is the text token that a speaker replaces."""
+        if position < len(self.prompt_ids):
+            token_id = self.prompt_ids[position]
+            is_speaker = self.speaker is not None and token_id == spk_emb_id
+            return Input.SPEAKER if is_speaker else Input.TEXT, (token_id,)
+        if position < self.num_prompt_tokens:
+            return Input.AUDIO, self.prompt_codes[position - len(self.prompt_ids)]
+        kind = Input.TEXT if self.kind is Kind.TEXT else Input.AUDIO
+        return kind, self.tokens[position - self.num_prompt_tokens]
 
     def mark_launched(self) -> None:
         """A step that computes every uncached token and draws the next one is on its way."""

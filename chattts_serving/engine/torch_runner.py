@@ -153,7 +153,7 @@ class TorchRunner:
     @torch.inference_mode()
     def generated_hidden(self, sequence: Sequence) -> npt.NDArray[np.float32]:
         """As `Runner`."""
-        first = _slot(sequence).start + sequence.num_prompt_tokens - 1
+        first = sequence.cache_start + sequence.num_prompt_tokens - 1
         states = self._buffers.hidden[first : first + len(sequence.tokens)]
         if self._copy_stream is None:
             return states.numpy().copy()
@@ -305,9 +305,3 @@ def _ops(model: GPT, buffers: Buffers) -> StepOps:
 
         return TritonOps(model, buffers)
     return TorchOps(model, buffers)
-
-
-def _slot(sequence: Sequence) -> Slot:
-    if sequence.slot is None:
-        raise RuntimeError("the sequence has no slot in the cache; only scheduled sequences can run")
-    return sequence.slot

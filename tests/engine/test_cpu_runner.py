@@ -210,35 +210,31 @@ def test_precisions_of_gpus_are_a_configuration_error():
         CpuRunner(CONFIG, {}.__getitem__, precision=Precision.BF16, kv_cache_gb=1.0, num_threads=1)
 
 
-def test_a_library_built_from_other_sources_is_refused(monkeypatch):
+@pytest.fixture
+def load_anew():
+    """`library.load` as a new process has it, and afterwards again."""
+    library.load.cache_clear()
+    yield library.load
+    library.load.cache_clear()
+
+
+def test_a_library_built_from_other_sources_is_refused(monkeypatch, load_anew):
     monkeypatch.setattr(library, "ENTRY", np.dtype(np.int64))
-    library.load.cache_clear()
-    try:
-        with pytest.raises(ConfigError, match="built from other sources"):
-            library.load()
-    finally:
-        library.load.cache_clear()
+    with pytest.raises(ConfigError, match="built from other sources"):
+        load_anew()
 
 
-def test_a_missing_library_is_refused(monkeypatch, tmp_path):
+def test_a_missing_library_is_refused(monkeypatch, load_anew, tmp_path):
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
-    library.load.cache_clear()
-    try:
-        with pytest.raises(ConfigError, match="install the project with a C compiler"):
-            library.load()
-    finally:
-        library.load.cache_clear()
+    with pytest.raises(ConfigError, match="install the project with a C compiler"):
+        load_anew()
 
 
-def test_a_file_that_is_no_library_is_refused(monkeypatch, tmp_path):
+def test_a_file_that_is_no_library_is_refused(monkeypatch, load_anew, tmp_path):
     (tmp_path / "_gpt.so").write_text("no library")
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
-    library.load.cache_clear()
-    try:
-        with pytest.raises(ConfigError, match="cannot load"):
-            library.load()
-    finally:
-        library.load.cache_clear()
+    with pytest.raises(ConfigError, match="cannot load"):
+        load_anew()
 
 
 def test_weights_that_are_not_there_are_a_configuration_error(tmp_path):

@@ -16,20 +16,25 @@ from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.runner import Runner
 from chattts_serving.errors import InvalidInputError, ServingError
 from chattts_serving.gpt_config import GPTConfig, Precision
-from chattts_serving.layout import lay_out
 from chattts_serving.prompts import Prompts
 from chattts_serving.request import GenerationRequest
-from chattts_serving.synthesis import Synthesis, Synthesizer
+from chattts_serving.synthesis import Load, Opening, Part, Synthesizer
+from chattts_serving.synthesis import Reply as PartReply
+from chattts_serving.windows import ReadingPlan, padded
 
 Outputs = Mapping[str, npt.NDArray[Any] | str]
 Reply = Callable[[Outputs | Exception], None]
+
+MAX_STREAM_ID_CHARACTERS = 64
 
 
 class Decoder:
     """The engine with its model, and the prompts of the second pass."""
 
-    def __init__(self, folder: Path, config: DecoderConfig, device: str) -> None:
+    def __init__(self, folder: Path, config: DecoderConfig, device: str, observe: Callable[[Load], None]) -> None:
         """Load the artifacts in `folder` and start the engine on `device`, "cpu" or "cuda:N".
+
+        `observe` is that of `Synthesizer`.
 
         Raises:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
@@ -47,37 +52,62 @@ class Decoder:
             Prompts(folder),
             max_requests=config.max_requests,
             max_sentences_at_once=config.max_sentences_at_once,
+            max_sequences=config.max_sequences,
+            lease_s=config.lease_s,
+            observe=observe,
         )
 
-    def submit(self, generation: str, speaker: npt.NDArray[np.float32], reply: Reply) -> None:
-        """Start one request.
+    def open(
+        self, stream_id: str, generation: str, speaker: npt.NDArray[np.float32], reading: str, reply: Reply
+    ) -> None:
+        """Start one request and read its first chunk.
 
         Args:
+            stream_id: what the caller will call it by; 1 to MAX_STREAM_ID_CHARACTERS characters, random.
             generation: `GenerationRequest` as JSON.
             speaker: the voice's normalised vector, float32 [hidden].
+            reading: `ReadingPlan` as JSON.
             reply: called once, from another thread, with the model's outputs (without the batch dimension) or the
                 error.
 
         Raises:
             ServingError: the request is refused; `reply` will not be called.
         """
+        if not 1 <= len(stream_id) <= MAX_STREAM_ID_CHARACTERS:
+            raise InvalidInputError("stream_id", stream_id, f"1 to {MAX_STREAM_ID_CHARACTERS} characters")
         request = GenerationRequest.from_json(generation)
         self._check(request, speaker)
+        opening = Opening(request, speaker, ReadingPlan.from_json(reading))
+        self._synthesizer.open(stream_id, opening, self._part_reply(reply))
 
-        def done(outcome: Synthesis | ServingError) -> None:
+    def read(self, stream_id: str, reply: Reply) -> None:
+        """Read the next chunk of an open request; `reply` and errors as for `open`."""
+        self._synthesizer.read(stream_id, self._part_reply(reply))
+
+    def cancel(self, stream_id: str) -> None:
+        """Give an open request up; nothing happens when there is none of that name."""
+        self._synthesizer.cancel(stream_id)
+
+    def close(self) -> None:
+        """Answer every read that waits with ShuttingDownError and stop."""
+        self._synthesizer.close()
+
+    def _part_reply(self, reply: Reply) -> PartReply:
+        def done(outcome: Part | ServingError) -> None:
             try:
-                result: Outputs | Exception = (
-                    outcome if isinstance(outcome, ServingError) else _outputs(outcome, request.seed)
-                )
+                result: Outputs | Exception = outcome if isinstance(outcome, ServingError) else self._outputs(outcome)
             except Exception as error:  # memory, for one: the request must still be answered
                 result = error
             reply(result)
 
-        self._synthesizer.submit(request, speaker, done)
+        return done
 
-    def close(self) -> None:
-        """Answer every open request with ShuttingDownError and stop."""
-        self._synthesizer.close()
+    def _outputs(self, part: Part) -> Outputs:
+        hidden, mask = padded(
+            np.zeros((0, self._config.hidden_size), np.float32) if part.hidden is None else part.hidden
+        )
+        codes = np.array(part.codes, np.int32).reshape(-1, self._config.num_codebooks)
+        return {"hidden": hidden, "mask": mask, "codes": codes, "chunk": part.chunk.to_json()}
 
     def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:
         """Refuse what would fail inside a step, where it could harm the other requests in it."""
@@ -115,17 +145,3 @@ def _check_ids(name: str, rows: tuple[tuple[int, ...], ...], limit: int) -> None
     for row in rows:
         if any(not 0 <= token_id < limit for token_id in row):
             raise InvalidInputError("generation", row, f"{name} of 0 to {limit - 1}")
-
-
-def _outputs(synthesis: Synthesis, seed: int) -> Outputs:
-    row = lay_out([sentence.hidden for sentence in synthesis.sentences])
-    codes = np.concatenate([sentence.codes for sentence in synthesis.sentences])
-    return {
-        "hidden": row.hidden,
-        "mask": row.mask,
-        "num_samples": np.array([row.num_samples], np.int32),
-        "num_tokens": np.array([len(codes)], np.int32),
-        "seed": np.array([seed], np.int64),
-        "refined_text": synthesis.refined_text,
-        "codes": codes,
-    }

@@ -5,6 +5,8 @@
     ├── OverloadedError          UNAVAILABLE        a bounded queue is full
     ├── ShuttingDownError        UNAVAILABLE        the server is about to end
     ├── DeadlineExceededError    CANCELLED          the request's `deadline_ms` passed
+    ├── CancelledError           CANCELLED          the caller has gone, or its stream was given up
+    ├── CalledModelError         as the call's      a model that this one called failed
     ├── EngineError              INTERNAL           a step failed; the message says which
     └── ConfigError              INTERNAL           configuration or artifacts are wrong (raised at start only)
 
@@ -27,12 +29,14 @@ class ServingError(Exception):
     """Base of every error that a request may be answered with."""
 
     status = "INTERNAL"
+    first_words = ""  # of its messages, where they tell its status: Triton loses that between two models
 
 
 class InvalidInputError(ServingError):
     """One input of the request is wrong: says which one, what it was and what is allowed."""
 
     status = "INVALID_ARGUMENT"
+    first_words = "input '"
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
         """`name` is the contract's input name; `allowed` finishes the sentence "allowed is ..."."""
@@ -44,18 +48,39 @@ class OverloadedError(ServingError):
     """The server is at capacity; the request was not queued."""
 
     status = "UNAVAILABLE"
+    first_words = "overloaded"
 
 
 class ShuttingDownError(ServingError):
     """The server is about to end; another one may answer."""
 
     status = "UNAVAILABLE"
+    first_words = "the server is shutting down"
 
 
 class DeadlineExceededError(ServingError):
     """The request's deadline passed before its audio was complete."""
 
     status = "CANCELLED"
+    first_words = "deadline exceeded"
+
+
+class CancelledError(ServingError):
+    """Nobody waits for the audio any more."""
+
+    status = "CANCELLED"
+    first_words = "the request was cancelled"
+
+
+class CalledModelError(ServingError):
+    """A model that was called on behalf of the request answered with an error, which is passed on."""
+
+    def __init__(self, message: str, status: str) -> None:
+        """`status` is one of those above; INTERNAL gives way to what the message's first words tell."""
+        super().__init__(message)
+        kinds = (kind for kind in ServingError.__subclasses__() if kind.first_words)
+        told = (kind.status for kind in kinds if message.startswith(kind.first_words))
+        self.status = next(told, status) if status == ServingError.status else status
 
 
 class EngineError(ServingError):

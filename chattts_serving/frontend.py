@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +17,18 @@ from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.normalizer import Normalizer, detect_language, load_homophones
 from chattts_serving.prompts import Prompts
 from chattts_serving.request import INT63_MAX, GenerationRequest, SynthesisRequest
-from chattts_serving.sentences import split_sentences
-from chattts_serving.speaker import SpeakerStatistics, decode_sample, decode_speaker, normalize
+from chattts_serving.sentences import End, split_sentences
+from chattts_serving.speaker import SpeakerStatistics, decode_sample
 from chattts_serving.tags import check_only_tags, check_tags, is_speakable
 from chattts_serving.verbalizer import Verbalizer
+from chattts_serving.voices import Voice, VoiceLibrary
+
+# Silence after a piece of text, in audio tokens of 21.33 ms. What the model itself leaves at its ends comes on top.
+PAUSES = {
+    End.PARAGRAPH: 28,  # 597 ms
+    End.SENTENCE: 12,  # 256 ms
+    End.CUT: 4,  # 85 ms: the sentence goes on
+}
 
 
 @dataclass(frozen=True)
@@ -52,22 +62,36 @@ class FrontendConfig:
         return cls(**values)
 
 
+class Prepared(NamedTuple):
+    """What `gpt_decoder` is to do, and in whose voice.
+
+    Attributes:
+        generation: the work.
+        speaker_embedding: the voice's vector at length 1, float32 [hidden].
+        used_speaker: the voice's ChatTTS speaker string; "" where a recording alone decides, without the vector.
+    """
+
+    generation: GenerationRequest
+    speaker_embedding: npt.NDArray[np.float32]
+    used_speaker: str
+
+
 class TextFrontend:
     """Everything between a caller's words and the model's prompts. One instance serves one thread."""
 
-    def __init__(self, assets_dir: Path) -> None:
-        """Load tokenizer.json, homophones.json and frontend.json of `assets_dir`.
+    def __init__(self, assets_dir: Path, voices: Iterable[Voice] = ()) -> None:
+        """Load tokenizer.json, homophones.json and frontend.json of `assets_dir`; callers may ask for `voices` by name.
 
         Raises:
-            ConfigError: one is missing, broken, or does not fit the others.
+            ConfigError: a file is missing, broken, or does not fit the others, or a voice does not fit them.
         """
         self._config = FrontendConfig.load(assets_dir / "frontend.json")
-        self._statistics = SpeakerStatistics.parse(self._config.spk_stat, self._config.hidden_size)
+        self._voices = VoiceLibrary(voices, SpeakerStatistics.parse(self._config.spk_stat, self._config.hidden_size))
         self._prompts = Prompts(assets_dir)
         self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"))
 
-    def prepare(self, request: SynthesisRequest) -> tuple[GenerationRequest, npt.NDArray[np.float32]]:
-        """What `gpt_decoder` is to do for `request`, and the voice's normalised vector, float32 [hidden].
+    def prepare(self, request: SynthesisRequest) -> Prepared:
+        """What `gpt_decoder` is to do for `request`, and in whose voice.
 
         Raises:
             InvalidInputError: an input is wrong in a way that only text and vocabulary show.
@@ -76,11 +100,14 @@ class TextFrontend:
         _check_texts(request)
         sample_codes = decode_sample(request.speaker_sample) if request.speaker_sample else ()
         seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
-        texts = self._sentences(request)
+        speaker = self._voices.find(request.speaker) if request.speaker else self._voices.sample(seed)
+        texts, pauses = self._sentences(request)
         generation = GenerationRequest(
             prompts=tuple(self._first_prompt(request, text) for text in texts),
             texts=texts,
+            pauses=pauses,
             refine=not request.skip_refine,
+            refine_only=request.refine_only,
             prompt=request.prompt,
             sample_text=request.sample_text,
             sample_codes=sample_codes,
@@ -90,21 +117,28 @@ class TextFrontend:
             sampling=request.sampling,
         )
         self._check_lengths(generation)
-        return generation, self._speaker_vector(request.speaker, seed)
+        return Prepared(generation, speaker.embedding, speaker.text if generation.has_speaker else "")
 
-    def _sentences(self, request: SynthesisRequest) -> tuple[str, ...]:
-        """The sentences of the request's text, normalised; those with nothing to say are left out."""
+    def _sentences(self, request: SynthesisRequest) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The sentences of the request's text, normalised, and the pauses after them, in audio tokens.
+
+        Sentences with nothing to say are left out; of the pauses around them the longest is kept.
+        """
         language_of_all = detect_language(request.text)
         verbalize = Verbalizer() if request.normalize else None
-        texts = []
-        for sentence in split_sentences(request.text):
+        texts: list[str] = []
+        pauses: list[int] = []
+        for sentence, end in split_sentences(request.text):
             language = request.language or detect_language(sentence, otherwise=language_of_all)
             text = self._normalizer(sentence, language, verbalize)
             if is_speakable(text):
                 texts.append(text)
+                pauses.append(PAUSES[end])
+            elif pauses:
+                pauses[-1] = max(pauses[-1], PAUSES[end])
         if not texts:
             raise InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
-        return tuple(texts)
+        return tuple(texts), tuple(pauses)
 
     def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
         if request.skip_refine:
@@ -133,11 +167,6 @@ class TextFrontend:
         raise InvalidInputError(
             "text", generation.texts, f"sentences whose prompt has at most {most} tokens, not {needed}"
         )
-
-    def _speaker_vector(self, speaker: str, seed: int) -> npt.NDArray[np.float32]:
-        if not speaker:
-            return normalize(self._statistics.sample(seed))
-        return decode_speaker(speaker, self._config.hidden_size)
 
 
 def _has_speaker(request: SynthesisRequest) -> bool:

@@ -20,6 +20,7 @@ MAX_SPEAKER_SAMPLE_CHARACTERS = 32_768  # a spk_smp string of 30 s has about 6,5
 MAX_NEW_TOKENS = 2_048  # per sentence, 43.7 s of audio
 MAX_REFINED_TOKENS = 384  # per sentence, ChatTTS's own limit
 MAX_DEADLINE_MS = 3_600_000
+MAX_PAUSE_TOKENS = 128  # 2.7 s between two sentences
 LANGUAGES = ("zh", "en")
 MAX_SENTENCES = 2_000  # of one request; 20,000 characters make fewer
 # Beyond these, float32 logits would overflow: divided by the temperature, times the penalty to the power of 16.
@@ -108,6 +109,7 @@ class SynthesisRequest(SamplingOptions):
         sample_text: the transcript of `speaker_sample`.
         seed: >= 0; None lets the server draw one. It decides the sampled voice and every token.
         skip_refine: speak the text as it stands, without the refining pass.
+        refine_only: answer the refined text, without audio; not together with `skip_refine`.
         normalize: write out numbers, dates and units as words.
         refine_prompt: control tags for the refining pass ([oral_2][laugh_0][break_6]).
         prompt: control tags for the audio pass ([speed_5]).
@@ -124,6 +126,7 @@ class SynthesisRequest(SamplingOptions):
     sample_text: str = ""
     seed: int | None = None
     skip_refine: bool = False
+    refine_only: bool = False
     normalize: bool = True
     refine_prompt: str = ""
     prompt: str = "[speed_5]"
@@ -145,9 +148,11 @@ class SynthesisRequest(SamplingOptions):
             _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ms is not None:
             _check_integer("deadline_ms", self.deadline_ms, least=1, most=MAX_DEADLINE_MS)
-        for name in ("skip_refine", "normalize"):
+        for name in ("skip_refine", "refine_only", "normalize"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "true or false")
+        if self.refine_only and self.skip_refine:
+            raise InvalidInputError("refine_only", True, "false together with 'skip_refine'")
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -162,7 +167,9 @@ class GenerationRequest:
     Attributes:
         prompts: token ids of each sentence's prompt for the first pass (refining, or audio where `skip_refine`).
         texts: the normalised sentences, one per prompt.
+        pauses: audio tokens of silence after each sentence, 0 to MAX_PAUSE_TOKENS; the last one's is not spoken.
         refine: whether the first pass refines text.
+        refine_only: whether that is all that is wanted.
         prompt: control tags that go in front of each refined sentence.
         sample_text: transcript of `sample_codes`.
         sample_codes: codes of a reference recording, [num_tokens][4]; empty for none.
@@ -175,7 +182,9 @@ class GenerationRequest:
 
     prompts: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
+    pauses: tuple[int, ...]
     refine: bool
+    refine_only: bool
     prompt: str
     sample_text: str
     sample_codes: tuple[tuple[int, ...], ...]
@@ -200,6 +209,7 @@ class GenerationRequest:
             request = cls(
                 prompts=tuple(tuple(_integers(ids)) for ids in values.pop("prompts")),
                 texts=tuple(str(sentence) for sentence in values.pop("texts")),
+                pauses=tuple(_integers(values.pop("pauses"))),
                 sample_codes=tuple(tuple(_integers(codes)) for codes in values.pop("sample_codes")),
                 sampling=SamplingOptions(**values.pop("sampling")),
                 **values,
@@ -215,7 +225,12 @@ class GenerationRequest:
             raise InvalidInputError(
                 "generation", self.prompts, f"{allowed}: a prompt for each of 1 to {MAX_SENTENCES} texts"
             )
-        for name, kind in (("refine", bool), ("has_speaker", bool), ("prompt", str), ("sample_text", str)):
+        if len(self.pauses) != len(self.texts) or not all(0 <= pause <= MAX_PAUSE_TOKENS for pause in self.pauses):
+            raise InvalidInputError(
+                "generation", self.pauses, f"{allowed}: a pause of 0 to {MAX_PAUSE_TOKENS} tokens a text"
+            )
+        bools = ("refine", "refine_only", "has_speaker")
+        for name, kind in (*((name, bool) for name in bools), ("prompt", str), ("sample_text", str)):
             if not isinstance(getattr(self, name), kind):
                 raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)
         for text in (self.prompt, self.sample_text, *self.texts):

@@ -33,6 +33,7 @@ from chattts_serving.supervisor import (
     end_with_parent,
     say,
 )
+from chattts_serving.triton_io import CALLS_AT_ONCE
 from chattts_serving.tritonserver import (
     ROOT,
     check_repository,
@@ -201,6 +202,7 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
             f"--backend-config={backend},shm-region-prefix-name={prefix}",
             f"--backend-config={backend},shm-default-byte-size={SHM_DEFAULT_BYTES}",
             f"--backend-config={backend},shm-growth-byte-size={SHM_GROWTH_BYTES}",
+            f"--backend-config={backend},thread-pool-size={CALLS_AT_ONCE}",
         ]
     given = {flag.split("=", maxsplit=1)[0] for flag in options.flags}
     # Restricted to callers that send this header with a value that nobody is told. The syntax is that of Triton 2.51's

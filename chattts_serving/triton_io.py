@@ -6,13 +6,14 @@ Models hand their `triton_python_backend_utils` module in, so that nothing here 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from chattts_serving.errors import EngineError, InvalidInputError, ServingError
+from chattts_serving.errors import CalledModelError, EngineError, InvalidInputError, ServingError
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,10 @@ _TRITON_CODES = {  # ServingError.status -> attribute of pb_utils.TritonError
     "CANCELLED": "CANCELLED",
     "INTERNAL": "INTERNAL",
 }
+
+CALLS_AT_ONCE = 320  # of other models by one model; each takes a thread on both sides while it lasts
+
+_ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")  # Triton's, in front of the message of the step that failed
 
 Outputs = Mapping[str, npt.NDArray[Any] | str]
 
@@ -62,11 +67,7 @@ def read_array(request: Any, name: str) -> npt.NDArray[Any]:
 
 def success(pb_utils: Any, outputs: Outputs) -> Any:
     """The response of one request: `outputs` with the batch dimension in front; a str becomes a STRING of shape [1]."""
-    tensors = []
-    for name, value in outputs.items():
-        array = np.array([value.encode()], np.object_) if isinstance(value, str) else value
-        tensors.append(pb_utils.Tensor(name, np.ascontiguousarray(array[np.newaxis])))
-    return pb_utils.InferenceResponse(tensors)
+    return pb_utils.InferenceResponse(_tensors(pb_utils, outputs))
 
 
 def failure(pb_utils: Any, error: Exception) -> Any:
@@ -81,12 +82,78 @@ def failure(pb_utils: Any, error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
 
+def call_model(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str]) -> Outputs:
+    """Have another model answer `inputs` (without the batch dimension), and wait for its `outputs`, likewise.
+
+    Raises:
+        CalledModelError: it answered with an error, or there is no such model.
+    """
+    return _outputs(pb_utils, _call(pb_utils, model, inputs, outputs).exec())
+
+
+async def call_model_async(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str]) -> Outputs:
+    """As `call_model`; the call takes a thread of the running loop's default executor until it is answered."""
+    return _outputs(pb_utils, await _call(pb_utils, model, inputs, outputs).async_exec())
+
+
 def answer(pb_utils: Any, call: Callable[[], Outputs]) -> Any:
     """The response of one request: what `call` returns, or what it raises, so that no other request sees it."""
     try:
         return success(pb_utils, call())
     except Exception as error:
         return failure(pb_utils, error)
+
+
+def gauges(pb_utils: Any, fields: Mapping[str, str]) -> Callable[[Mapping[str, float]], None]:
+    """Custom metrics on Triton's metrics endpoint: `chattts_NAME` for each name and description of `fields`.
+
+    Returns:
+        What sets them, by name.
+    """
+    families = {
+        name: pb_utils.MetricFamily(f"chattts_{name}", description, pb_utils.MetricFamily.GAUGE)
+        for name, description in fields.items()
+    }
+    metrics = {name: (family, family.Metric(labels={})) for name, family in families.items()}
+
+    def set_all(values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            _family, metric = metrics[name]  # a metric whose family was freed cannot be set
+            metric.set(value)
+
+    return set_all
+
+
+def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str]) -> Any:
+    return pb_utils.InferenceRequest(
+        model_name=model, requested_output_names=list(outputs), inputs=_tensors(pb_utils, inputs)
+    )
+
+
+def _tensors(pb_utils: Any, values: Outputs) -> list[Any]:
+    """`values` with the batch dimension in front; a str becomes a STRING of shape [1]."""
+    tensors = []
+    for name, value in values.items():
+        array = np.array([value.encode()], np.object_) if isinstance(value, str) else value
+        tensors.append(pb_utils.Tensor(name, np.ascontiguousarray(array[np.newaxis])))
+    return tensors
+
+
+def _outputs(pb_utils: Any, response: Any) -> Outputs:
+    if response.has_error():
+        error = response.error()
+        codes = {getattr(pb_utils.TritonError, code): status for status, code in _TRITON_CODES.items()}
+        raise CalledModelError(_ENSEMBLE_PREFIX.sub("", error.message()), codes.get(error.code(), "INTERNAL"))
+    return {tensor.name(): _unbatched(tensor.as_numpy()) for tensor in response.output_tensors()}
+
+
+def _unbatched(array: npt.NDArray[Any]) -> npt.NDArray[Any] | str:
+    """`array` without its batch dimension, a single STRING as str."""
+    value: npt.NDArray[Any] = array[0]
+    if value.dtype == np.object_ and value.size == 1:
+        text: str = value.item().decode()
+        return text
+    return value
 
 
 def _scalar(name: str, array: npt.NDArray[Any]) -> object:

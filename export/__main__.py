@@ -17,6 +17,7 @@ from export.lock import locked
 from export.onnx_models import PRECISIONS
 from export.repository import Artifact, build_repository, is_up_to_date, lock_repository, update_models
 from export.synthetic import SIZES, ensure_checkpoint
+from export.voice_library import SOURCE_VOICES, voices_for, why_left_out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cache_dir=options.cache,
             seed=options.seed,
             vocoder_precision=options.vocoder_precision,
+            voices_dir=options.voices,
             force=options.force,
         )
     except (ConfigError, OSError, SafetensorError) as error:
@@ -47,6 +49,7 @@ def export(
     cache_dir: Path,
     seed: int = 0,
     vocoder_precision: str = "fp32",
+    voices_dir: Path = SOURCE_VOICES,
     force: bool = False,
 ) -> None:
     """Make `out_dir` a complete model repository of the checkpoint `source`, unless it is one already.
@@ -57,21 +60,27 @@ def export(
         cache_dir: where checkpoints of the first three kinds are kept.
         seed: of the random weights of "synthetic" and "tiny".
         vocoder_precision: of decoder and vocoder, one of PRECISIONS.
+        voices_dir: the voices that callers may ask for by name; those of another hidden size are left out, and named.
         force: export again where nothing has changed.
 
     Raises:
-        ConfigError: the checkpoint cannot be had or used, or an artifact differs too much from its source.
+        ConfigError: the checkpoint cannot be had or used, a voice is wrong, or an artifact differs too much from its
+            source.
         OSError, SafetensorError: a file cannot be written.
     """
     start = time.monotonic()
     checkpoint = _checkpoint(source, cache_dir, seed)
+    hidden_size = checkpoint.sizes.gpt.hidden
+    voices, left_out = voices_for(voices_dir, hidden_size)
+    for voice in left_out:
+        print(f"left out: {why_left_out(voice, hidden_size)}", file=sys.stderr)
     with lock_repository(out_dir):
         if not force and is_up_to_date(checkpoint, out_dir, vocoder_precision):
-            update_models(out_dir)
+            update_models(out_dir, voices)
             print(f"{out_dir} is up to date with {checkpoint.directory}")
             return
         print(f"exporting {checkpoint.directory} to {out_dir}")
-        for artifact in build_repository(checkpoint, out_dir, vocoder_precision):
+        for artifact in build_repository(checkpoint, out_dir, vocoder_precision, voices):
             print(_line(artifact), flush=True)
     print(f"exported in {time.monotonic() - start:.1f} s")
 
@@ -122,6 +131,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=PRECISIONS,
         default=PRECISIONS[0],
         help="of dvae_decoder and vocos inside; fp16 is for GPUs, slower on a CPU (%(default)s)",
+    )
+    parser.add_argument(
+        "--voices",
+        type=Path,
+        default=SOURCE_VOICES,
+        metavar="DIR",
+        help="the voices that callers may ask for by name (%(default)s)",
     )
     parser.add_argument("--force", action="store_true", help="export again even where nothing has changed")
     return parser.parse_args(arguments)

@@ -9,13 +9,14 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.voices import Voice
 from export.chattts_package import load_chat
 from export.checkpoint import Checkpoint
 from export.frontend_assets import FRONTEND_ASSETS, check_tokenizer, export_frontend_assets
@@ -23,6 +24,7 @@ from export.gpt import check_gpt, export_gpt
 from export.lock import locked
 from export.onnx_models import export_onnx_models
 from export.parity import ParityResult
+from export.voice_library import VOICES_CONFIG, with_voices
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_REPOSITORY = ROOT / "model_repository"
@@ -32,7 +34,7 @@ STAMP_FILE = "gpt_decoder/1/export.json"
 LOCK_FILE = "gpt_decoder/1/.export.lock"
 TEMPORARY_PREFIX = ".export-"
 # What decides the artifacts besides the checkpoint and this package.
-SERVING_SOURCES = ("audio", "base16384", "gpt", "gpt_config", "request")  # modules of chattts_serving
+SERVING_SOURCES = ("audio", "base16384", "gpt", "gpt_config", "request", "speaker", "voices")  # of chattts_serving
 PACKAGES = ("onnx", "onnxscript", "tokenizers", "torch", "transformers")
 
 
@@ -58,10 +60,12 @@ def lock_repository(out_dir: Path) -> AbstractContextManager[None]:
     return locked(out_dir / LOCK_FILE)
 
 
-def build_repository(checkpoint: Checkpoint, out_dir: Path, vocoder_precision: str) -> Iterator[Artifact]:
+def build_repository(
+    checkpoint: Checkpoint, out_dir: Path, vocoder_precision: str, voices: Sequence[Voice]
+) -> Iterator[Artifact]:
     """Write the models and every artifact below `out_dir`, yielding each artifact as it passes its check.
 
-    `vocoder_precision` is that of `export_onnx_models`.
+    `vocoder_precision` is that of `export_onnx_models`; `voices` are what callers may ask for, and fit the checkpoint.
 
     All is made in a temporary folder and takes its names at the end, so an export that fails or is interrupted before
     leaves the models as they were. One that ends during these last renames leaves no stamp: the next one starts over.
@@ -74,7 +78,7 @@ def build_repository(checkpoint: Checkpoint, out_dir: Path, vocoder_precision: s
     with _temporary_folder(out_dir) as temporary:
         models, artifacts = temporary / "models", temporary / "artifacts"
         artifacts.mkdir()
-        _copy_models(models, out_dir)
+        _write_models(models, out_dir, voices)
         onnx_step = partial(export_onnx_models, precision=vocoder_precision)
         for step in (_frontend_step, _gpt_step, onnx_step):
             yield from _run_step(step, checkpoint, artifacts)
@@ -89,15 +93,15 @@ def build_repository(checkpoint: Checkpoint, out_dir: Path, vocoder_precision: s
         unfinished.replace(stamp)
 
 
-def update_models(out_dir: Path) -> None:
-    """Replace the models (config.pbtxt, model.py) in `out_dir` by the checkout's; its artifacts stay.
+def update_models(out_dir: Path, voices: Sequence[Voice]) -> None:
+    """Replace the models (config.pbtxt, model.py) in `out_dir` by the checkout's with `voices`; its artifacts stay.
 
     Raises:
         ConfigError: this is an installed package without the checkout's model_repository.
         OSError: a file cannot be written.
     """
     with _temporary_folder(out_dir) as models:
-        _copy_models(models, out_dir)
+        _write_models(models, out_dir, voices)
         _move_into_place(models, out_dir)
 
 
@@ -122,12 +126,25 @@ def _temporary_folder(out_dir: Path) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _copy_models(folder: Path, out_dir: Path) -> None:
-    """Copy the checkout's models (config.pbtxt, model.py, version folders) to `folder`, unless `out_dir` has them."""
+def _write_models(folder: Path, out_dir: Path, voices: Sequence[Voice]) -> None:
+    """Write to `folder` what `out_dir` needs of the checkout's models and `voices`.
+
+    Where `out_dir` is the checkout's own repository, that is its list of voices, and nothing where that stays the same.
+    """
     if not SOURCE_REPOSITORY.is_dir():
         raise ConfigError(f"there is no {SOURCE_REPOSITORY}; run the export from a checkout")
-    if out_dir.resolve() == SOURCE_REPOSITORY:
+    committed = (SOURCE_REPOSITORY / VOICES_CONFIG).read_text(encoding="utf-8")
+    config = with_voices(committed, voices)
+    if out_dir.resolve() != SOURCE_REPOSITORY:
+        _copy_models(folder)
+    elif config == committed:
         return
+    (folder / VOICES_CONFIG).parent.mkdir(parents=True, exist_ok=True)
+    (folder / VOICES_CONFIG).write_text(config, encoding="utf-8")
+
+
+def _copy_models(folder: Path) -> None:
+    """Copy the checkout's models (config.pbtxt, model.py, version folders) to `folder`."""
     for config in SOURCE_REPOSITORY.glob("*/config.pbtxt"):
         for version in config.parent.glob("[0-9]*"):  # an ensemble's is empty, but Triton asks for it
             (folder / version.relative_to(SOURCE_REPOSITORY)).mkdir(parents=True)

@@ -138,6 +138,24 @@ class InferenceRequest:
         return self._sender.cancelled
 
 
+class MetricFamily:
+    COUNTER, GAUGE = range(2)
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        self.name, self.description, self.kind = name, description, kind
+
+    def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802
+        assert not labels
+        return Metric()
+
+
+class Metric:
+    value = 0.0
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
 class Logger:
     @staticmethod
     def log_info(message: str) -> None:

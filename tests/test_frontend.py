@@ -45,7 +45,7 @@ def hidden_size(assets) -> int:
 
 
 def prepare(frontend: TextFrontend, text: str = "Hello world.", **values) -> GenerationRequest:
-    return frontend.prepare(SynthesisRequest(text=text, **values))[0]
+    return frontend.prepare(SynthesisRequest(text=text, **values)).generation
 
 
 def test_refining_comes_first(frontend, encode):
@@ -91,6 +91,35 @@ def test_sentences_with_nothing_to_say_are_left_out(frontend):
         "The first sentence.",
         "The second one.",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "pauses"),
+    [
+        ("One sentence here.", [28]),
+        ("The first one here. The second one here.\nThe third one here.", [12, 28, 28]),
+        ("The first one here.\n\n\nThe second one here.", [28, 28]),
+        ("word " * 100 + "here. The next sentence.", [4, 12, 28]),
+    ],
+)
+def test_pauses_are_longest_between_paragraphs_and_shortest_inside_a_sentence(frontend, text, pauses):
+    assert list(prepare(frontend, text).pauses) == pauses
+
+
+@pytest.mark.parametrize(
+    ("text", "pauses"),
+    [
+        ("The first sentence. ????????????\nThe second one.", [28, 28]),
+        ("The first sentence.\n????????????. The second one.", [28, 28]),
+        ("The first sentence. ????????????. The second one.", [12, 28]),
+        ("????????????\nThe first sentence. The second one.", [12, 28]),
+        ("The first sentence. The second one. ????????????", [12, 28]),
+    ],
+)
+def test_around_a_sentence_with_nothing_to_say_the_longer_pause_is_kept(frontend, text, pauses):
+    generation = prepare(frontend, text)
+    assert generation.texts == ("The first sentence.", "The second one.")
+    assert list(generation.pauses) == pauses
 
 
 @pytest.mark.parametrize(
@@ -144,13 +173,15 @@ def test_prompt_that_does_not_fit_is_refused(assets, tmp_path):
 
 def test_given_voice_is_normalised(frontend, hidden_size):
     voice = np.arange(hidden_size).astype(np.float16)
-    _, vector = frontend.prepare(SynthesisRequest(text="Hello", speaker=encode_speaker(voice)))
+    vector = frontend.prepare(SynthesisRequest(text="Hello", speaker=encode_speaker(voice))).speaker_embedding
     assert vector.dtype == np.float32
     assert np.array_equal(vector, normalize(voice))
 
 
 def test_voice_comes_from_the_seed(frontend):
-    first, again, other = (frontend.prepare(SynthesisRequest(text="Hello", seed=seed))[1] for seed in (1, 1, 2))
+    first, again, other = (
+        frontend.prepare(SynthesisRequest(text="Hello", seed=seed)).speaker_embedding for seed in (1, 1, 2)
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -172,7 +203,7 @@ def test_deadline_counts_from_now_on_the_monotonic_clock(frontend):
 
 def test_sampling_options_are_handed_on(frontend):
     request = SynthesisRequest(text="Hello", temperature=0.5, top_k=3, max_new_tokens=77, refine_max_new_tokens=12)
-    assert frontend.prepare(request)[0].sampling == request.sampling
+    assert frontend.prepare(request).generation.sampling == request.sampling
 
 
 UNITS = st.one_of(

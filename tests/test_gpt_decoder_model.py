@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from chattts_serving.frontend import TextFrontend
 from chattts_serving.request import SynthesisRequest
+from chattts_serving.windows import Chunk, ReadingPlan
 from export.frontend_assets import export_frontend_assets
 from export.gpt import export_gpt
 from export.synthetic import write_checkpoint
@@ -21,7 +23,8 @@ from tests import fake_pb_utils as pb
 
 MODEL = Path(__file__).parent.parent / "model_repository" / "gpt_decoder" / "1" / "model.py"
 MAX_REQUESTS = 2
-OUTPUTS = ["hidden", "codes", "mask", "num_samples", "num_tokens", "seed", "refined_text"]
+OUTPUTS = ["hidden", "codes", "mask", "chunk"]
+WHOLE = ReadingPlan((512,), 512)
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +66,44 @@ def model(artifacts) -> Iterator[Any]:
 
 @pytest.fixture
 def request_for(frontend) -> Callable[..., pb.InferenceRequest]:
-    """Makes requests as the ensemble does: what text_frontend writes; `inputs` replaces some of it."""
+    """Makes calls that open a request as the ensemble does: what text_frontend writes; `inputs` replaces some of it."""
 
     def make(
-        num_tokens: int = 12, outputs: list[str] = OUTPUTS, inputs: dict[str, Any] | None = None
+        num_tokens: int = 12,
+        outputs: list[str] = OUTPUTS,
+        inputs: dict[str, Any] | None = None,
+        stream_id: str | None = None,
+        plan: ReadingPlan = WHOLE,
     ) -> pb.InferenceRequest:
         text = SynthesisRequest(
             text="Hello world.", seed=5, skip_refine=True, min_new_tokens=num_tokens, max_new_tokens=num_tokens
         )
-        generation, speaker = frontend.prepare(text)
+        generation, embedding, _ = frontend.prepare(text)
         values = {
-            "generation": np.array([[generation.to_json().encode()]], np.object_),
-            "speaker_embedding": speaker[np.newaxis],
+            "stream_id": string(stream_id or secrets.token_hex(8)),
+            "generation": string(generation.to_json()),
+            "speaker_embedding": embedding[np.newaxis],
+            "reading": string(plan.to_json()),
             **(inputs or {}),
         }
         return pb.InferenceRequest([pb.Tensor(name, value) for name, value in values.items()], outputs)
 
     return make
+
+
+def string(value: str) -> np.ndarray:
+    return np.array([[value.encode()]], np.object_)
+
+
+def later_call(stream_id: str, **inputs: np.ndarray) -> pb.InferenceRequest:
+    """A call for a request that is open."""
+    return pb.InferenceRequest(
+        [pb.Tensor(name, value) for name, value in {"stream_id": string(stream_id), **inputs}.items()], OUTPUTS
+    )
+
+
+def chunk_of(response: pb.InferenceResponse) -> Chunk:
+    return Chunk.from_json(arrays(response)["chunk"].item().decode())
 
 
 def outcome(request: pb.InferenceRequest) -> pb.InferenceResponse:
@@ -105,10 +129,38 @@ def test_answer_has_every_output_with_a_batch_dimension(model, request_for):
     assert set(found) == set(OUTPUTS)
     assert found["codes"].shape == (1, 12, 4)
     assert found["hidden"].shape[:2] == found["mask"].shape
-    assert found["mask"].sum() == found["num_tokens"].item() == 12
-    assert found["num_samples"].tolist() == [[11 * 512 + 256]]
-    assert found["seed"].tolist() == [[5]]
-    assert found["refined_text"].tolist() == [[b"Hello world."]]
+    assert found["mask"].sum() == 12
+    chunk = chunk_of(outcome(request))
+    assert (chunk.first_sample, chunk.num_samples, chunk.num_tokens, chunk.is_final) == (0, 11 * 512 + 256, 12, True)
+    assert (chunk.seed, chunk.texts) == (5, ("Hello world.",))
+
+
+def test_a_request_is_read_chunk_by_chunk(model, request_for):
+    whole = request_for(num_tokens=40)
+    model.execute([whole])
+    call = request_for(num_tokens=40, stream_id="mine", plan=ReadingPlan((8,), 8, lookahead_tokens=4))
+    responses = []
+    while not responses or not chunk_of(responses[-1]).is_final:
+        model.execute([call])
+        responses.append(outcome(call))
+        call = later_call("mine")
+    assert [chunk_of(response).num_tokens for response in responses] == [8] * 5
+    codes = np.concatenate([arrays(response)["codes"][0] for response in responses])
+    assert np.array_equal(codes, arrays(outcome(whole))["codes"][0])
+
+
+def test_a_cancelled_request_is_gone_and_makes_room(model, request_for):
+    calls = [request_for(num_tokens=2_000, stream_id=name) for name in ("one", "two")]
+    model.execute(calls)
+    cancel = later_call("one", cancel=np.array([[True]]))
+    model.execute([cancel])
+    assert not outcome(cancel).has_error()
+    assert outcome(calls[0]).error().code() == pb.TritonError.CANCELLED
+    read, after = later_call("one"), request_for()
+    model.execute([read, after])
+    assert "'stream_id'" in outcome(read).error().message()
+    assert chunk_of(outcome(after)).num_tokens == 12
+    model.execute([later_call("two", cancel=np.array([[True]]))])
 
 
 def test_execute_returns_at_once_and_another_thread_answers(model, request_for, monkeypatch):
@@ -128,7 +180,7 @@ def test_execute_returns_at_once_and_another_thread_answers(model, request_for, 
     assert senders[0] is not threading.current_thread()
 
 
-@pytest.mark.parametrize("wanted", [["num_tokens"], ["seed", "mask"]])
+@pytest.mark.parametrize("wanted", [["chunk"], ["hidden", "mask"]])
 def test_only_requested_outputs_are_sent(model, request_for, wanted):
     request = request_for(outputs=wanted)
     model.execute([request])
@@ -141,7 +193,7 @@ def test_a_request_is_answered_alike_alone_and_beside_another(model, request_for
     codes = arrays(outcome(alone))["codes"]
     model.execute([one, other])
     assert np.array_equal(arrays(outcome(one))["codes"], codes)
-    assert arrays(outcome(other))["num_tokens"].item() == 20
+    assert chunk_of(outcome(other)).num_tokens == 20
 
 
 BAD_INPUTS = {
@@ -149,6 +201,9 @@ BAD_INPUTS = {
     "another JSON": ("generation", np.array([[b'{"prompts": 3}']], np.object_)),
     "no UTF-8": ("generation", np.array([[b"\xff"]], np.object_)),
     "two generations": ("generation", np.array([[b"{}", b"{}"]], np.object_)),
+    "no plan": ("reading", np.array([[b"{}"]], np.object_)),
+    "no name": ("stream_id", np.array([[b""]], np.object_)),
+    "a long name": ("stream_id", np.array([[b"x" * 65]], np.object_)),
     "short vector": ("speaker_embedding", np.ones((1, 3), np.float32)),
     "empty vector": ("speaker_embedding", np.ones((1, 0), np.float32)),
     "NaN": ("speaker_embedding", np.full((1, 64), np.nan, np.float32)),
@@ -163,10 +218,10 @@ def test_bad_input_is_refused_by_name_and_harms_no_other(model, request_for, kin
     error = outcome(bad).error()
     assert error.code() == pb.TritonError.INVALID_ARG
     assert f"input '{name}' is " in error.message()
-    assert arrays(outcome(good))["num_tokens"].item() == 12
+    assert chunk_of(outcome(good)).num_tokens == 12
 
 
-@pytest.mark.parametrize("missing", ["generation", "speaker_embedding"])
+@pytest.mark.parametrize("missing", ["stream_id", "speaker_embedding", "reading"])
 def test_missing_input_is_refused_by_name(model, request_for, missing):
     request = request_for()
     tensors = [tensor for tensor in request.inputs() if tensor.name() != missing]
@@ -181,7 +236,7 @@ def test_past_its_bound_requests_are_refused_at_once(model, request_for):
     model.execute([*taken, one_more])
     assert one_more.get_response_sender().final
     assert outcome(one_more).error().code() == pb.TritonError.UNAVAILABLE
-    assert [arrays(outcome(request))["num_tokens"].item() for request in taken] == [100] * MAX_REQUESTS
+    assert [chunk_of(outcome(request)).num_tokens for request in taken] == [100] * MAX_REQUESTS
 
 
 def test_finalize_answers_what_is_open(model, request_for):

@@ -76,6 +76,12 @@ def test_min_new_tokens_must_not_exceed_max_new_tokens():
         request_from_inputs({"text": "hi", "min_new_tokens": 11, "max_new_tokens": 10})
 
 
+def test_refined_text_alone_needs_refining():
+    assert request_from_inputs({"text": "hi", "refine_only": True}).refine_only
+    with pytest.raises(InvalidInputError, match="'refine_only' is True; allowed is false together with 'skip_refine'"):
+        request_from_inputs({"text": "hi", "refine_only": True, "skip_refine": True})
+
+
 def test_text_is_required():
     with pytest.raises(InvalidInputError, match="'text'"):
         request_from_inputs({"seed": 1})
@@ -88,7 +94,9 @@ def test_a_message_shows_long_and_strange_values_cut_and_in_ascii():
 GENERATION = GenerationRequest(
     prompts=((1, 2, 3), (4,)),
     texts=("你好", 'say "hi"'),
+    pauses=(12, 0),
     refine=True,
+    refine_only=False,
     prompt="[speed_5]",
     sample_text="",
     sample_codes=((1, 2, 3, 4),),
@@ -114,6 +122,11 @@ def test_a_generation_request_survives_json():
         {"prompts": None},
         {"texts": 3},
         {"refine": 1},
+        {"refine_only": None},
+        {"pauses": [1]},
+        {"pauses": [1, -1]},
+        {"pauses": [1, 129]},
+        {"pauses": [1, 0.5]},
         {"has_speaker": None},
         {"prompt": 3},
         {"seed": -1},

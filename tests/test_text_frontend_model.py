@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from chattts_serving.request import GenerationRequest
+from chattts_serving.errors import ConfigError
+from chattts_serving.request import GenerationRequest, SynthesisRequest
 from tests import fake_pb_utils as pb
 from tests.frontend_assets import make_frontend_assets
 
+OUTPUTS = ["generation", "speaker_embedding", "used_speaker"]
+SEVEN = '{"description": "Sampled by seed 7.", "seed": 7}'
 MODEL = Path(__file__).parent.parent / "model_repository" / "text_frontend" / "1" / "model.py"
 
 
@@ -21,8 +27,14 @@ def model(tmp_path_factory) -> Any:
     folder = tmp_path_factory.mktemp("text_frontend")
     make_frontend_assets(folder / "1")
     model = pb.load_model(MODEL).TritonPythonModel()
-    model.initialize({"model_repository": str(folder), "model_version": "1"})
+    model.initialize({"model_repository": str(folder), "model_version": "1", "model_config": config(default=SEVEN)})
     return model
+
+
+def config(**voices: str) -> str:
+    """What Triton says of a configuration with these voices."""
+    parameters = {f"voice.{name}": {"string_value": value} for name, value in voices.items()}
+    return json.dumps({"name": "text_frontend", "parameters": parameters})
 
 
 def request(**values: Any) -> pb.InferenceRequest:
@@ -32,7 +44,7 @@ def request(**values: Any) -> pb.InferenceRequest:
     for name, value in values.items():
         data = value.encode() if isinstance(value, str) else value
         tensors.append(pb.Tensor(name, np.array([[data]], types[type(value)])))
-    return pb.InferenceRequest(tensors, ["generation", "speaker_embedding"])
+    return pb.InferenceRequest(tensors, OUTPUTS)
 
 
 def generation_of(response: pb.InferenceResponse) -> GenerationRequest:
@@ -52,14 +64,13 @@ def test_request_becomes_generation_and_voice(model):
 
 def test_output_names_are_those_of_the_configuration(model):
     (response,) = model.execute([request(text="Hello")])
-    config = (MODEL.parent.parent / "config.pbtxt").read_text()
-    outputs = config[config.index("output [") :]
-    assert [tensor.name() for tensor in response.output_tensors()] == ["generation", "speaker_embedding"]
-    assert all(f'name: "{tensor.name()}"' in outputs for tensor in response.output_tensors())
+    config = (MODEL.parent.parent / "config.pbtxt").read_text(encoding="utf-8")
+    outputs = config[config.index("output [") : config.index("instance_group")]
+    assert re.findall(r'name: "(\w+)"', outputs) == [tensor.name() for tensor in response.output_tensors()] == OUTPUTS
 
 
 def test_every_input_of_the_configuration_is_taken(model):
-    config = (MODEL.parent.parent / "config.pbtxt").read_text()
+    config = (MODEL.parent.parent / "config.pbtxt").read_text(encoding="utf-8")
     inputs = config[config.index("input [") : config.index("output [")]
     samples = {"STRING": "", "INT64": 5, "INT32": 100, "FP32": 0.5, "BOOL": True}
     values = {}
@@ -67,9 +78,35 @@ def test_every_input_of_the_configuration_is_taken(model):
         if "name:" in line:
             name, data_type = line.split('"')[1], line.split("TYPE_")[1].split()[0]
             values[name] = samples[data_type]
-    (response,) = model.execute([request(**{**values, "text": "Hello"})])
-    assert len(values) == 19
+    # Refining alone and no refining exclude each other.
+    (response,) = model.execute([request(**{**values, "text": "Hello", "skip_refine": False})])
+    assert set(values) == {field.name for field in fields(SynthesisRequest)}
     assert generation_of(response).sampling.max_new_tokens == 100
+
+
+def voice_of(response: pb.InferenceResponse) -> tuple[np.ndarray, str]:
+    assert not response.has_error(), response.error().message()
+    _, embedding, speaker = response.output_tensors()
+    return embedding.as_numpy(), speaker.as_numpy().item().decode()
+
+
+def test_a_voice_of_the_configuration_is_found_by_its_name(model):
+    named, sampled = model.execute([request(text="Hello", speaker="default"), request(text="Hello", seed=7)])
+    assert np.array_equal(voice_of(named)[0], voice_of(sampled)[0])
+
+
+def test_used_speaker_speaks_in_the_same_voice(model):
+    (first,) = model.execute([request(text="Hello", seed=3)])
+    embedding, speaker = voice_of(first)
+    (again,) = model.execute([request(text="Hello", seed=4, speaker=speaker)])
+    assert np.array_equal(voice_of(again)[0], embedding)
+    assert voice_of(again)[1] == speaker
+
+
+def test_a_broken_voice_keeps_the_model_from_starting(model, tmp_path):
+    broken = pb.load_model(MODEL).TritonPythonModel()
+    with pytest.raises(ConfigError, match="voice 'x'"):
+        broken.initialize({"model_repository": "", "model_version": "1", "model_config": config(x="{}")})
 
 
 BAD = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,3 +116,72 @@ def test_unforeseen_error_of_a_late_answer_is_treated_alike(caplog):
     assert sent.code() == pb.TritonError.INTERNAL
     assert "secret" not in sent.message()
     assert "a secret path" in caplog.text
+
+
+class Called:
+    """A `pb_utils.InferenceRequest` to another model; the answer is the class's."""
+
+    answer: pb.InferenceResponse
+    seen: Called
+
+    def __init__(self, model_name, requested_output_names, inputs):
+        self.model, self.outputs = model_name, requested_output_names
+        self.inputs = {tensor.name(): tensor.as_numpy().tolist() for tensor in inputs}
+        Called.seen = self
+
+    def exec(self):
+        return self.answer
+
+    async def async_exec(self):
+        return self.answer
+
+
+def call(blocking, **inputs):
+    fake = SimpleNamespace(InferenceRequest=Called, Tensor=pb.Tensor, TritonError=pb.TritonError)
+    if blocking:
+        return triton_io.call_model(fake, "vocos", inputs, ["waveform"])
+    return asyncio.run(triton_io.call_model_async(fake, "vocos", inputs, ["waveform"]))
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_called_model_gets_and_gives_values_without_a_batch_dimension(blocking):
+    Called.answer = triton_io.success(pb, {"waveform": np.array([1.5, 2.5], np.float32), "chunk": "你好"})
+    outputs = call(blocking, stream_id="a", cancel=np.array([True]))
+    assert Called.seen.model == "vocos"
+    assert Called.seen.outputs == ["waveform"]
+    assert Called.seen.inputs == {"stream_id": [[b"a"]], "cancel": [[True]]}
+    assert outputs["chunk"] == "你好"
+    assert outputs["waveform"].tolist() == [1.5, 2.5]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_an_error_of_a_called_model_is_passed_on_with_its_status(blocking):
+    error = pb.TritonError("in ensemble 'speech_chunk', deadline exceeded", pb.TritonError.CANCELLED)
+    Called.answer = pb.InferenceResponse(error=error)
+    with pytest.raises(errors.CalledModelError, match=r"^deadline exceeded$") as caught:
+        call(blocking)
+    assert triton_io.failure(pb, caught.value).error().code() == pb.TritonError.CANCELLED
+
+
+def test_an_error_of_a_called_model_that_has_no_status_is_internal():
+    Called.answer = pb.InferenceResponse(error=pb.TritonError("no such model", pb.TritonError.NOT_FOUND))
+    with pytest.raises(errors.CalledModelError, match="no such model") as caught:
+        call(blocking=True)
+    assert caught.value.status == "INTERNAL"
+
+
+def test_gauges_keep_their_families_and_are_set_by_name():
+    made = []
+
+    class Family(pb.MetricFamily):
+        def Metric(self, labels):  # noqa: N802
+            made.append((self.name, self.description, super().Metric(labels)))
+            return made[-1][-1]
+
+    set_gauges = triton_io.gauges(SimpleNamespace(MetricFamily=Family), {"requests_open": "Open.", "kv": "Used."})
+    set_gauges({"requests_open": 3, "kv": 0})
+    set_gauges({"kv": 4})
+    assert [(name, description, metric.value) for name, description, metric in made] == [
+        ("chattts_requests_open", "Open.", 3),
+        ("chattts_kv", "Used.", 4),
+    ]

@@ -132,10 +132,10 @@ class CpuRunner:
             drawn |= self._compute(parts)
         return DonePending([drawn[sequence] for sequence in sequences])
 
-    def generated_hidden(self, sequence: Sequence) -> npt.NDArray[np.float32]:
-        """The hidden state that each generated token was drawn from, [len(tokens), hidden], a copy."""
-        first = sequence.cache_start + sequence.num_prompt_tokens - 1
-        return self._hidden[first : first + len(sequence.tokens)].copy()
+    def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
+        """As `Runner`."""
+        start = sequence.cache_start + sequence.num_prompt_tokens - 1
+        return self._hidden[start + first : start + last].copy()
 
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
         """Copy the first `num_tokens` of slot `source` into slot `target`; the two do not overlap."""

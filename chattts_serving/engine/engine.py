@@ -81,6 +81,20 @@ class Engine:
         """Tokens of the cache that no sequence holds."""
         return self._scheduler.num_free_cache_tokens
 
+    @property
+    def num_used_cache_tokens(self) -> int:
+        """Tokens of the cache that sequences hold."""
+        return self._runner.num_cache_tokens - self.num_free_cache_tokens
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to compute and nothing to read."""
+        return not (self._in_flight or self.num_waiting or self.num_running)
+
+    def hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
+        """The hidden states of its tokens `first` to `last` - 1, float32 [last - first, hidden]; it `has_hidden`."""
+        return self._runner.generated_hidden(sequence, first, last)
+
     def add(self, sequence: Sequence) -> None:
         """Queue `sequence`; it joins the batch between two steps.
 
@@ -117,6 +131,7 @@ class Engine:
                 continue
             sequence.append(token, self._end_tokens[sequence.kind])
             if sequence.is_finished:
-                finished.append(Finished(sequence, self._runner.generated_hidden(sequence)))
+                hidden = self._runner.generated_hidden(sequence, 0, len(sequence.tokens))
+                finished.append(Finished(sequence, hidden))
                 self._scheduler.remove(sequence)
         return finished

@@ -53,8 +53,12 @@ class Runner(Protocol):
     def launch(self, sequences: list[Sequence]) -> PendingStep:
         """Start a step that computes every uncached token of `sequences` and draws the next token of each."""
 
-    def generated_hidden(self, sequence: Sequence) -> npt.NDArray[np.float32]:
-        """The hidden state that each token read so far was drawn from, [len(tokens), hidden], a copy on the host."""
+    def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
+        """The hidden states that its generated tokens `first` to `last` - 1, read by now, were drawn from.
+
+        Returns:
+            A copy on the host, [last - first, hidden].
+        """
 
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
         """Copy the first `num_tokens` of slot `source` into slot `target`; the two do not overlap."""

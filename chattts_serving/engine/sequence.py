@@ -70,6 +70,7 @@ class Sequence:
         num_in_flight: tokens that a launched step draws and that were not read yet, 0 or 1.
         num_cached_tokens: leading tokens whose keys and values are in the cache once every launched step is done.
         cache_epoch: how often it has lost its cache; what was launched in an earlier epoch is void.
+        has_hidden: whether the hidden states of `tokens` are in the cache: not from preemption to the next token read.
         finish_reason: why it ended; None while it has not.
     """
 
@@ -83,6 +84,7 @@ class Sequence:
     num_in_flight: int = 0
     num_cached_tokens: int = 0
     cache_epoch: int = 0
+    has_hidden: bool = False
     finish_reason: FinishReason | None = None
 
     @property
@@ -147,11 +149,13 @@ class Sequence:
         """Go back to before the first step, tokens read so far excepted."""
         self.slot = None
         self.num_cached_tokens = self.num_in_flight = 0
+        self.has_hidden = False
         self.cache_epoch += 1
 
     def append(self, token: tuple[int, ...], end_token: int) -> None:
         """Take the token of the oldest launched step; `end_token` in any place of it ends the sequence, unkept."""
         self.num_in_flight -= 1
+        self.has_hidden = True
         if end_token in token:
             self.finish_reason = FinishReason.STOP
             return

@@ -151,10 +151,10 @@ class TorchRunner:
         return _Pending(copy, places, self._record_event())
 
     @torch.inference_mode()
-    def generated_hidden(self, sequence: Sequence) -> npt.NDArray[np.float32]:
+    def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
         """As `Runner`."""
-        first = sequence.cache_start + sequence.num_prompt_tokens - 1
-        states = self._buffers.hidden[first : first + len(sequence.tokens)]
+        start = sequence.cache_start + sequence.num_prompt_tokens - 1
+        states = self._buffers.hidden[start + first : start + last]
         if self._copy_stream is None:
             return states.numpy().copy()
         # The step that drew the last token was waited for; only a move of the slot may still be under way.

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 import export.repository
+from chattts_serving.speaker import encode_speaker
+from chattts_serving.voices import Voice, voice_path
 from export.__main__ import main
 from export.lock import locked
 from export.parity import ParityResult
 from export.repository import LOCK_FILE, SERVING_SOURCES, SOURCE_REPOSITORY, STAMP_FILE
+from export.voice_library import VOICES_CONFIG, with_voices
 
 ONNX_MODELS = ("dvae_decoder", "vocos", "dvae_encoder")
 
@@ -241,12 +245,81 @@ def test_hf_is_downloaded_into_the_cache(run, tmp_path, monkeypatch, checkpoint)
     assert (tmp_path / "cache" / "hf").is_symlink()
 
 
-def test_the_source_repository_is_not_copied_onto_itself(monkeypatch, tmp_path):
-    (tmp_path / "model").mkdir()
-    config = tmp_path / "model" / "config.pbtxt"
-    config.write_text("x")
+@pytest.fixture
+def voices(tmp_path):
+    """A library of two voices, one of them for another checkpoint."""
+    (tmp_path / "voices").mkdir()
+    voice_path(tmp_path / "voices", "default").write_text('{"description": "d", "seed": 5}')
+    other = Voice("other", "o", speaker=encode_speaker(np.ones(7, np.float16)))
+    voice_path(tmp_path / "voices", "other").write_text(other.to_json(), "utf-8")
+    return tmp_path / "voices"
+
+
+def frontend_config(tmp_path):
+    return (tmp_path / "out" / VOICES_CONFIG).read_text(encoding="utf-8")
+
+
+def test_voices_that_fit_are_offered_and_the_others_named(run, tmp_path, voices, capsys):
+    assert run("--voices", str(voices)) == 0
+    default = Voice("default", "d", seed=5)
+    committed = (SOURCE_REPOSITORY / VOICES_CONFIG).read_text(encoding="utf-8")
+    assert frontend_config(tmp_path) == with_voices(committed, [default])
+    assert capsys.readouterr().err == "left out: voice 'other' has 7 values; this checkpoint's voices have 64\n"
+
+
+def test_a_new_voice_is_offered_without_another_export(run, tmp_path, voices, capsys):
+    run("--voices", str(voices))
+    before = artifacts(tmp_path / "out")
+    voice_path(voices, "new").write_text('{"description": "n", "seed": 6}')
+    capsys.readouterr()
+    assert run("--voices", str(voices)) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert artifacts(tmp_path / "out") == before
+    assert "voice.new" in frontend_config(tmp_path)
+
+
+def test_a_voice_that_was_removed_is_no_longer_offered(run, tmp_path, voices):
+    voice_path(voices, "new").write_text('{"description": "n", "seed": 6}')
+    run("--voices", str(voices))
+    voice_path(voices, "new").unlink()
+    run("--voices", str(voices))
+    assert "voice.new" not in frontend_config(tmp_path)
+
+
+def test_a_broken_voice_is_one_sentence_and_leaves_the_output_alone(run, tmp_path, voices, capsys):
+    voice_path(voices, "new").write_text("{}")
+    assert run("--voices", str(voices)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("export: voice 'new' is ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout's repository with one voice, as far as the voices are concerned; the path of its configuration."""
+    config = tmp_path / VOICES_CONFIG
+    config.parent.mkdir()
+    committed = (SOURCE_REPOSITORY / VOICES_CONFIG).read_text(encoding="utf-8")
+    config.write_text(with_voices(committed, [Voice("default", "d", seed=5)]), "utf-8")
     monkeypatch.setattr(export.repository, "SOURCE_REPOSITORY", tmp_path)
-    before = config.stat().st_mtime_ns
-    with export.repository.lock_repository(tmp_path):
-        export.repository.update_models(Path(os.path.relpath(tmp_path)))
-    assert config.stat().st_mtime_ns == before
+    return config
+
+
+def update_in_place(repository, *voices):
+    out = Path(os.path.relpath(repository))
+    with export.repository.lock_repository(out):
+        export.repository.update_models(out, voices)
+
+
+def test_the_checkouts_own_repository_is_left_alone_where_its_voices_are_the_same(checkout, tmp_path):
+    before = checkout.stat().st_mtime_ns, checkout.stat().st_ino
+    update_in_place(tmp_path, Voice("default", "d", seed=5))
+    assert (checkout.stat().st_mtime_ns, checkout.stat().st_ino) == before
+
+
+def test_the_checkouts_own_repository_takes_other_voices(checkout, tmp_path):
+    other = Voice("default", "d", seed=6)
+    update_in_place(tmp_path, other)
+    committed = (SOURCE_REPOSITORY / VOICES_CONFIG).read_text(encoding="utf-8")
+    assert checkout.read_text(encoding="utf-8") == with_voices(committed, [other])

@@ -10,6 +10,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from chattts_serving.windows import ReadingPlan
 from client import TTSClient
 
 
@@ -90,6 +91,7 @@ BAD = [
     ("max_new_tokens", integer(np.iinfo(np.int32).max)),
     ("refine_max_new_tokens", integer(385)),
     ("skip_refine", integer(1)),
+    ("refine_only", integer(1)),
     ("prompt", text("[speed_99]")),
     ("prompt", text("x" * 1_001)),
     ("refine_prompt", text("[oral_")),
@@ -164,12 +166,12 @@ def test_bad_requests_beside_good_ones_harm_nobody(tiny):
 
 @pytest.mark.parametrize("junk", [b"", b"{}", b"null", b'{"prompts": [[1]]}', b"\xff"])
 def test_gpt_decoder_refuses_what_text_frontend_never_writes(tiny, junk):
-    tensors = [
-        tritonclient.grpc.InferInput("generation", [1, 1], "BYTES"),
-        tritonclient.grpc.InferInput("speaker_embedding", [1, 3], "FP32"),
-    ]
-    tensors[0].set_data_from_numpy(text(junk))
-    tensors[1].set_data_from_numpy(np.ones((1, 3), np.float32))
+    inputs = {"stream_id": text("mine"), "generation": text(junk), "speaker_embedding": np.ones((1, 3), np.float32)}
+    inputs["reading"] = text(ReadingPlan((16,), 16).to_json())
+    tensors = []
+    for name, array in inputs.items():
+        tensors.append(tritonclient.grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+        tensors[-1].set_data_from_numpy(array)
     with tritonclient.grpc.InferenceServerClient(tiny.server.grpc_url) as triton:
         with pytest.raises(InferenceServerException, match="generation") as caught:
             triton.infer("gpt_decoder", tensors)

@@ -99,7 +99,7 @@ def test_a_seed_gives_the_same_speech_again_and_is_returned(tiny):
 def test_pauses_between_sentences_are_silent_and_sentences_are_not(tiny):
     with TTSClient(tiny.server.grpc_url) as client:
         speech = client.synthesize(
-            "First sentence here.\nSecond one here.", seed=3, skip_refine=True, min_new_tokens=20, max_new_tokens=20
+            "First sentence here. Second one here.", seed=3, skip_refine=True, min_new_tokens=20, max_new_tokens=20
         )
     assert speech.num_tokens == 40
     samples = 512

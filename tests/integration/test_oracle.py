@@ -4,6 +4,7 @@ Both passes, both languages, both protocols; tokens must be equal, hidden states
 """
 
 import functools
+import secrets
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import np_to_triton_dtype
 
+from chattts_serving.windows import Chunk, ReadingPlan
 from client import TTSClient
 from tests.oracle import NEAR_ZERO, Oracle
 
@@ -77,7 +79,9 @@ def decode(protocol, server, text, speaker, refine):
         dtype = {bool: bool, int: np.int32, float: np.float32}.get(type(value), np.object_)
         inputs[name] = np.array([[value.encode() if isinstance(value, str) else value]], dtype)
     front = infer(protocol, server, "text_frontend", inputs, ["generation", "speaker_embedding"])
-    return infer(protocol, server, "gpt_decoder", front, ["codes", "hidden", "mask", "refined_text"])
+    front["stream_id"] = np.array([[secrets.token_hex(8).encode()]], np.object_)
+    front["reading"] = np.array([[ReadingPlan((NUM_TOKENS,), NUM_TOKENS).to_json().encode()]], np.object_)
+    return infer(protocol, server, "gpt_decoder", front, ["codes", "hidden", "mask", "chunk"])
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -86,7 +90,7 @@ def decode(protocol, server, text, speaker, refine):
 def test_codes_and_hidden_states_are_those_of_chattts(deployment, language, refine, protocol):
     speaker, expected = spoken_by_chattts(deployment.checkpoint, language, refine)
     ours = decode(protocol, deployment.server, SENTENCES[language], speaker, refine)
-    assert ours["refined_text"][0, 0].decode() == expected.text
+    assert Chunk.from_json(ours["chunk"].item().decode()).texts == (expected.text,)
     assert ours["codes"].shape == (1, NUM_TOKENS, 4)
     assert np.array_equal(ours["codes"][0], expected.codes)
     hidden = ours["hidden"][0][ours["mask"][0] == 1]

@@ -1,6 +1,7 @@
 """The GPT of ChatTTS; see config.pbtxt. All logic is in chattts_serving.decoder."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -9,9 +10,16 @@ from chattts_serving import triton_io
 from chattts_serving.config import DecoderConfig
 from chattts_serving.decoder import Decoder
 
+GAUGES = {  # chattts_serving.synthesis.Load
+    "requests_open": "Requests that were taken and have not ended.",
+    "sequences_running": "Sentences in the batch.",
+    "sequences_waiting": "Sentences that wait for room in the batch or the cache.",
+    "cache_tokens_used": "Tokens of the key-value cache that are in use.",
+}
+
 
 class TritonPythonModel:
-    """Python backend model: generation, speaker_embedding -> hidden states; answers later, from the engine's thread."""
+    """Python backend model: a stream's next window of hidden states; answers later, from the engine's thread."""
 
     def initialize(self, args):
         """Load the model and start the engine."""
@@ -19,7 +27,9 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-        self._decoder = Decoder(folder, DecoderConfig.from_triton(args["model_config"]), device)
+        set_gauges = triton_io.gauges(pb_utils, GAUGES)
+        config = DecoderConfig.from_triton(args["model_config"])
+        self._decoder = Decoder(folder, config, device, lambda load: set_gauges(asdict(load)))
 
     def execute(self, requests):
         """Hand the requests to the engine and return at once."""
@@ -43,8 +53,19 @@ class TritonPythonModel:
             sender.send(triton_io.answer(pb_utils, outputs), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
         try:
-            generation = triton_io.read_text(request, "generation")
-            speaker = triton_io.read_array(request, "speaker_embedding")
-            self._decoder.submit(generation, speaker[0], reply)
+            self._start(request, reply)
         except Exception as error:
             reply(error)
+
+    def _start(self, request, reply):
+        given = {tensor.name() for tensor in request.inputs()}
+        stream_id = triton_io.read_text(request, "stream_id")
+        if "generation" in given:
+            generation = triton_io.read_text(request, "generation")
+            speaker = triton_io.read_array(request, "speaker_embedding")
+            self._decoder.open(stream_id, generation, speaker[0], triton_io.read_text(request, "reading"), reply)
+        elif "cancel" in given:
+            self._decoder.cancel(stream_id)
+            reply({"chunk": ""})
+        else:
+            self._decoder.read(stream_id, reply)

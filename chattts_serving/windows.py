@@ -1,0 +1,219 @@
+"""Which audio tokens of a sentence are rendered together, and which samples of that are heard.
+
+Decoder and vocoder see CONTEXT_TOKENS to each side of a token. A window with that much around the tokens of a chunk
+gives their samples as the whole sentence would. It is padded to one of a few lengths, since Triton's dynamic batcher
+groups equal shapes only.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.audio import HOP_LENGTH, SAMPLES_PER_TOKEN
+from chattts_serving.errors import InvalidInputError
+
+# Decoder: three convolutions of 3 and 12 of 7 at dilation 2, 3 + 12 * 6 frames; Vocos: 9 convolutions of 7 and the
+# inverse STFT, 9 * 3 + 2 frames. Together 104 frames, two a token.
+CONTEXT_TOKENS = 52
+MAX_CHUNK_TOKENS = 1_024
+MAX_SENTENCES_AHEAD = 64
+
+# 16, 20, 24, 28, 32, 40, ... 1,792: at most a quarter is added to rows of 16 and more, and there are few shapes.
+_BUCKETS = tuple((4 + quarter) << power for power in range(2, 9) for quarter in range(4))
+
+
+@dataclass(frozen=True)
+class ReadingPlan:
+    """How the audio of one request is read, chunk by chunk.
+
+    Attributes:
+        least_tokens: audio tokens that the first, second, ... chunk of a sentence waits for; the last holds for all
+            further ones. A sentence's end cuts a chunk short.
+        most_tokens: of a chunk, where more are there already.
+        lookahead_tokens: tokens past a chunk that it waits for, 1 to CONTEXT_TOKENS, which makes chunks exact. With
+            none, a sentence's last token could be read before it is known to be the last.
+        fade_tokens: of the lookahead, how many are rendered with the chunk, to be cross-faded with the next one.
+        sentences_ahead: sentences in the engine at once, the one that is read included.
+
+    Raises:
+        InvalidInputError: a value is out of its range.
+    """
+
+    least_tokens: tuple[int, ...]
+    most_tokens: int
+    lookahead_tokens: int = CONTEXT_TOKENS
+    fade_tokens: int = 0
+    sentences_ahead: int = 2
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        least, most = self.least_tokens, self.most_tokens
+        if not least or not all(type(value) is int for value in (*least, *self._scalars)):
+            raise InvalidInputError("reading", asdict(self), "integers, and one or more of 'least_tokens'")
+        if not 1 <= min(least) <= max(least) <= most <= MAX_CHUNK_TOKENS:
+            allowed = f"1 <= least_tokens <= most_tokens <= {MAX_CHUNK_TOKENS}"
+            raise InvalidInputError("reading", asdict(self), allowed)
+        if not (1 <= self.lookahead_tokens <= CONTEXT_TOKENS and 0 <= self.fade_tokens <= self.lookahead_tokens):
+            allowed = f"lookahead_tokens of 1 to {CONTEXT_TOKENS}, and fade_tokens of 0 to that"
+            raise InvalidInputError("reading", asdict(self), allowed)
+        if not 1 <= self.sentences_ahead <= MAX_SENTENCES_AHEAD:
+            raise InvalidInputError("reading", asdict(self), f"1 <= sentences_ahead <= {MAX_SENTENCES_AHEAD}")
+
+    @property
+    def _scalars(self) -> tuple[int, ...]:
+        return (self.most_tokens, self.lookahead_tokens, self.fade_tokens, self.sentences_ahead)
+
+    def to_json(self) -> str:
+        """This plan as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ReadingPlan:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InvalidInputError: `text` is no such object.
+        """
+        try:
+            values = json.loads(text)
+            return cls(least_tokens=tuple(values.pop("least_tokens")), **values)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, InvalidInputError):
+                raise
+            raise InvalidInputError("reading", text, "a reading plan as JSON") from error
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens of one sentence: `start` to `end` are rendered, `first` to `last` are the chunk that is heard.
+
+    The samples of `fade_tokens` past `last` are cross-faded into the next chunk; `ends` says that there is none.
+    """
+
+    start: int
+    first: int
+    last: int
+    end: int
+    fade_tokens: int
+    ends: bool
+
+    @property
+    def first_sample(self) -> int:
+        """Of the chunk, in the window's waveform."""
+        return (self.first - self.start) * SAMPLES_PER_TOKEN
+
+    @property
+    def num_samples(self) -> int:
+        """Of the chunk; a sentence's last frame adds none (see `audio.num_samples`)."""
+        return (self.last - self.first) * SAMPLES_PER_TOKEN - (HOP_LENGTH if self.ends else 0)
+
+
+def next_window(plan: ReadingPlan, number: int, first: int, num_tokens: int, *, ended: bool) -> Window | None:
+    """The window of a sentence's chunk `number` (0, 1, ...), or None while too few tokens are there.
+
+    Args:
+        plan: how the sentence is read.
+        number: of the chunk.
+        first: tokens that have been read.
+        num_tokens: tokens that there are, more than `first` if `ended`.
+        ended: whether those are all of the sentence.
+    """
+    if ended:
+        last = min(num_tokens, first + plan.most_tokens)
+    else:
+        ready = num_tokens - plan.lookahead_tokens - first
+        if ready < plan.least_tokens[min(number, len(plan.least_tokens) - 1)]:
+            return None
+        last = first + min(ready, plan.most_tokens)
+    ends = ended and last == num_tokens
+    return Window(
+        start=max(0, first - CONTEXT_TOKENS),
+        first=first,
+        last=last,
+        end=min(num_tokens, last + plan.lookahead_tokens),
+        fade_tokens=0 if ends else min(plan.fade_tokens, num_tokens - last),
+        ends=ends,
+    )
+
+
+def bucket_length(num_tokens: int) -> int:
+    """The length that a window of `num_tokens` tokens, at most 1,792, is padded to."""
+    return _BUCKETS[bisect.bisect_left(_BUCKETS, num_tokens)]
+
+
+def padded(hidden: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Hidden states [n, hidden] padded with 0 to a bucket's length T, and the mask, float32 [T], 1 on the n."""
+    length = bucket_length(len(hidden))
+    row = np.zeros((length, hidden.shape[1]), np.float32)
+    row[: len(hidden)] = hidden
+    mask = np.zeros(length, np.float32)
+    mask[: len(hidden)] = 1
+    return row, mask
+
+
+@dataclass(frozen=True)
+class SpokenSentence:
+    """A sentence as callers see it.
+
+    Attributes:
+        text: as it was spoken.
+        start, end: seconds from the start of the request's audio.
+        num_tokens: audio tokens.
+        finish_reason: "stop", or "length" where `max_new_tokens` cut it.
+    """
+
+    text: str
+    start: float
+    end: float
+    num_tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What `gpt_decoder` says of one window.
+
+    Attributes:
+        first_sample: of the chunk in the window's waveform.
+        num_samples: of the chunk.
+        fade_samples: after those, to be cross-faded into the next chunk.
+        pause_samples: silence that follows the chunk.
+        num_tokens: audio tokens in it.
+        texts: the sentences that begin in it.
+        sentences: the sentences that end in it.
+        seed: the request's.
+        is_final: whether it is the request's last one.
+    """
+
+    first_sample: int
+    num_samples: int
+    fade_samples: int
+    pause_samples: int
+    num_tokens: int
+    texts: tuple[str, ...]
+    sentences: tuple[SpokenSentence, ...]
+    seed: int
+    is_final: bool
+
+    def to_json(self) -> str:
+        """This chunk as one JSON object."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Chunk:
+        """Read what `to_json` wrote."""
+        values: Mapping[str, Any] = json.loads(text)
+        sentences = tuple(SpokenSentence(**sentence) for sentence in values["sentences"])
+        return cls(**{**values, "texts": tuple(values["texts"]), "sentences": sentences})
+
+
+def sentences_json(sentences: tuple[SpokenSentence, ...]) -> str:
+    """The output `sentences`: a JSON list."""
+    return json.dumps([asdict(sentence) for sentence in sentences], ensure_ascii=False)

@@ -1,0 +1,38 @@
+"""Text in, speech out chunk by chunk; see config.pbtxt. All logic is in chattts_serving.session."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import triton_python_backend_utils as pb_utils
+
+from chattts_serving import session, triton_io
+from chattts_serving.config import MODES, ReadingConfig
+
+
+class TritonPythonModel:
+    """Decoupled Python backend model: the inputs of `chattts` and `mode` -> one response a chunk."""
+
+    def initialize(self, args):
+        """Read the configuration."""
+        self._config = ReadingConfig.from_triton(args["model_config"])
+        self._executor = ThreadPoolExecutor(triton_io.CALLS_AT_ONCE)
+
+    async def execute(self, requests):
+        """Stream every request; Triton starts this anew for requests that come meanwhile."""
+        asyncio.get_running_loop().set_default_executor(self._executor)  # where calls of models wait
+        await asyncio.gather(*(self._stream(request, request.get_response_sender()) for request in requests))
+
+    async def _stream(self, request, sender):
+        def send(outputs):
+            sender.send(triton_io.success(pb_utils, outputs))
+
+        try:
+            inputs = {tensor.name(): tensor.as_numpy()[0] for tensor in request.inputs()}
+            mode = triton_io.read_text(request, "mode") if inputs.pop("mode", None) is not None else MODES[0]
+            call = partial(triton_io.call_model_async, pb_utils)
+            await session.stream(call, self._config.plan(mode), inputs, send, sender.is_cancelled)
+        except Exception as error:
+            sender.send(triton_io.failure(pb_utils, error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        else:
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

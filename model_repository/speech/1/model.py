@@ -1,0 +1,47 @@
+"""The whole audio of a request, from the chunks of `speech_chunk`; see config.pbtxt."""
+
+from functools import partial
+
+import triton_python_backend_utils as pb_utils
+
+from chattts_serving import session, triton_io
+from chattts_serving.config import ReadingConfig
+from chattts_serving.loop_thread import LoopThread
+
+
+class TritonPythonModel:
+    """Python backend model: generation, speaker_embedding -> audio and what it says; answers later, from a loop."""
+
+    def initialize(self, args):
+        """Start the loop that requests are worked on in."""
+        self._plan = ReadingConfig.from_triton(args["model_config"]).plan("exact")
+        self._loop = LoopThread(triton_io.CALLS_AT_ONCE)
+
+    def execute(self, requests):
+        """Start each request and return at once."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                generation = triton_io.read_text(request, "generation")
+                (speaker,) = triton_io.read_array(request, "speaker_embedding")
+            except Exception as error:
+                _send(sender, triton_io.failure(pb_utils, error))
+            else:
+                prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
+                self._loop.run(self._speak(sender, prepared))
+
+    def finalize(self):
+        """Give up what is still spoken."""
+        self._loop.close()
+
+    async def _speak(self, sender, prepared):
+        try:
+            outputs = await session.speak(partial(triton_io.call_model_async, pb_utils), self._plan, prepared)
+            response = triton_io.success(pb_utils, outputs)
+        except Exception as error:
+            response = triton_io.failure(pb_utils, error)
+        _send(sender, response)
+
+
+def _send(sender, response):
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

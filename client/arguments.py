@@ -5,29 +5,43 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from client.audio_file import audio_format
 from client.client import DEFAULT_TIMEOUT, DEFAULT_URLS, MAX_DEADLINE_MS, Endpoint
 from client.errors import InvalidInputError, invalid_input
-from client.options import SynthesisOptions
+from client.options import Mode, SynthesisOptions
+from client.recording import MAX_SECONDS, read_recording
 
 STANDARD_STREAM = "-"
 DEFAULT_CONCURRENCY = 4  # the server batches what arrives together
-FOLDER_FILE_NAME = "speech.wav"  # where --output is a folder
+FOLDER_FILE_STEM = "speech"  # of files where --output or --srt is a folder
+SUBTITLE_ENDING = ".srt"
+VOICES, CLONE = "voices", "clone"  # words that are commands where they come first
 
 EPILOG = f"""\
+other commands (a text that is one of their names goes behind the flags):
+  python -m client {VOICES}                  list the voices that --speaker takes by name
+  python -m client {CLONE} REFERENCE.wav     print the voice of a recording, for --speaker-sample
+
 several texts:
   They are spoken in this order: TEXT arguments, then the files of -f.
-  -o out.wav is then a pattern: out-1.wav, out-2.wav, ... (out-01.wav with ten or more).
+  -o out.wav is then a pattern: out-1.wav, out-2.wav, ... (out-01.wav with ten or more). So is --srt out.srt.
   -o folder/ makes folder/speech-1.wav, folder/speech-2.wav, ..., and the folder where there is none.
   Each text gets a voice of its own unless --seed or --speaker is given.
 
 output: the ending decides: .wav (16-bit PCM), .flac, .ogg (Vorbis), .mp3. A file of that name is replaced.
-Each text gives one line on standard error: file, audio length, tokens, seed, time taken, real-time factor.
+Each text gives one line on standard error: file, audio length, tokens, seed, time taken, real-time factor, and how
+many sentences were cut at --max-new-tokens.
+
+--stream -o - writes raw samples as they come, 16-bit integers (--float: 32-bit floats), little-endian, 24 kHz, mono:
+  python -m client "Hello" --stream -o - | aplay -f S16_LE -r 24000
 
 exit status: 0 all texts were spoken, 1 some were not, 2 the command line is wrong, 130 interrupted.
 The timeout also goes to the server as --deadline-ms, up to {MAX_DEADLINE_MS // 1000} s.
@@ -41,65 +55,130 @@ class Job:
     Attributes:
         number: 1 for the first text.
         text: what to say.
-        output: the file, or None for standard output.
+        audio: the audio file; None for standard output, and with `--refine-only`.
+        subtitles: the subtitle file, None for none.
     """
 
     number: int
     text: str
-    output: Path | None
+    audio: Path | None
+    subtitles: Path | None
 
     @property
     def name(self) -> str:
         """The output as messages call it."""
-        return STANDARD_STREAM if self.output is None else str(self.output)
+        return STANDARD_STREAM if self.audio is None else str(self.audio)
 
 
 @dataclass(frozen=True)
-class Command:
-    """A checked command line."""
+class SpeakCommand:
+    """Speak texts.
+
+    Attributes:
+        mode: of streams; None asks for whole answers.
+        concurrency: texts in flight at once.
+        floating: whether samples are written as 32-bit floats.
+        json: whether reports go to standard output as JSON.
+    """
 
     endpoint: Endpoint
     options: SynthesisOptions
+    mode: Mode | None
     jobs: tuple[Job, ...]
     concurrency: int
     floating: bool
     json: bool
 
 
+@dataclass(frozen=True)
+class VoicesCommand:
+    """List the server's voices."""
+
+    endpoint: Endpoint
+    json: bool
+
+
+@dataclass(frozen=True, eq=False)  # comparing arrays gives an array
+class CloneCommand:
+    """Encode a recording.
+
+    Attributes:
+        audio: its samples, [num_samples].
+        sample_rate: in Hz.
+        transcript: what is said in it, on one line; None where it is not given.
+        output: file for the result, None for standard output.
+    """
+
+    endpoint: Endpoint
+    audio: NDArray[np.float32]
+    sample_rate: int
+    transcript: str | None
+    output: Path | None
+
+
+Command = SpeakCommand | VoicesCommand | CloneCommand
+
+
 def command_from(argv: Sequence[str] | None) -> Command:
     """The command of `argv`, None for the process's own; a wrong one prints why and ends the process with status 2."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == [VOICES]:
+        return _checked(_voices_parser(), _voices_command, arguments[1:])
+    if arguments[:1] == [CLONE]:
+        return _checked(_clone_parser(), _clone_command, arguments[1:])
+    return _checked(_speak_parser(), _speak_command, arguments)
+
+
+def _checked(
+    parser: argparse.ArgumentParser, read: Callable[[argparse.Namespace], Command], arguments: Sequence[str]
+) -> Command:
+    parsed = parser.parse_args(arguments)
     try:
-        return _command(arguments)
+        return read(parsed)
     except (InvalidInputError, OSError) as error:
         parser.error(str(error))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m client",
-        description="Speak texts with the Triton model chattts.",
-        epilog=EPILOG,
+def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m client {name}".strip(),
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a later flag must not change what a shortened one means
     )
+
+
+def _add_server_flags(parser: argparse.ArgumentParser) -> None:
+    server = parser.add_argument_group("server")
+    server.add_argument("--protocol", choices=tuple(DEFAULT_URLS), default="grpc", help="default %(default)s")
+    urls = ", ".join(f"{url} for {protocol}" for protocol, url in DEFAULT_URLS.items())
+    server.add_argument("--url", metavar="HOST:PORT", help=f"default {urls}")
+    timeout_help = "seconds for one request (%(default)g)"
+    server.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT, metavar="S", help=timeout_help)
+
+
+def _endpoint(arguments: argparse.Namespace) -> Endpoint:
+    url = arguments.url if arguments.url is not None else DEFAULT_URLS[arguments.protocol]
+    return Endpoint(arguments.protocol, url, timeout=arguments.timeout)
+
+
+def _speak_parser() -> argparse.ArgumentParser:
+    parser = _parser("", "Speak texts with the Triton model chattts.", EPILOG)
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="what to say; - reads standard input")
     add(
         "-f", "--file", action="append", default=[], help="a UTF-8 file with one text, - for standard input; repeatable"
     )
     add("--lines", action="store_true", help="files and standard input hold one text per line; empty lines are skipped")
-    add("-o", "--output", required=True, help="audio file, pattern or folder; - writes WAV to standard output")
+    add("-o", "--output", help="audio file, pattern or folder; - writes WAV to standard output; not for --refine-only")
+    add("--srt", metavar="FILE", help="subtitles, a cue a sentence: .srt file, pattern or folder")
     add("--float", action="store_true", help="32-bit floating point samples (WAV only)")
+    add("--stream", action="store_true", help="write the audio as it comes, from the model chattts_stream")
+    add("--mode", choices=get_args(Mode), help="of --stream: exact (the default), or low_latency to hear it sooner")
     add("-j", "--concurrency", type=int, default=DEFAULT_CONCURRENCY, help="texts in flight at once (%(default)s)")
     add("--json", action="store_true", help="one JSON object per text on standard output")
-    server = parser.add_argument_group("server")
-    server.add_argument("--protocol", choices=tuple(DEFAULT_URLS), default="grpc", help="default %(default)s")
-    urls = ", ".join(f"{url} for {protocol}" for protocol, url in DEFAULT_URLS.items())
-    server.add_argument("--url", metavar="HOST:PORT", help=f"default {urls}")
-    timeout_help = "seconds for one text (%(default)g)"
-    server.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT, metavar="S", help=timeout_help)
+    _add_server_flags(parser)
     _add_option_flags(parser.add_argument_group("inputs of the model"))
     return parser
 
@@ -122,27 +201,73 @@ def _add_option_flags(group: Any) -> None:
             group.add_argument(flag, dest=option.name, action="store_const", const=True, help=description)
 
 
-def _command(arguments: argparse.Namespace) -> Command:
+def _voices_parser() -> argparse.ArgumentParser:
+    parser = _parser(VOICES, "List the voices of the server, a line each: name and description.")
+    parser.add_argument("--json", action="store_true", help="a JSON list instead")
+    _add_server_flags(parser)
+    return parser
+
+
+def _clone_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        CLONE,
+        "Print the voice of a recording: a line for --speaker-sample and, with --text, a second one for --sample-text.",
+    )
+    help_text = f"audio file of one channel, at most {MAX_SECONDS} s: WAV, FLAC, OGG, MP3"
+    parser.add_argument("recording", type=Path, metavar="FILE", help=help_text)
+    parser.add_argument("--text", help="what is said in it")
+    parser.add_argument("-o", "--output", help="write to this file; - and the default are standard output")
+    _add_server_flags(parser)
+    return parser
+
+
+def _voices_command(arguments: argparse.Namespace) -> VoicesCommand:
+    return VoicesCommand(_endpoint(arguments), arguments.json)
+
+
+def _clone_command(arguments: argparse.Namespace) -> CloneCommand:
+    """Raises InvalidInputError or OSError for what argparse cannot see."""
+    output = None if arguments.output in (None, STANDARD_STREAM) else Path(arguments.output)
+    if output is not None:
+        _prepare_folder("output", arguments.output, output.parent)
+    transcript = None if arguments.text is None else " ".join(arguments.text.split())
+    return CloneCommand(_endpoint(arguments), *read_recording(arguments.recording), transcript, output)
+
+
+def _speak_command(arguments: argparse.Namespace) -> SpeakCommand:
     """Raises InvalidInputError or OSError for what argparse cannot see."""
     if arguments.concurrency < 1:
         raise invalid_input("concurrency", arguments.concurrency, "1 or more")
-    if arguments.json and arguments.output == STANDARD_STREAM:
-        raise invalid_input("output", STANDARD_STREAM, "a file, because --json writes to standard output")
-    url = arguments.url if arguments.url is not None else DEFAULT_URLS[arguments.protocol]
-    endpoint = Endpoint(arguments.protocol, url, "chattts", arguments.timeout)
+    _check_combination(arguments)
+    endpoint = _endpoint(arguments)
     options = SynthesisOptions(**{option.name: getattr(arguments, option.name) for option in fields(SynthesisOptions)})
+    mode: Mode | None = (arguments.mode or "exact") if arguments.stream else None
     texts = _texts(arguments.texts, arguments.file, by_line=arguments.lines)
     for text in texts:
-        endpoint.tensors(text, options)  # what cannot be sent is refused before anything is
-    outputs = _outputs(arguments.output, len(texts), floating=arguments.float)
-    return Command(
+        endpoint.tensors(text, options, mode)  # what cannot be sent is refused before anything is
+    outputs = _outputs(arguments, len(texts))
+    return SpeakCommand(
         endpoint=endpoint,
         options=options,
-        jobs=tuple(Job(number, *pair) for number, pair in enumerate(zip(texts, outputs, strict=True), 1)),
+        mode=mode,
+        jobs=tuple(Job(number, text, *outputs[number - 1]) for number, text in enumerate(texts, 1)),
         concurrency=arguments.concurrency,
         floating=arguments.float,
         json=arguments.json,
     )
+
+
+def _check_combination(arguments: argparse.Namespace) -> None:
+    if arguments.refine_only:
+        for name in ("output", "srt", "stream", "float"):
+            if getattr(arguments, name):
+                raise invalid_input(name, getattr(arguments, name), "none with --refine-only, which has no audio")
+    elif arguments.output is None:
+        raise invalid_input("output", None, "a file, - for standard output, or --refine-only")
+    if arguments.mode and not arguments.stream:
+        raise invalid_input("mode", arguments.mode, "none without --stream")
+    if arguments.json and arguments.output == STANDARD_STREAM:
+        raise invalid_input("output", STANDARD_STREAM, "a file, because --json writes to standard output")
 
 
 def _texts(arguments: Sequence[str], files: Sequence[str], *, by_line: bool) -> list[str]:
@@ -168,23 +293,50 @@ def _read(name: str, *, by_line: bool) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _outputs(output: str, count: int, *, floating: bool) -> list[Path | None]:
-    """Where each of `count` texts goes; an `output` that ends in a slash is made a folder."""
-    if output == STANDARD_STREAM:
-        if count > 1:
-            raise invalid_input("output", output, f"a file, pattern or folder for {count} texts")
-        return [None]
-    path = Path(output)
-    if output.endswith(os.sep) or path.is_dir():
-        path /= FOLDER_FILE_NAME
-    audio_format(path, floating=floating)
-    if output.endswith(os.sep):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.parent.is_dir():
-        raise invalid_input("output", output, f"a path in an existing folder; {path.parent} is none")
-    if not os.access(path.parent, os.W_OK):
-        raise invalid_input("output", output, f"a path in a writable folder; {path.parent} is not")
+def _outputs(arguments: argparse.Namespace, count: int) -> list[tuple[Path | None, Path | None]]:
+    """Audio file and subtitle file of each of `count` texts; folders that end in a slash are made."""
+    audio: list[Path | None] = [None] * count
+    subtitles: list[Path | None] = [None] * count
+    if arguments.output == STANDARD_STREAM and count > 1:
+        raise invalid_input("output", arguments.output, f"a file, pattern or folder for {count} texts")
+    if arguments.output not in (None, STANDARD_STREAM):
+        path = _file_at(arguments.output, ".wav")
+        audio_format(path, floating=arguments.float)
+        audio[:] = _numbered(path, count)
+    if arguments.srt is not None:
+        path = _file_at(arguments.srt, SUBTITLE_ENDING)
+        if path.suffix.lower() != SUBTITLE_ENDING:
+            raise invalid_input("srt", arguments.srt, f"a file name that ends in {SUBTITLE_ENDING}")
+        subtitles[:] = _numbered(path, count)
+    for name, files in (("output", audio), ("srt", subtitles)):
+        if files[0] is not None:
+            _prepare_folder(name, getattr(arguments, name), files[0].parent)
+    return list(zip(audio, subtitles, strict=True))
+
+
+def _file_at(value: str, ending: str) -> Path:
+    """The file that `value` names, in it where it is a folder."""
+    path = Path(value)
+    return path / f"{FOLDER_FILE_STEM}{ending}" if value.endswith(os.sep) or path.is_dir() else path
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
     if count == 1:
         return [path]
     width = len(str(count))
     return [path.with_name(f"{path.stem}-{number:0{width}}{path.suffix}") for number in range(1, count + 1)]
+
+
+def _prepare_folder(name: str, value: str, folder: Path) -> None:
+    """Make `folder`, where flag `name` has `value`, if that ends in a slash, and check it.
+
+    Raises:
+        InvalidInputError: files cannot be written there.
+        OSError: it cannot be made.
+    """
+    if value.endswith(os.sep):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        raise invalid_input(name, value, f"a path in an existing folder; {folder} is none")
+    if not os.access(folder, os.W_OK):
+        raise invalid_input(name, value, f"a path in a writable folder; {folder} is not")

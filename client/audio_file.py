@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from client.errors import invalid_input
 # libsndfile's Vorbis encoder crashes on one long write: it takes stack for all of it (measured: 10 s
 # pass, 120 s end the process).
 FRAMES_PER_WRITE = 16_384
+INT16_MAX = 32_767
 
 
 class AudioFormat(NamedTuple):
@@ -59,18 +61,85 @@ def encoded(audio: NDArray[np.float32], sample_rate: int, form: AudioFormat) -> 
         InvalidInputError: there is no sample; FLAC and MP3 cannot hold that.
         OSError: libsndfile cannot encode it.
     """
-    if not len(audio):
-        raise invalid_input("audio", [], "1 or more samples")
     buffer = io.BytesIO()
-    try:
-        with soundfile.SoundFile(
-            buffer, "w", samplerate=sample_rate, channels=1, format=form.container, subtype=form.encoding
-        ) as file:
-            for start in range(0, len(audio), FRAMES_PER_WRITE):
-                file.write(audio[start : start + FRAMES_PER_WRITE])
-    except soundfile.LibsndfileError as error:  # a RuntimeError
-        raise OSError(f"libsndfile cannot write {form.container} at {sample_rate} Hz: {error.error_string}") from error
+    with Encoder(buffer, form) as encoder:
+        encoder.write(audio, sample_rate)
     return buffer.getvalue()
+
+
+class Encoder:
+    """An audio file that is written piece by piece; the first piece's sample rate is that of all.
+
+    Leaving the `with` block without an error raises InvalidInputError where no sample was written, since FLAC and MP3
+    cannot hold that.
+    """
+
+    def __init__(self, target: Any, form: AudioFormat) -> None:
+        """`target` is a path or a binary file, `form` what to write there."""
+        self._target = target
+        self._form = form
+        self._file: soundfile.SoundFile | None = None
+
+    def write(self, audio: NDArray[np.float32], sample_rate: int) -> None:
+        """Append `audio` [num_samples] at `sample_rate` Hz; 16-bit samples are clipped to -1 to 1.
+
+        Raises:
+            OSError: libsndfile cannot encode or write it.
+        """
+        if not len(audio):
+            return
+        container, encoding = self._form
+        with _os_errors(f"{container} at {sample_rate} Hz"):
+            if self._file is None:
+                self._file = soundfile.SoundFile(
+                    self._target, "w", samplerate=sample_rate, channels=1, format=container, subtype=encoding
+                )
+            for start in range(0, len(audio), FRAMES_PER_WRITE):
+                self._file.write(audio[start : start + FRAMES_PER_WRITE])
+
+    def __enter__(self) -> Encoder:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the file."""
+        if self._file is not None:
+            with _os_errors(self._form.container):
+                self._file.close()
+        elif kind is None:
+            raise invalid_input("audio", [], "1 or more samples")
+
+
+@contextmanager
+def _os_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except soundfile.LibsndfileError as error:  # a RuntimeError
+        raise OSError(f"libsndfile cannot write {what}: {error.error_string}") from error
+
+
+def pcm(audio: NDArray[np.float32], *, floating: bool = False) -> bytes:
+    """Samples without a header, little-endian: 16-bit integers, clipped to -1 to 1, or `floating` 32-bit floats."""
+    samples = audio.astype("<f4") if floating else np.round(np.clip(audio, -1, 1) * INT16_MAX).astype("<i2")
+    return bytes(samples.tobytes())
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file to write in place of `path`: it replaces it at the end of the block; after an error nothing has changed.
+
+    Raises:
+        OSError: the file cannot be put in place.
+    """
+    target = Path(path).resolve()  # a symbolic link keeps pointing to its file
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -79,15 +148,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    target = Path(path).resolve()  # a symbolic link keeps pointing to its file
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_bytes(data)
-        part.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
 
 
 def save(path: str | os.PathLike[str], audio: NDArray[Any], sample_rate: int, *, floating: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The two clients, blocking and asyncio: options in, `Speech` out."""
+"""The two clients, blocking and asyncio: options in, speech out, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import asyncio
 import math
 import re
 import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
+from client import recording
 from client.errors import DeadlineExceededError, TTSError, invalid_input, mapped_errors
-from client.options import InputTensor, OptionValues, SynthesisOptions, input_tensors, merged
-from client.speech import Speech, speech_from
+from client.options import InputTensor, Mode, OptionValues, SynthesisOptions, input_tensors, merged
+from client.speech import Chunk, Speech, speech_from, text_of
+from client.streams import AsyncSpeechStream, ChunkReader, SpeechStream
 from client.transport import AsyncTransport, ProtocolName, connect, connect_async
+from client.voices import CONFIGURED_MODEL, Voice, voices_from
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # in typing from Python 3.11 on
@@ -32,8 +39,9 @@ class Endpoint:
     Attributes:
         protocol: "grpc" or "http".
         url: "host:port".
-        model: the Triton model.
+        model: the Triton model of whole answers.
         timeout: seconds for one synthesis; None for no limit.
+        stream_model: the Triton model of streams.
 
     Raises:
         InvalidInputError: a value is none of these.
@@ -41,8 +49,9 @@ class Endpoint:
 
     protocol: ProtocolName
     url: str
-    model: str
-    timeout: float | None
+    model: str = "chattts"
+    timeout: float | None = DEFAULT_TIMEOUT
+    stream_model: str = "chattts_stream"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -54,8 +63,8 @@ class Endpoint:
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise invalid_input("timeout", self.timeout, "a number of seconds above 0, or None for no limit")
 
-    def tensors(self, text: str, options: SynthesisOptions) -> list[InputTensor]:
-        """The inputs of one request.
+    def tensors(self, text: str, options: SynthesisOptions, mode: Mode | None = None) -> list[InputTensor]:
+        """The inputs of one request; `mode` is that of a stream.
 
         The timeout goes along as `deadline_ms` unless that is given: without it the server would go on with a request
         that nobody waits for. A timeout above what the server takes is kept here only.
@@ -65,15 +74,17 @@ class Endpoint:
         """
         if options.deadline_ms is None and self.timeout is not None and self.timeout * 1000 <= MAX_DEADLINE_MS:
             options = replace(options, deadline_ms=max(1, int(self.timeout * 1000)))
-        return input_tensors(text, options)
+        return input_tensors(text, options, mode)
 
     def never_ready(self, timeout: float) -> DeadlineExceededError:
         """The error of `wait_ready`."""
         return DeadlineExceededError(f"model '{self.model}' at {self.url} is not ready after {timeout:g} s")
 
 
-def _endpoint(url: str | None, protocol: ProtocolName, model: str, timeout: float | None) -> Endpoint:
-    return Endpoint(protocol, url if url is not None else DEFAULT_URLS.get(protocol, ""), model, timeout)
+def _endpoint(
+    url: str | None, protocol: ProtocolName, model: str, timeout: float | None, stream_model: str
+) -> Endpoint:
+    return Endpoint(protocol, url if url is not None else DEFAULT_URLS.get(protocol, ""), model, timeout, stream_model)
 
 
 class TTSClient:
@@ -83,6 +94,8 @@ class TTSClient:
 
         with TTSClient() as client:
             client.synthesize("Hello there.", seed=42).save("hello.wav")
+            for chunk in client.stream("Hello there.", seed=42):
+                play(chunk.audio)
     """
 
     def __init__(
@@ -92,6 +105,7 @@ class TTSClient:
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
         model: str = "chattts",
+        stream_model: str = "chattts_stream",
     ) -> None:
         """Nothing is sent yet.
 
@@ -99,12 +113,13 @@ class TTSClient:
             url: "host:port"; None is 127.0.0.1 with Triton's port of `protocol`, 8001 or 8000.
             protocol: "grpc" or "http".
             timeout: seconds for one synthesis, also sent to the server as `deadline_ms`; None for no limit.
-            model: the Triton model.
+            model: the Triton model of whole answers.
+            stream_model: the Triton model of streams.
 
         Raises:
             InvalidInputError: a value is none of these.
         """
-        self.endpoint = _endpoint(url, protocol, model, timeout)
+        self.endpoint = _endpoint(url, protocol, model, timeout, stream_model)
         self._transport = connect(protocol, self.endpoint.url)
 
     def __enter__(self) -> Self:
@@ -136,6 +151,60 @@ class TTSClient:
         with mapped_errors(self.endpoint.url):
             result = self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout)
         return speech_from(result.as_numpy)
+
+    def stream(
+        self,
+        text: str,
+        options: SynthesisOptions | None = None,
+        *,
+        mode: Mode = "exact",
+        **changes: Unpack[OptionValues],
+    ) -> SpeechStream:
+        """Speak `text` chunk by chunk; `client.joined` makes a `Speech` of all.
+
+        The request is sent when the first chunk is asked for. The timeout holds from then to the last chunk, whatever
+        the caller does in between. Leaving the stream early cancels the request: see `SpeechStream`.
+
+        Args:
+            text: 1 to 20,000 characters.
+            options: None leaves all to the server.
+            mode: "exact" for the samples that `synthesize` gives, "low_latency" for the first ones sooner.
+            changes: single options by name, in front of `options`.
+
+        Raises:
+            InvalidInputError: a value cannot be sent. What `synthesize` raises else, the stream raises.
+        """
+        return SpeechStream(self._chunks(self.endpoint.tensors(text, merged(options, changes), mode)))
+
+    def _chunks(self, tensors: list[InputTensor]) -> Generator[Chunk, None, None]:
+        reader = ChunkReader()
+        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout)
+        with mapped_errors(self.endpoint.url), closing(results):
+            for result in results:
+                chunk = reader.add(result)
+                if chunk is not None:
+                    yield chunk
+        yield reader.last()
+
+    def voices(self) -> list[Voice]:
+        """The voices of the server that the option `speaker` takes by name. Raises what `synthesize` raises."""
+        with mapped_errors(self.endpoint.url):
+            return voices_from(self._transport.parameters(CONFIGURED_MODEL, self.endpoint.timeout))
+
+    def clone(self, audio: NDArray[Any], sample_rate: int) -> str:
+        """The voice of a recording, for the option `speaker_sample`; `sample_text` is then its transcript.
+
+        Args:
+            audio: floating point samples [num_samples] of one channel, -1 to 1; at most 30 s.
+            sample_rate: samples per second; the server resamples.
+
+        Raises:
+            InvalidInputError: it is no such recording. Else what `synthesize` raises.
+        """
+        tensors = recording.recording_tensors(audio, sample_rate)
+        with mapped_errors(self.endpoint.url):
+            result = self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout)
+        return text_of(result.as_numpy, "speaker_sample")
 
     def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:
         """Whether the model answers requests; False too where no server answers within `timeout` seconds."""
@@ -176,9 +245,10 @@ class AsyncTTSClient:
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
         model: str = "chattts",
+        stream_model: str = "chattts_stream",
     ) -> None:
         """As `TTSClient`; may be made before the event loop runs."""
-        self.endpoint = _endpoint(url, protocol, model, timeout)
+        self.endpoint = _endpoint(url, protocol, model, timeout, stream_model)
         self._connected: AsyncTransport | None = None
 
     @property
@@ -206,6 +276,40 @@ class AsyncTTSClient:
         with mapped_errors(self.endpoint.url):
             result = await self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout)
         return speech_from(result.as_numpy)
+
+    def stream(
+        self,
+        text: str,
+        options: SynthesisOptions | None = None,
+        *,
+        mode: Mode = "exact",
+        **changes: Unpack[OptionValues],
+    ) -> AsyncSpeechStream:
+        """As `TTSClient.stream`, for `async for`."""
+        return AsyncSpeechStream(self._chunks(self.endpoint.tensors(text, merged(options, changes), mode)))
+
+    async def _chunks(self, tensors: list[InputTensor]) -> AsyncGenerator[Chunk, None]:
+        reader = ChunkReader()
+        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout)
+        with mapped_errors(self.endpoint.url):
+            async with aclosing(results):
+                async for result in results:
+                    chunk = reader.add(result)
+                    if chunk is not None:
+                        yield chunk
+        yield reader.last()
+
+    async def voices(self) -> list[Voice]:
+        """As `TTSClient.voices`."""
+        with mapped_errors(self.endpoint.url):
+            return voices_from(await self._transport.parameters(CONFIGURED_MODEL, self.endpoint.timeout))
+
+    async def clone(self, audio: NDArray[Any], sample_rate: int) -> str:
+        """As `TTSClient.clone`."""
+        tensors = recording.recording_tensors(audio, sample_rate)
+        with mapped_errors(self.endpoint.url):
+            result = await self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout)
+        return text_of(result.as_numpy, "speaker_sample")
 
     async def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:
         """As `TTSClient.is_ready`."""

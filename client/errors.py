@@ -7,7 +7,8 @@
     ├── ConnectionFailedError     no server there, or the connection broke. Also a ConnectionError
     └── ServerError               every other answer (INTERNAL, NOT_FOUND, ...); `status` says which
 
-Messages of the server are kept word for word.
+Messages of the server are kept word for word. Triton sends the errors of a stream without a status; there the words of
+this project's server tell the kind, and all others are a ServerError of status UNKNOWN.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 
 import aiohttp
+import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException
 
 MAX_SHOWN_CHARACTERS = 60  # of an offending value, in a message
@@ -26,6 +28,10 @@ MAX_SHOWN_CHARACTERS = 60  # of an offending value, in a message
 # The server's word for a passed deadline. Triton 2.51 sends its CANCELLED as HTTP 400, so there the text alone tells;
 # an ensemble puts its own name in front of the message of the step that failed.
 _SERVER_DEADLINE = re.compile(r"^(in ensemble '[^']*', )?deadline exceeded", re.IGNORECASE)
+
+# How the server words the others, for an error that came without a status.
+_INVALID_INPUT = re.compile(r"^(in ensemble '[^']*', )?input '\w+' is .*; allowed is ", re.DOTALL)
+_OVERLOADED = re.compile("try again later|shutting down|exceeds maximum queue size", re.IGNORECASE)
 
 # gRPC has one status, UNAVAILABLE, for "the server says no for now" and "there is no server"; the second is worded by
 # gRPC's own library.
@@ -83,7 +89,9 @@ def mapped_errors(url: str) -> Iterator[None]:
     try:
         yield
     except InferenceServerException as error:
-        raise _from_answer(error, url) from error
+        raise _from_answer(error.status(), error.message(), url) from error
+    except grpc.RpcError as error:
+        raise _from_answer(error.code().name, error.details(), url) from error
     except (TimeoutError, asyncio.TimeoutError) as error:  # two classes until Python 3.11
         raise _no_answer(url) from error
     except (OSError, HTTPException, aiohttp.ClientError) as error:
@@ -94,10 +102,10 @@ def _no_answer(url: str) -> DeadlineExceededError:
     return DeadlineExceededError(f"no answer from {url} in time")
 
 
-def _from_answer(error: InferenceServerException, url: str) -> TTSError:
-    """`status` is "StatusCode.NAME" over gRPC, "NUMBER" over HTTP."""
-    message = error.message() or "no message"
-    status = (error.status() or "UNKNOWN").removeprefix("StatusCode.")
+def _from_answer(status: str | None, message: str | None, url: str) -> TTSError:
+    """`status` is "NAME" or "StatusCode.NAME" over gRPC, "NUMBER" over HTTP, None where there is none."""
+    message = message or "no message"
+    status = (status or _status_by_words(message)).removeprefix("StatusCode.")
     if status == "DEADLINE_EXCEEDED":  # gRPC's own clock; the server says CANCELLED
         return _no_answer(url)
     if status in ("CANCELLED", "400", "499") and _SERVER_DEADLINE.match(message):
@@ -109,3 +117,11 @@ def _from_answer(error: InferenceServerException, url: str) -> TTSError:
     if status in ("UNAVAILABLE", "503"):
         return OverloadedError(message)
     return ServerError(message, status)
+
+
+def _status_by_words(message: str) -> str:
+    if _SERVER_DEADLINE.match(message):
+        return "CANCELLED"
+    if _INVALID_INPUT.match(message):
+        return "INVALID_ARGUMENT"
+    return "UNAVAILABLE" if _OVERLOADED.search(message) else "UNKNOWN"

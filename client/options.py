@@ -1,4 +1,4 @@
-"""What a caller may ask for, and how it goes over the wire: the contract of the Triton model `chattts`, once.
+"""What a caller may ask for, and how it goes over the wire: the contract of `chattts` and `chattts_stream`, once.
 
 `SynthesisOptions` is the table of the optional inputs: name, Python type, Triton datatype and help text. Everything
 else (tensors for both protocols, flags of the command line) is made from it. Ranges are the server's business; here
@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.errors import invalid_input
+
+Mode = Literal["exact", "low_latency"]
+"""Of a stream: the samples that the whole answer would have, or the first ones sooner."""
 
 FP32_MAX = float(np.finfo(np.float32).max)
 
@@ -29,7 +32,9 @@ def _option(datatype: str, description: str) -> Any:
 class SynthesisOptions:
     """The optional inputs of a synthesis; None is not sent and leaves the choice to the server."""
 
-    speaker: str | None = _option("BYTES", "ChatTTS speaker string; default sampled from seed")
+    speaker: str | None = _option(
+        "BYTES", "name of a voice of the server, or ChatTTS speaker string; default sampled from seed"
+    )
     speaker_sample: str | None = _option("BYTES", "ChatTTS spk_smp string: the voice of a recording")
     sample_text: str | None = _option("BYTES", "transcript of the speaker sample")
     seed: int | None = _option("INT64", "decides the sampled voice and every token, >= 0; default random")
@@ -40,6 +45,7 @@ class SynthesisOptions:
     min_new_tokens: int | None = _option("INT32", "fewest audio tokens per sentence; default 0")
     max_new_tokens: int | None = _option("INT32", "most audio tokens per sentence, to 2048; default 2048 (43.7 s)")
     skip_refine: bool | None = _option("BOOL", "speak the text as it stands, without the refining pass")
+    refine_only: bool | None = _option("BOOL", "answer the refined text alone, without audio")
     normalize: bool | None = _option("BOOL", "write out numbers, dates and units as words")
     refine_prompt: str | None = _option("BYTES", "control tags of the refining pass: [oral_2][laugh_0][break_6]")
     prompt: str | None = _option("BYTES", "control tags of the audio pass; default [speed_5]")
@@ -63,6 +69,7 @@ class OptionValues(TypedDict, total=False):
     min_new_tokens: int | None
     max_new_tokens: int | None
     skip_refine: bool | None
+    refine_only: bool | None
     normalize: bool | None
     refine_prompt: str | None
     prompt: str | None
@@ -76,6 +83,7 @@ DATATYPES: Mapping[str, str] = {
     "text": "BYTES",
     **{option.name: option.metadata["datatype"] for option in fields(SynthesisOptions)},
 }
+STREAM_DATATYPES: Mapping[str, str] = {**DATATYPES, "mode": "BYTES"}
 
 
 class InputTensor(NamedTuple):
@@ -83,7 +91,7 @@ class InputTensor(NamedTuple):
 
     name: str
     datatype: str  # Triton's name
-    array: NDArray[Any]  # [1, 1]: the batch of one, the one value
+    array: NDArray[Any]  # [1, 1] for one value, the batch of one in front
 
 
 def merged(options: SynthesisOptions | None, changes: OptionValues) -> SynthesisOptions:
@@ -95,18 +103,18 @@ def merged(options: SynthesisOptions | None, changes: OptionValues) -> Synthesis
     return replace(options or SynthesisOptions(), **changes)
 
 
-def input_tensors(text: str, options: SynthesisOptions) -> list[InputTensor]:
-    """The tensors of one request: `text` and each option that is not None.
+def input_tensors(text: str, options: SynthesisOptions, mode: Mode | None = None) -> list[InputTensor]:
+    """The tensors of one request: `text`, each option that is not None, and `mode`, which streams alone have.
 
     Raises:
         InvalidInputError: a value does not fit its tensor; the message names the input.
     """
-    values = {"text": text, **{name: getattr(options, name) for name in DATATYPES if name != "text"}}
+    values = {"text": text, **{option.name: getattr(options, option.name) for option in fields(options)}, "mode": mode}
     return [_tensor(name, value) for name, value in values.items() if name == "text" or value is not None]
 
 
 def _tensor(name: str, value: object) -> InputTensor:
-    datatype = DATATYPES[name]
+    datatype = STREAM_DATATYPES[name]
     if datatype == "BYTES":
         array = np.array([[_utf8(name, value)]], dtype=object)
     elif datatype == "BOOL":

@@ -1,9 +1,10 @@
-"""The answer to a synthesis."""
+"""The answer to a synthesis, whole or in chunks."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import audio_file
-from client.errors import ServerError
+from client.errors import ServerError, invalid_input
+
+Outputs = Callable[[str], "NDArray[Any] | None"]
+"""Name of an output -> its array, None where there is none."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence as it was spoken.
+
+    Attributes:
+        text: its words, control tags included.
+        start, end: its place in the audio, in seconds; in a stream from the start of the stream.
+        num_tokens: audio tokens, 512 samples each.
+        finish_reason: "stop", or "length" where it reached `max_new_tokens` and was cut.
+    """
+
+    text: str
+    start: float
+    end: float
+    num_tokens: int
+    finish_reason: str
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether `max_new_tokens` was too few for it."""
+        return self.finish_reason == "length"
 
 
 @dataclass(frozen=True, eq=False)  # comparing arrays gives an array
@@ -19,18 +46,22 @@ class Speech:
     """What the server said.
 
     Attributes:
-        audio: FP32 [num_samples], mono, within about -1 to 1.
+        audio: FP32 [num_samples], mono, within about -1 to 1; no sample after `refine_only`.
         sample_rate: samples per second, 24,000.
         seed: the seed that made it, to make it again.
-        refined_text: the text as it was spoken, control tags included.
+        speaker: the ChatTTS speaker string of the voice, to use it again; "" where a recording alone decided.
+        refined_text: the text as it was spoken, a sentence a line, control tags included.
         num_tokens: audio tokens, 512 samples each.
+        sentences: where in the audio each sentence is; none after `refine_only`.
     """
 
     audio: NDArray[np.float32]
     sample_rate: int
     seed: int
+    speaker: str
     refined_text: str
     num_tokens: int
+    sentences: tuple[Sentence, ...]
 
     @property
     def duration(self) -> float:
@@ -49,23 +80,102 @@ class Speech:
         audio_file.save(path, self.audio, self.sample_rate, floating=floating)
 
 
-def speech_from(output: Callable[[str], NDArray[Any] | None]) -> Speech:
-    """The `Speech` in an answer; `output` gives the array of an output by name, None where there is none.
+@dataclass(frozen=True, eq=False)
+class Chunk(Speech):
+    """The next part of a stream: its audio and tokens, the text that begins and the sentences that end in it.
 
-    Raises:
-        ServerError: an output of the contract is missing.
+    Attributes:
+        index: 0 for the first chunk.
+        is_final: whether it is the last one, which may have no sample.
     """
 
-    def values(name: str) -> NDArray[Any]:
-        array = output(name)
-        if array is None:
-            raise ServerError(f"the answer has no output '{name}'", "INTERNAL")
-        return array.reshape(-1)  # without the batch of one
+    index: int
+    is_final: bool
 
+
+def joined(chunks: Sequence[Chunk]) -> Speech:
+    """The speech that `chunks`, all of one stream in their order, make up.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    if not chunks:
+        raise invalid_input("chunks", chunks, "1 or more chunks")
     return Speech(
-        audio=np.array(values("audio"), dtype=np.float32),  # a copy: the answer's buffer is read-only
-        sample_rate=int(values("sample_rate")[0]),
-        seed=int(values("used_seed")[0]),
-        refined_text=values("refined_text")[0].decode("utf-8"),
-        num_tokens=int(values("num_tokens")[0]),
+        audio=np.concatenate([chunk.audio for chunk in chunks]),
+        sample_rate=chunks[0].sample_rate,
+        seed=chunks[0].seed,
+        speaker=chunks[0].speaker,
+        refined_text="\n".join(chunk.refined_text for chunk in chunks if chunk.refined_text),
+        num_tokens=sum(chunk.num_tokens for chunk in chunks),
+        sentences=tuple(sentence for chunk in chunks for sentence in chunk.sentences),
     )
+
+
+def speech_from(outputs: Outputs) -> Speech:
+    """The `Speech` in an answer of `chattts`.
+
+    Raises:
+        ServerError: an output of the contract is missing, or not what the contract says.
+    """
+    return Speech(**_fields(outputs))
+
+
+def chunk_from(outputs: Outputs) -> Chunk:
+    """The `Chunk` in an answer of `chattts_stream`.
+
+    Raises:
+        ServerError: as `speech_from`.
+    """
+    index, is_final = int(value_of(outputs, "chunk_index")), bool(value_of(outputs, "is_final"))
+    return Chunk(**_fields(outputs), index=index, is_final=is_final)
+
+
+def value_of(outputs: Outputs, name: str) -> Any:
+    """The one element of an output.
+
+    Raises:
+        ServerError: it is missing, or has no or several elements.
+    """
+    array = _array(outputs, name)
+    if array.size != 1:
+        raise ServerError(f"output '{name}' has {array.size} elements; the contract says 1", "INTERNAL")
+    return array.reshape(-1)[0]
+
+
+def text_of(outputs: Outputs, name: str) -> str:
+    """The one element of a STRING output.
+
+    Raises:
+        ServerError: as `value_of`.
+    """
+    value: bytes = value_of(outputs, name)
+    return value.decode("utf-8")
+
+
+def _array(outputs: Outputs, name: str) -> NDArray[Any]:
+    array = outputs(name)
+    if array is None:
+        raise ServerError(f"the answer has no output '{name}'", "INTERNAL")
+    return array
+
+
+def _fields(outputs: Outputs) -> dict[str, Any]:
+    """The fields that whole answers and chunks share."""
+    return {
+        # A copy, since the answer's buffer is read-only, and without the batch of one.
+        "audio": np.array(_array(outputs, "audio").reshape(-1), dtype=np.float32),
+        "sample_rate": int(value_of(outputs, "sample_rate")),
+        "seed": int(value_of(outputs, "used_seed")),
+        "speaker": text_of(outputs, "used_speaker"),
+        "refined_text": text_of(outputs, "refined_text"),
+        "num_tokens": int(value_of(outputs, "num_tokens")),
+        "sentences": _sentences(text_of(outputs, "sentences")),
+    }
+
+
+def _sentences(text: str) -> tuple[Sentence, ...]:
+    try:
+        return tuple(Sentence(**entry) for entry in json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ServerError(f"output 'sentences' is not the contract's list: {text[:100]}", "INTERNAL") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from chattts_serving.server import RunningServer, running_server
-from client import AsyncTTSClient, TTSClient
+from client import AsyncTTSClient, Chunk, TTSClient
 
 FAKE_MODEL = Path(__file__).parent / "fake_model"
 
@@ -45,6 +46,32 @@ class Flavour:
         async with AsyncTTSClient(url, self.protocol, **settings) as client:
             return await getattr(client, method)(*arguments, **named)
 
+    def stream(
+        self,
+        url: str,
+        text: str,
+        *,
+        settings: dict[str, Any] | None = None,
+        into: list[Chunk] | None = None,
+        **named: Any,
+    ) -> list[Chunk]:
+        """Every chunk of one stream; `into` has those that came before an error."""
+        chunks = [] if into is None else into
+        if self.asynchronous:
+            asyncio.run(self._stream_async(url, text, settings or {}, chunks, **named))
+            return chunks
+        with TTSClient(url, self.protocol, **settings or {}) as client:
+            for chunk in client.stream(text, **named):
+                chunks.append(chunk)
+        return chunks
+
+    async def _stream_async(
+        self, url: str, text: str, settings: dict[str, Any], chunks: list[Chunk], **named: Any
+    ) -> None:
+        async with AsyncTTSClient(url, self.protocol, **settings) as client:
+            async for chunk in client.stream(text, **named):
+                chunks.append(chunk)
+
 
 FLAVOURS = {
     "grpc": Flavour("grpc", asynchronous=False),
@@ -52,6 +79,15 @@ FLAVOURS = {
     "grpc-async": Flavour("grpc", asynchronous=True),
     "http-async": Flavour("http", asynchronous=True),
 }
+
+
+def content(file: Path) -> str:
+    """What the fake model writes to `file` in the end."""
+    end = time.monotonic() + 10
+    while not (file.exists() and file.read_text(encoding="utf-8")):
+        assert time.monotonic() < end, f"nothing was written to {file}"
+        time.sleep(0.02)
+    return file.read_text(encoding="utf-8")
 
 
 @pytest.fixture(params=FLAVOURS.values(), ids=FLAVOURS.keys())

@@ -15,9 +15,13 @@ SAMPLE_RATE = 24_000
 LOSSLESS = (".wav", ".flac")
 
 
+def spoken(audio: np.ndarray) -> Speech:
+    return Speech(audio, SAMPLE_RATE, 1, "", "", len(audio) // 512, ())
+
+
 def speech(num_samples: int, amplitude: float = 0.5) -> Speech:
     tone = amplitude * np.sin(2 * np.pi * 440 * np.arange(num_samples) / SAMPLE_RATE)
-    return Speech(tone.astype(np.float32), SAMPLE_RATE, seed=1, refined_text="", num_tokens=num_samples // 512)
+    return spoken(tone.astype(np.float32))
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -37,7 +41,7 @@ def test_every_format_reads_back(tmp_path, ending, num_samples):
 def test_minutes_of_noise_do_not_crash_the_encoder(tmp_path, ending):
     """One write of 120 s ends the process inside libsndfile's Vorbis encoder."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 180 * SAMPLE_RATE).astype(np.float32)
-    Speech(noise, SAMPLE_RATE, 1, "", 1).save(tmp_path / f"out{ending}")
+    spoken(noise).save(tmp_path / f"out{ending}")
     assert soundfile.info(tmp_path / f"out{ending}").duration == 180
 
 

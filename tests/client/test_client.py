@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from client import (
     DeadlineExceededError,
     InvalidInputError,
     OverloadedError,
+    Sentence,
     ServerError,
     SynthesisOptions,
     TTSClient,
     TTSError,
+    Voice,
 )
 from tests.client.conftest import FLAVOURS
 
@@ -33,6 +36,7 @@ ALL_OPTIONS = {
     "min_new_tokens": 3,
     "max_new_tokens": 99,
     "skip_refine": True,
+    "refine_only": False,
     "normalize": False,
     "refine_prompt": "[oral_2]",
     "prompt": "",
@@ -57,12 +61,49 @@ def test_all_clients_hear_the_same(server):
     assert first.duration == pytest.approx(8 * 512 / 24_000)
     for other in heard[1:]:
         np.testing.assert_array_equal(other.audio, first.audio)
-        assert (other.sample_rate, other.seed, other.num_tokens, other.refined_text) == (
-            first.sample_rate,
-            first.seed,
-            first.num_tokens,
-            first.refined_text,
-        )
+        assert replace(other, audio=None).__dict__ == replace(first, audio=None).__dict__
+
+
+def test_sentences_come_with_their_times(server, flavour):
+    speech = flavour.call(flavour.url(server), "synthesize", "Hello\n你好", max_new_tokens=4)
+    assert speech.sentences == (
+        Sentence("Hello", 0.0, pytest.approx(5 * 512 / 24_000), 5, "length"),
+        Sentence("你好", pytest.approx(6 * 512 / 24_000), pytest.approx(8 * 512 / 24_000), 2, "stop"),
+    )
+    assert [sentence.is_cut for sentence in speech.sentences] == [True, False]
+
+
+def test_the_voice_that_was_used_comes_back(server, flavour):
+    assert flavour.call(flavour.url(server), "synthesize", "x").speaker == "蘁淰"
+
+
+def test_refined_text_comes_without_audio(server, flavour):
+    speech = flavour.call(flavour.url(server), "synthesize", "Hello", refine_only=True)
+    assert arrived(speech)["refine_only"]["value"] is True
+    assert (speech.audio.shape, speech.audio.dtype, speech.num_tokens, speech.sentences) == ((0,), np.float32, 0, ())
+    assert speech.duration == 0
+
+
+def test_voices_come_with_their_descriptions(server, flavour):
+    voices = flavour.call(flavour.url(server), "voices")
+    assert voices == [Voice("default", ""), Voice("warm_2", "warm, 低沉")]
+
+
+def test_a_recording_arrives_whole_at_its_sample_rate(server, flavour):
+    audio = np.linspace(-1, 0.5, 16_000)
+    seen = json.loads(flavour.call(flavour.url(server), "clone", audio, 16_000))
+    assert (seen["shapes"], seen["sample_rate"]) == ([[1, 16_000], [1, 1]], 16_000)
+    assert seen["sum"] == pytest.approx(audio.sum(), rel=1e-5)
+
+
+def test_the_server_has_the_last_word_on_a_recording(server, flavour):
+    with pytest.raises(InvalidInputError, match="input 'sample_rate' is 4000; allowed is 8000 or more"):
+        flavour.call(flavour.url(server), "clone", np.zeros(100), 4_000)
+
+
+def test_a_recording_that_cannot_be_sent_is_refused_before_connecting(refusing_url, flavour):
+    with pytest.raises(InvalidInputError, match="input 'audio' is"):
+        flavour.call(refusing_url, "clone", np.zeros(0), 24_000)
 
 
 def test_every_option_arrives_with_its_value_and_type(server, flavour):

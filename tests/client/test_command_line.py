@@ -10,21 +10,24 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
 from client.audio_file import FORMATS
+from tests.client.conftest import content
+from tests.client.fake_synthesis import SAMPLES_PER_CHARACTER
 from tests.client.test_client import ALL_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES_PER_CHARACTER = 512  # of the fake model
 
 
 def start(server, *arguments: str, protocol: str = "grpc", url: str | None = None) -> subprocess.Popen[bytes]:
     url = url or (server.grpc_url if protocol == "grpc" else server.http_url)
-    command = [sys.executable, "-m", "client", "--url", url, "--protocol", protocol, *map(str, arguments)]
+    command = [sys.executable, "-m", "client", *map(str, arguments), "--url", url, "--protocol", protocol]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, env=environment, **pipes)
@@ -81,7 +84,8 @@ def test_every_flag_arrives_as_its_input(server, tmp_path):
     status, stdout, _ = run(server, "x", "-o", tmp_path / "out.wav", "--json", *flags)
     assert status == 0
     seen = json.loads(json.loads(stdout)["refined_text"])
-    assert {name: entry["value"] for name, entry in seen.items()} == {"text": "x", **ALL_OPTIONS}
+    sent = {name: value for name, value in ALL_OPTIONS.items() if name != "refine_only"}
+    assert {name: entry["value"] for name, entry in seen.items()} == {"text": "x", **sent}
 
 
 def test_without_flags_only_text_and_deadline_arrive(server, tmp_path):
@@ -187,7 +191,7 @@ def test_a_timeout_is_one_clear_line(server, tmp_path, protocol):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a"], "required: -o/--output"),
+        (["a"], "input 'output' is None; allowed is a file, - for standard output, or --refine-only"),
         (["-o", "out.wav"], "input 'text' is []"),
         (["a", "-o", "out.aac"], "input 'output' is 'out.aac'; allowed is a file name that ends in .wav"),
         (["a", "-o", "out"], "input 'output' is 'out'"),
@@ -208,6 +212,23 @@ def test_a_timeout_is_one_clear_line(server, tmp_path, protocol):
         (["a", "-o", "out.wav", "--seed", "x"], "--seed: invalid int value: 'x'"),
         (["a", "-o", "out.wav", "--seed", str(2**63)], f"input 'seed' is {2**63}; allowed is an integer of 64 bits"),
         (["a", "-o", "out.wav", "--top-k", str(2**31)], "input 'top_k' is"),
+        (["a", "-o", "out.wav", "--mode", "exact"], "input 'mode' is 'exact'; allowed is none without --stream"),
+        (["a", "-o", "out.wav", "--stream", "--mode", "slow"], "invalid choice: 'slow'"),
+        (
+            ["a", "-o", "out.wav", "--srt", "out.txt"],
+            "input 'srt' is 'out.txt'; allowed is a file name that ends in .srt",
+        ),
+        (["a", "-o", "out.wav", "--srt", "-"], "input 'srt' is '-'"),
+        (["a", "-o", "out.wav", "--srt", "missing/out.srt"], "missing is none"),
+        (["a", "--refine-only", "-o", "out.wav"], "input 'output' is 'out.wav'; allowed is none with --refine-only"),
+        (["a", "--refine-only", "--srt", "out.srt"], "input 'srt' is 'out.srt'; allowed is none with --refine-only"),
+        (["a", "--refine-only", "--stream"], "input 'stream' is True; allowed is none with --refine-only"),
+        (["voices", "now"], "unrecognized arguments: now"),
+        (["voices", "--url", "h"], "input 'url' is 'h'"),
+        (["clone"], "required: FILE"),
+        (["clone", "missing.wav"], "No such file or directory: 'missing.wav'"),
+        (["clone", "a-file"], "input 'recording' is 'a-file'; allowed is an audio file"),
+        (["clone", "a-file", "-o", "missing/voice"], "missing is none"),
         (["a", "-o", "out.wav", "--temp", "1"], "unrecognized arguments: --temp 1"),
         ([b"\xff", "-o", "out.wav"], "input 'text' is '\\udcff'; allowed is text that UTF-8 can encode"),
     ],
@@ -215,7 +236,8 @@ def test_a_timeout_is_one_clear_line(server, tmp_path, protocol):
 def test_a_wrong_command_line_exits_with_2_and_sends_nothing(tmp_path, refusing_url, arguments, message):
     (tmp_path / "a-file").write_bytes(b"\n \n")
     (tmp_path / "not-utf8").write_bytes(b"a\xff")
-    command = [sys.executable, "-m", "client", "--url", refusing_url, *arguments]
+    command = [sys.executable, "-m", "client", *arguments]
+    command += [] if "--url" in arguments else ["--url", refusing_url]
     result = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60, check=False
     )
@@ -225,6 +247,23 @@ def test_a_wrong_command_line_exits_with_2_and_sends_nothing(tmp_path, refusing_
     assert "no connection" not in stderr
     assert "Traceback" not in stderr
     assert names_in(tmp_path) == ["a-file", "not-utf8"]
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (np.zeros((100, 2)), "an audio file of one channel; it has 2"),
+        (np.zeros(0), "input 'audio' is '0 samples'; allowed is above 0 to 30 s of samples"),
+        (np.zeros(30 * 8_000 + 1), "input 'audio' is '240001 samples'"),
+        (np.array([np.nan]), "input 'audio' is nan; allowed is samples that are finite numbers"),
+    ],
+)
+def test_a_recording_that_is_of_no_use_exits_with_2_and_sends_nothing(server, tmp_path, refusing_url, audio, message):
+    soundfile.write(tmp_path / "a.wav", audio, 8_000, subtype="FLOAT")
+    status, stdout, stderr = run(server, "clone", tmp_path / "a.wav", url=refusing_url)
+    assert (status, stdout) == (2, b"")
+    assert message in stderr
+    assert "no connection" not in stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -259,6 +298,190 @@ def test_a_reader_that_leaves_is_no_traceback(server):
         stderr = process.stderr.read()
         assert process.wait(30) == 1
     assert stderr == b""
+
+
+def test_a_cut_sentence_is_told(server, tmp_path):
+    arguments = ["four\nsentences\nof\nwords", "-o", tmp_path / "out.wav", "--max-new-tokens", 4]
+    _, _, stderr = run(server, *arguments)
+    assert stderr.endswith(", warning: cut at --max-new-tokens: 2 of 4 sentences\n")
+    _, stdout, _ = run(server, *arguments, "--json")
+    sentences = json.loads(stdout)["sentences"]
+    assert [sentence["finish_reason"] for sentence in sentences] == ["stop", "length", "stop", "length"]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_refined_text_goes_to_standard_output_alone(server, tmp_path, protocol):
+    status, stdout, stderr = run(server, "Hello 你好", "--refine-only", "--seed", 7, protocol=protocol)
+    assert status == 0
+    assert json.loads(stdout)["refine_only"]["value"] is True
+    assert re.fullmatch(r"text 1: refined, seed 7, \d+\.\d\d s taken", stderr.strip())
+
+
+def test_refined_texts_come_in_their_order_without_those_that_failed(server):
+    texts = ["hang 0.5", "fail INTERNAL boom", "second"]
+    status, stdout, _ = run(server, *texts, "--refine-only", "-j", 3)
+    assert status == 1
+    assert [json.loads(line)["text"]["value"] for line in stdout.splitlines()] == ["hang 0.5", "second"]
+
+
+def test_refined_text_as_json(server):
+    status, stdout, _ = run(server, "Hello", "--refine-only", "--json")
+    report = json.loads(stdout)
+    assert (status, report["file"], report["number"]) == (0, None, 1)
+    assert json.loads(report["refined_text"])["text"]["value"] == "Hello"
+    assert "rtf" not in report
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_subtitles_have_a_cue_a_sentence(server, tmp_path, stream):
+    arguments = ["Hello\n你好 [laugh]", "-o", tmp_path / "out.wav", "--srt", tmp_path / "out.srt", *stream]
+    assert run(server, *arguments)[0] == 0
+    assert (tmp_path / "out.srt").read_text(encoding="utf-8") == (
+        "1\n00:00:00,000 --> 00:00:00,107\nHello\n\n2\n00:00:00,128 --> 00:00:00,341\n你好\n\n"
+    )
+
+
+def test_subtitles_are_numbered_as_the_texts_are(server, tmp_path):
+    assert run(server, "a", "b", "-o", f"{tmp_path}/audio/", "--srt", f"{tmp_path}/text/")[0] == 0
+    assert names_in(tmp_path / "audio") == ["speech-1.wav", "speech-2.wav"]
+    assert names_in(tmp_path / "text") == ["speech-1.srt", "speech-2.srt"]
+
+
+@pytest.mark.parametrize(("protocol", "ending"), [*(("grpc", ending) for ending in FORMATS), ("http", ".wav")])
+def test_a_stream_becomes_a_file_and_a_line(server, tmp_path, protocol, ending):
+    target = tmp_path / f"out{ending}"
+    status, stdout, stderr = run(server, "Hello there", "-o", target, "--stream", "--seed", 7, protocol=protocol)
+    assert (status, stdout) == (0, b"")
+    line = rf"{target}: 0\.23 s of audio, 11 tokens, seed 7, \S+ s taken, RTF \S+, first audio after \d+\.\d\d s"
+    assert re.fullmatch(line, stderr.strip())
+    assert characters(target) == 11
+    info = soundfile.info(target)
+    assert (info.format, info.subtype) == FORMATS[ending]
+    assert names_in(tmp_path) == [target.name]
+
+
+def test_a_streamed_file_is_the_whole_answers_file(server, tmp_path):
+    run(server, "Hello there", "-o", tmp_path / "whole.wav")
+    run(server, "Hello there", "-o", tmp_path / "stream.wav", "--stream")
+    assert (tmp_path / "whole.wav").read_bytes() == (tmp_path / "stream.wav").read_bytes()
+
+
+@pytest.mark.parametrize(("flags", "mode"), [([], "exact"), (["--mode", "low_latency"], "low_latency")])
+def test_the_mode_arrives(server, tmp_path, flags, mode):
+    _, stdout, _ = run(server, "x", "-o", tmp_path / "out.wav", "--stream", "--json", *flags)
+    report = json.loads(stdout)
+    assert json.loads(report["refined_text"])["mode"]["value"] == mode
+    assert 0 < report["seconds_to_first_audio"] <= report["seconds_taken"]
+
+
+def test_several_texts_are_streamed_into_their_files(server, tmp_path):
+    assert run(server, "a", "bcde", "-o", tmp_path / "out.wav", "--stream")[0] == 0
+    assert [characters(tmp_path / f"out-{number}.wav") for number in (1, 2)] == [1, 4]
+
+
+@pytest.mark.parametrize("text", ["break INTERNAL boom", "fail INTERNAL boom", "unfinished", "silence"])
+def test_a_stream_that_fails_leaves_the_old_file_and_no_partial_one(server, tmp_path, text):
+    (tmp_path / "out.wav").write_bytes(b"old")
+    status, _, stderr = run(server, text, "-o", tmp_path / "out.wav", "--stream")
+    assert (status, "out.wav: failed: " in stderr) == (1, True)
+    assert (tmp_path / "out.wav").read_bytes() == b"old"
+    assert names_in(tmp_path) == ["out.wav"]
+
+
+@pytest.mark.parametrize(("flags", "dtype", "scale"), [([], "<i2", 32_767), (["--float"], "<f4", 1)])
+def test_a_stream_on_standard_output_is_raw_samples(server, flags, dtype, scale):
+    status, stdout, stderr = run(server, "Hello there", "-o", "-", "--stream", *flags)
+    assert (status, stderr[:2]) == (0, "-:")
+    times = np.arange(11 * SAMPLES_PER_CHARACTER) / 24_000
+    tone = 0.5 * np.sin(2 * np.pi * 440 * times)
+    np.testing.assert_allclose(np.frombuffer(stdout, dtype) / scale, tone, atol=1 / 32_767)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_samples_come_at_once_and_a_reader_that_leaves_cancels(server, tmp_path, protocol):
+    with start(server, f"endless {tmp_path}/seen", "-o", "-", "--stream", protocol=protocol) as process:
+        assert len(process.stdout.read(6_144)) == 6_144  # two chunks of a stream that does not end
+        process.stdout.close()
+        stderr = process.stderr.read()
+        assert process.wait(30) == 1
+    assert stderr == b""
+    assert content(tmp_path / "seen") == "cancelled"
+
+
+def test_a_slow_reader_does_not_use_up_the_timeout(server):
+    """A pipe holds 64 KB; the rest of the 2 MB waits in the client, not in the server."""
+    with start(server, "a" * 2_000, "-o", "-", "--stream", "--timeout", 3) as process:
+        time.sleep(4)
+        stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(stdout) == 2 * 2_000 * SAMPLES_PER_CHARACTER
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_an_interrupt_cancels_a_stream_and_leaves_nothing(server, tmp_path, protocol):
+    (tmp_path / "out").mkdir()
+    with start(server, f"endless {tmp_path}/seen", "-o", f"{tmp_path}/out/", "--stream", protocol=protocol) as process:
+        while not names_in(tmp_path / "out"):  # the part of the file that is there
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == b"interrupted\n"
+    assert not names_in(tmp_path / "out")
+    assert content(tmp_path / "seen") == "cancelled"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_voices_are_listed(server, protocol):
+    status, stdout, stderr = run(server, "voices", protocol=protocol)
+    assert (status, stdout.decode(), stderr) == (0, "default\nwarm_2   warm, 低沉\n", "")
+
+
+def test_voices_as_json(server):
+    _, stdout, _ = run(server, "voices", "--json")
+    voices = [{"name": "default", "description": ""}, {"name": "warm_2", "description": "warm, 低沉"}]
+    assert json.loads(stdout) == voices
+
+
+@pytest.mark.parametrize("arguments", [["voices"], ["clone"]])
+def test_a_command_without_a_server_is_one_clear_line(server, tmp_path, refusing_url, arguments):
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 24_000)
+    files = [tmp_path / "a.wav"] if arguments == ["clone"] else []
+    status, stdout, stderr = run(server, *arguments, *files, url=refusing_url)
+    assert (status, stdout) == (1, b"")
+    assert stderr.startswith(f"failed: no connection to {refusing_url}")
+
+
+def test_the_name_of_a_command_is_a_text_where_it_does_not_come_first(server, tmp_path):
+    assert run(server, "-o", tmp_path / "out.wav", "voices")[0] == 0
+    assert characters(tmp_path / "out.wav") == len("voices")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_recording_becomes_a_speaker_sample(server, tmp_path, protocol):
+    audio = 0.5 * np.sin(np.arange(16_000) / 10)
+    soundfile.write(tmp_path / "a.wav", audio, 16_000, subtype="FLOAT")
+    status, stdout, stderr = run(server, "clone", tmp_path / "a.wav", protocol=protocol)
+    assert (status, stderr) == (0, "")
+    seen = json.loads(stdout)
+    assert (seen["shapes"], seen["sample_rate"]) == ([[1, 16_000], [1, 1]], 16_000)
+    assert seen["sum"] == pytest.approx(audio.sum(), abs=1e-3)
+
+
+def test_a_transcript_is_the_second_line(server, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 16_000)
+    arguments = ["clone", tmp_path / "a.wav", "--text", " what I\nsaid 你好 ", "-o", tmp_path / "voice"]
+    status, stdout, _ = run(server, *arguments)
+    assert (status, stdout) == (0, b"")
+    sample, transcript = (tmp_path / "voice").read_text(encoding="utf-8").splitlines()
+    assert json.loads(sample)["sample_rate"] == 16_000
+    assert transcript == "what I said 你好"
+
+
+def test_a_recording_that_the_server_refuses_is_one_clear_line(server, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 4_000)
+    status, _, stderr = run(server, "clone", tmp_path / "a.wav")
+    assert (status, stderr) == (1, "failed: input 'sample_rate' is 4000; allowed is 8000 or more\n")
 
 
 def test_help_names_every_input(server):

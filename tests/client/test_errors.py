@@ -36,6 +36,16 @@ from client.errors import mapped_errors
         ("400", "the deadline exceeded nothing", InvalidInputError),
         ("502", "Bad Gateway", ServerError),
         (None, None, ServerError),
+        # an error of a stream, without a status
+        (None, "input 'speaker' is 'x\\ny'; allowed is the name of a voice", InvalidInputError),
+        (None, "in ensemble 'chattts', input 'top_k' is 0; allowed is 1 to 626", InvalidInputError),
+        (None, "input stream broken", ServerError),
+        (None, "256 requests are open, the most allowed; try again later", OverloadedError),
+        (None, "the server is shutting down", OverloadedError),
+        (None, "Exceeds maximum queue size", OverloadedError),
+        (None, "deadline exceeded before the audio was complete", DeadlineExceededError),
+        (None, "in ensemble 'chattts', deadline exceeded: 5 ms", DeadlineExceededError),
+        (None, "step 12 failed", ServerError),
     ],
 )
 def test_statuses(status, message, expected):

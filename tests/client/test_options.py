@@ -15,7 +15,7 @@ from tritonclient.utils import triton_to_np_dtype
 from chattts_serving.request import SynthesisRequest
 from client import InvalidInputError, SynthesisOptions, TTSClient
 from client.client import DEFAULT_TIMEOUT, MAX_DEADLINE_MS, Endpoint
-from client.options import DATATYPES, OptionValues, input_tensors, merged
+from client.options import DATATYPES, STREAM_DATATYPES, OptionValues, input_tensors, merged
 from tests.client.conftest import FAKE_MODEL
 
 CONFIG_TYPES = {"STRING": "BYTES"}  # config.pbtxt's word for the wire's
@@ -33,10 +33,11 @@ def test_the_keyword_arguments_are_the_options():
     assert set(OptionValues.__annotations__) == {field.name for field in fields(SynthesisOptions)}
 
 
-def test_the_datatypes_are_those_of_the_contract():
-    config = (FAKE_MODEL / "chattts" / "config.pbtxt").read_text(encoding="utf-8").partition("output [")[0]
+@pytest.mark.parametrize(("model", "datatypes"), [("chattts", DATATYPES), ("chattts_stream", STREAM_DATATYPES)])
+def test_the_datatypes_are_those_of_the_contract(model, datatypes):
+    config = (FAKE_MODEL / model / "config.pbtxt").read_text(encoding="utf-8").partition("output [")[0]
     declared = dict(re.findall(r'name: "(\w+)" data_type: TYPE_(\w+)', config))
-    assert {name: CONFIG_TYPES.get(kind, kind) for name, kind in declared.items()} == DATATYPES
+    assert {name: CONFIG_TYPES.get(kind, kind) for name, kind in declared.items()} == datatypes
 
 
 def test_every_tensor_is_a_batch_of_one_value_of_its_datatype():

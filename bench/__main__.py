@@ -11,6 +11,8 @@ from chattts_serving.errors import ServingError
 from chattts_serving.gpt_config import Precision
 
 PRECISIONS = [precision.value for precision in Precision]
+TOKENS = 96  # 2 s of audio
+STREAM_TOKENS = 256  # 5.5 s: several chunks
 
 
 def main() -> int:
@@ -46,14 +48,20 @@ def _server(options: argparse.Namespace) -> None:
     concurrency = options.concurrency
     if concurrency is None:
         concurrency = () if options.rate or options.soak else server.DEFAULT_CONCURRENCY
+    tokens = options.tokens
+    if tokens is None:
+        tokens = STREAM_TOKENS if options.stream else TOKENS
     load = server.Load(
         protocol=options.protocol,
-        tokens=options.tokens,
+        tokens=tokens,
         timeout_s=options.timeout,
         concurrency=tuple(concurrency),
         rates=tuple(options.rate),
         requests=options.requests,
         soak=options.soak,
+        stream=options.stream,
+        mode=options.mode,
+        buffer_ms=options.buffer,
     )
     server.run(load, options.repository, options.precision, options.url, options.pid)
 
@@ -84,7 +92,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
 
-    server = parts.add_parser("server", help="load on the live server")
+    server = parts.add_parser("server", help="load on the live server: whole answers, or streams")
     server.add_argument("--url", metavar="HOST:PORT", help="of a server that runs; default: serve --repository")
     server.add_argument("--pid", type=int, help="of that server's launcher, to watch its memory and CPU time")
     server.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
@@ -104,17 +112,27 @@ def _parse() -> argparse.Namespace:
         metavar="N",
         help="of each level (default: closed loop 4 a caller and 16 at least, open loop 20 s and 32 at least)",
     )
+    server.add_argument("--stream", action="store_true", help="take the answers as streams: first audio, underruns")
+    server.add_argument("--mode", choices=["exact", "low_latency"], default="exact", help="of streams (default exact)")
+    server.add_argument(
+        "--buffer", type=float, default=0.0, metavar="MS", help="audio that a stream's player waits for (default 0)"
+    )
+    server.add_argument(
+        "--tokens", type=int, metavar="N", help=f"of each sentence (default {TOKENS}: 2 s; streams {STREAM_TOKENS})"
+    )
     server.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (default 120)")
     server.add_argument("--soak", type=int, default=0, metavar="N", help="memory after every 50 of N requests")
 
     compare = parts.add_parser("compare", help="beside the ChatTTS package, in turns")
     compare.add_argument("--checkpoint", type=Path, default=Path("checkpoints/synthetic"), metavar="DIR")
+    compare.add_argument(
+        "--tokens", type=int, default=TOKENS, metavar="N", help=f"of each sentence (default {TOKENS}: 2 s of audio)"
+    )
     compare.add_argument("--concurrency", type=int, default=16, metavar="N")
     compare.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each system (default 3)")
 
     for part in (server, compare):
         part.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="an export")
-        part.add_argument("--tokens", type=int, default=96, help="of each sentence (default 96: 2 s of audio)")
         part.add_argument(
             "--precision",
             nargs="+",

@@ -1,4 +1,4 @@
-"""Load, and what came of it: closed and open loops over any coroutine that speaks one sentence, and their statistics.
+"""Load, and what came of it: closed and open loops over anything that speaks one text, and their statistics.
 
 It knows nothing of servers or protocols: whoever calls hands in how to speak.
 """
@@ -9,8 +9,9 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,8 @@ from client.errors import (
     TTSError,
 )
 
-Speak = Callable[[int], Awaitable[float]]
-"""Number of the request -> seconds of audio; raises TTSError."""
+Speak = Callable[[int], AsyncIterator[float]]
+"""Number of the request -> seconds of audio of each chunk of the answer, when it is there; raises TTSError."""
 
 KINDS = {  # names of gRPC's statuses, for both protocols
     OverloadedError: "UNAVAILABLE",
@@ -35,21 +36,45 @@ KINDS = {  # names of gRPC's statuses, for both protocols
 }
 
 
+class Chunk(NamedTuple):
+    """A part of an answer.
+
+    Attributes:
+        arrival_s: from the moment at which the request was due until it was there.
+        audio_s: seconds of audio in it.
+    """
+
+    arrival_s: float
+    audio_s: float
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one request.
 
     Attributes:
-        latency_s: from the moment at which it was due, sent in time or not, to its answer.
+        latency_s: from the moment at which it was due, sent in time or not, to the end of its answer.
         late_s: from the moment at which it was due to the moment at which it was sent.
-        audio_s: seconds of audio; 0 after an error.
+        chunks: of the answer, one where it came as a whole; none after an error.
         error: its kind; None for an answer.
     """
 
     latency_s: float
     late_s: float
-    audio_s: float
+    chunks: tuple[Chunk, ...]
     error: str | None
+
+    @property
+    def sounding(self) -> tuple[Chunk, ...]:
+        """The chunks with samples."""
+        return tuple(chunk for chunk in self.chunks if chunk.audio_s)
+
+
+class Loaded(NamedTuple):
+    """One level of load: what became of its requests, in their order, and the seconds that it took."""
+
+    outcomes: list[Outcome]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +122,7 @@ def poisson_arrivals(rate: float, count: int, seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).exponential(1 / rate, count).cumsum()
 
 
-async def closed_loop(speak: Speak, concurrency: int, requests: int, advance: Callable[[], object]) -> Summary:
+async def closed_loop(speak: Speak, concurrency: int, requests: int, advance: Callable[[], object]) -> Loaded:
     """Keep `concurrency` requests under way until `requests` are answered; `advance` is called after each."""
     numbers = iter(range(requests))
     outcomes: dict[int, Outcome] = {}
@@ -109,12 +134,12 @@ async def closed_loop(speak: Speak, concurrency: int, requests: int, advance: Ca
 
     started = time.perf_counter()
     await asyncio.gather(*(worker() for _ in range(concurrency)))
-    return summarize([outcomes[number] for number in range(requests)], time.perf_counter() - started)
+    return Loaded([outcomes[number] for number in range(requests)], time.perf_counter() - started)
 
 
 async def open_loop(
     speak: Speak, arrivals: Sequence[float] | NDArray[np.float64], advance: Callable[[], object]
-) -> Summary:
+) -> Loaded:
     """Send request n at `arrivals[n]` seconds from now, whatever became of those before."""
     started = time.perf_counter()
 
@@ -125,13 +150,13 @@ async def open_loop(
         return outcome
 
     outcomes = await asyncio.gather(*(send(number, started + arrival) for number, arrival in enumerate(arrivals)))
-    return summarize(outcomes, time.perf_counter() - started - arrivals[0])
+    return Loaded(outcomes, time.perf_counter() - started - arrivals[0])
 
 
 def summarize(outcomes: Sequence[Outcome], seconds: float) -> Summary:
     """The summary of `outcomes`, which took `seconds` together."""
     latencies = [outcome.latency_s for outcome in outcomes if outcome.error is None]
-    audio_s = sum(outcome.audio_s for outcome in outcomes)
+    audio_s = sum(chunk.audio_s for outcome in outcomes for chunk in outcome.chunks)
     p50, p90, p99 = (percentile(latencies, share) if latencies else None for share in (0.5, 0.9, 0.99))
     return Summary(
         seconds=seconds,
@@ -158,10 +183,11 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 async def _one(speak: Speak, number: int, due: float) -> Outcome:
     late_s = time.perf_counter() - due
     try:
-        audio_s, error = await speak(number), None
+        chunks = [Chunk(time.perf_counter() - due, audio_s) async for audio_s in speak(number)]
+        error = None
     except TTSError as failure:
-        audio_s, error = 0.0, _kind(failure)
-    return Outcome(time.perf_counter() - due, late_s, audio_s, error)
+        chunks, error = [], _kind(failure)
+    return Outcome(time.perf_counter() - due, late_s, tuple(chunks), error)
 
 
 def _kind(error: TTSError) -> str:

@@ -23,6 +23,7 @@ DOTS_PER_INCH = 110
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 LIMITS = {"bandwidth_limit_ms": "--", "compute_limit_ms": ":"}
 PERCENTILES = {"p50_s": "-", "p90_s": "--", "p99_s": ":"}
+FIRST_AUDIO = {f"first_{key}": style for key, style in PERCENTILES.items()}  # as a level has them
 
 
 def draw_beside(paths: Sequence[Path]) -> None:
@@ -65,9 +66,10 @@ def draw(paths: Sequence[Path]) -> Path:
 
 def _title(runs: Sequence[Run]) -> str:
     """What all runs have in common: the part, the hardware, the workload."""
-    part, settings = runs[0]["part"], runs[0]["settings"]
+    part, settings = runs[0]["part"], dict(runs[0]["settings"])
+    settings["answers"] = "streams, " if all(map(_is_stream, runs)) else ""
     what = {
-        "server": "server over {protocol}, {tokens} tokens a sentence",
+        "server": "server over {protocol}, {answers}{tokens} tokens a sentence",
         "engine": "decode steps of the GPT, official sizes",
         "compare": "{tokens} tokens a sentence, {rounds} turns each",
     }[part].format(**settings)
@@ -76,18 +78,33 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: its precision; where two share it, the time too."""
-    settings = [run["settings"] for run in runs]
-    names = [str(one.get("precision") or one.get("url") or ", ".join(one.get("precisions", ()))) for one in settings]
+    """A name for each run: its precision, of streams their mode too; where two share it, the time too."""
+    names = [_name(run) for run in runs]
     if len(set(names)) == len(names):
         return names
     return [f"{name} {run['environment']['time'][:16]}" for name, run in zip(names, runs, strict=True)]
 
 
+def _name(run: Run) -> str:
+    settings = run["settings"]
+    name = str(settings.get("precision") or settings.get("url") or ", ".join(settings.get("precisions", ())))
+    return f"{name} {settings['mode']}" if _is_stream(run) else name
+
+
+def _is_stream(run: Run) -> bool:
+    """Whether its answers were streams; runs from before there were any do not say."""
+    return bool(run["settings"].get("stream"))
+
+
 def _server_panels(runs: Sequence[Run]) -> list[Panel]:
     panels: list[Panel] = []
+    streams = [run for run in runs if _is_stream(run)]
+    if any(_levels(run, "closed") for run in streams):
+        panels += [_closed_first_audio_panel, _closed_underruns_panel]
     if any(_levels(run, "closed") for run in runs):
         panels += [_throughput_panel, _closed_latency_panel]
+    if any(_levels(run, "open") for run in streams):
+        panels += [_open_first_audio_panel, _open_underruns_panel]
     if any(_levels(run, "open") for run in runs):
         panels.append(_open_latency_panel)
     if any(run["soak"] for run in runs):
@@ -95,8 +112,19 @@ def _server_panels(runs: Sequence[Run]) -> list[Panel]:
     return panels
 
 
-def _levels(run: Run, loop: str) -> list[dict[str, Any]]:
-    return [level for level in run["levels"] if level["loop"] == loop and level["answered"]]
+def _levels(run: Run, loop: str, key: str = "answered") -> list[dict[str, Any]]:
+    """Levels of `loop` at which something was answered, and whose field `key` was measured."""
+    return [level for level in run["levels"] if level["loop"] == loop and level["answered"] and key in level]
+
+
+def _closed_first_audio_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    _plot_closed(axes, runs, labels, FIRST_AUDIO)
+    axes.set_ylabel("first audio, s")
+
+
+def _closed_underruns_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    _plot_closed(axes, runs, labels, {"underrun_share": "-"})
+    _shares(axes, "share of streams with an underrun")
 
 
 def _throughput_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
@@ -112,30 +140,48 @@ def _closed_latency_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]
 def _plot_closed(axes: Axes, runs: Sequence[Run], labels: Sequence[str], styles: Mapping[str, str]) -> None:
     """Fields of a level (each with its style of line) against the number of sentences at once."""
     for run, label, colour in zip(runs, labels, _colours(), strict=False):
-        levels = _levels(run, "closed")
-        x = [level["concurrency"] for level in levels]
         for key, style in styles.items():
-            name = f"{label} {key[:3]}" if len(styles) > 1 else label
-            axes.plot(x, [level[key] for level in levels], f"o{style}", color=colour, label=name)
+            if levels := _levels(run, "closed", key):
+                x = [level["concurrency"] for level in levels]
+                name = _curve_name(label, key, styles)
+                axes.plot(x, [level[key] for level in levels], f"o{style}", color=colour, label=name)
     _powers_of_two(axes, "sentences at once (closed loop)")
-    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1 or 1)  # 1 where all values are 0
     axes.legend()
 
 
+def _curve_name(label: str, key: str, styles: Mapping[str, str]) -> str:
+    """`label`, and the percentile where there are several: "p50" of "p50_s" and "first_p50_s"."""
+    return f"{label} {key.split('_')[-2]}" if len(styles) > 1 else label
+
+
 def _open_latency_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    """A line through the median of the seeds; every seed is a point."""
-    for run, label, colour in zip(runs, labels, _colours(), strict=False):
-        levels = _levels(run, "open")
-        rates = sorted({level["rate"] for level in levels})
-        for key, style in PERCENTILES.items():
-            axes.plot(
-                [level["rate"] for level in levels], [level[key] for level in levels], ".", color=colour, alpha=0.5
-            )
-            medians = [statistics.median(level[key] for level in levels if level["rate"] == rate) for rate in rates]
-            axes.plot(rates, medians, style, color=colour, label=f"{label} {key[:3]}")
-    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
-    axes.set_xlabel("sentences/s offered (open loop, Poisson)")
+    _plot_open(axes, runs, labels, PERCENTILES)
     axes.set_ylabel("latency from the moment due, s")
+
+
+def _open_first_audio_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    _plot_open(axes, runs, labels, FIRST_AUDIO)
+    axes.set_ylabel("first audio from the moment due, s")
+
+
+def _open_underruns_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
+    _plot_open(axes, runs, labels, {"underrun_share": "-"})
+    _shares(axes, "share of streams with an underrun")
+
+
+def _plot_open(axes: Axes, runs: Sequence[Run], labels: Sequence[str], styles: Mapping[str, str]) -> None:
+    """Fields of a level against the rate: a line through the median of the seeds; every seed is a point."""
+    for run, label, colour in zip(runs, labels, _colours(), strict=False):
+        for key, style in styles.items():
+            if levels := _levels(run, "open", key):
+                points = [(level["rate"], level[key]) for level in levels]
+                axes.plot(*zip(*points, strict=True), ".", color=colour, alpha=0.5)
+                rates = sorted({rate for rate, _ in points})
+                medians = [statistics.median(y for at, y in points if at == rate) for rate in rates]
+                axes.plot(rates, medians, style, color=colour, label=_curve_name(label, key, styles))
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1 or 1)
+    axes.set_xlabel("sentences/s offered (open loop, Poisson)")
     axes.legend()
 
 
@@ -234,6 +280,11 @@ def _bars(
     axes.bar_label(bars, fmt="%.3g", padding=3)
     axes.set_xticks(range(len(names)), names)
     axes.margins(y=0.12)
+
+
+def _shares(axes: Axes, label: str) -> None:
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylabel(label)
 
 
 def _powers_of_two(axes: Axes, label: str) -> None:

@@ -1,5 +1,7 @@
 """Load on the live server, as its users bring it: the project's client, over the network stack, text in, audio out.
 
+Answers come whole, or as streams, which are played while they arrive (`bench.playback`).
+
 Closed loop: so many callers, each of which sends its next sentence when it has the last one; this shows throughput.
 Open loop: sentences come when they come (Poisson), however the server fares, and latency counts from the moment at
 which each was due; this shows how long callers wait at a given load.
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +23,15 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import report
-from bench.load import Speak, Summary, closed_loop, open_loop, poisson_arrivals, slope
+from bench.load import Loaded, Speak, Summary, closed_loop, open_loop, poisson_arrivals, slope, summarize
+from bench.playback import summarize_streams
 from bench.plots import draw_beside
 from bench.repository import FOLDER, precision_of, sentence, with_precision
 from bench.watch import MB, Gpu, Watch, memory_of
 from chattts_serving.errors import ConfigError
 from chattts_serving.server import running_server
-from client import AsyncTTSClient
+from client import AsyncTTSClient, SynthesisOptions
+from client.options import Mode
 from client.transport import ProtocolName
 
 DEFAULT_CONCURRENCY = (1, 4, 16, 64)
@@ -48,6 +52,27 @@ COLUMNS = {  # of the table, by field
     "gpu_memory_mb": "GPU MB",
     "peak_memory_mb": "peak MB",
     "memory_after_mb": "MB after",
+}
+STREAM_COLUMNS = {
+    "answered": "answered",
+    "errors": "errors",
+    "first_p50_s": "first p50 s",
+    "first_p90_s": "p90 s",
+    "first_p95_s": "p95 s",
+    "first_p99_s": "p99 s",
+    "p50_s": "end p50 s",
+    "p90_s": "p90 s",
+    "p99_s": "p99 s",
+    "audio_s_per_s": "audio s/s",
+    "rtf": "RTF",
+    "with_underruns": "with underruns",
+    "underruns": "underruns",
+    "silence_s": "silence s",
+    "chunks_per_stream": "chunks",
+    "server_cpu_share": "CPU share",
+    "client_cpu_cores": "client cores",
+    "gpu_share": "GPU share",
+    "peak_memory_mb": "peak MB",
 }
 
 
@@ -77,6 +102,9 @@ class Load:
         seeds: runs of each rate, each with its own arrivals.
         requests: of each level; None takes as many as the level needs (`num_closed`, `num_open`).
         soak: requests of the soak, 4 * SOAK_BLOCK or more; 0 leaves it out.
+        stream: take the answers as streams.
+        mode: of the streams.
+        buffer_ms: audio that a stream's player waits for before it starts.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -90,6 +118,9 @@ class Load:
     seeds: int = 3
     requests: int | None = None
     soak: int = 0
+    stream: bool = False
+    mode: Mode = "exact"
+    buffer_ms: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -98,6 +129,10 @@ class Load:
             raise ConfigError(f"tokens, timeout, concurrency, rates, seeds and requests must be above 0: {numbers}")
         if self.soak and self.soak < 4 * SOAK_BLOCK:
             raise ConfigError(f"--soak is {self.soak}; allowed is {4 * SOAK_BLOCK} or more, or 0 for none")
+        if not 0 <= self.buffer_ms < math.inf:
+            raise ConfigError(f"--buffer is {self.buffer_ms:g}; allowed is 0 ms or more")
+        if not self.stream and (self.mode, self.buffer_ms) != ("exact", 0.0):
+            raise ConfigError("--mode and --buffer are of streams: they need --stream")
 
     def num_closed(self, concurrency: int) -> int:
         """Requests of one closed level: four for each caller."""
@@ -146,7 +181,8 @@ def _measure(load: Load, target: Target, precision: str | None) -> Path:
     levels = asyncio.run(measure_levels(load, target, gpu))
     soak = asyncio.run(measure_soak(load, target)) if load.soak else None
     if levels:
-        print(report.table(("load", *COLUMNS.values()), [_row(level) for level in levels]))
+        columns = STREAM_COLUMNS if load.stream else COLUMNS
+        print(report.table(("load", *columns.values()), [_row(level, columns) for level in levels]))
     if soak:
         print(
             f"memory over {load.soak} requests: {soak['slope_mb_per_100']:+.2f} MB per 100 requests, "
@@ -160,25 +196,28 @@ def _measure(load: Load, target: Target, precision: str | None) -> Path:
 
 
 async def measure_levels(load: Load, target: Target, gpu: Gpu | None) -> list[dict[str, Any]]:
-    """One dictionary a level: which it is ("loop", "concurrency", "rate", "seed"), `Summary` and `Usage`."""
+    """One dictionary a level: which it is ("loop", "concurrency", "rate", "seed"), `Summary` and `Usage`.
+
+    For streams `StreamSummary` too.
+    """
     closed = [(concurrency, load.num_closed(concurrency)) for concurrency in load.concurrency]
     opened = [(rate, seed, load.num_open(rate)) for rate in load.rates for seed in range(load.seeds)]
     levels = []
     async with AsyncTTSClient(target.url, load.protocol, timeout=load.timeout_s) as client:
-        speak = _speaker(client, load.tokens)
+        speak = _speaker(client, load)
         warm = min(16, max(load.concurrency, default=16))
         total = warm + sum(plan[-1] for plan in (*closed, *opened))
         with tqdm(desc="server", total=total, unit="sentence") as bar:
             # Also refuses to measure a server that does not answer.
-            _must_answer(await closed_loop(speak, warm, warm, bar.update), target)
+            _must_answer(summarize(*await closed_loop(speak, warm, warm, bar.update)), target)
             for concurrency, requests in closed:
                 run = closed_loop(speak, concurrency, requests, bar.update)
                 where = {"loop": "closed", "concurrency": concurrency, "rate": None, "seed": None}
-                levels.append(where | await _watched(run, target, gpu))
+                levels.append(where | await _watched(run, load, target, gpu))
             for rate, seed, requests in opened:
                 run = open_loop(speak, poisson_arrivals(rate, requests, seed), bar.update)
                 where = {"loop": "open", "concurrency": None, "rate": rate, "seed": seed}
-                levels.append(where | await _watched(run, target, gpu))
+                levels.append(where | await _watched(run, load, target, gpu))
     return levels
 
 
@@ -192,12 +231,11 @@ async def measure_soak(load: Load, target: Target) -> dict[str, Any]:
         raise ConfigError("without the server's process id its memory cannot be seen")
     requests, memory, errors = [], [], Counter[str]()
     async with AsyncTTSClient(target.url, load.protocol, timeout=load.timeout_s) as client:
-        speak = _speaker(client, load.tokens)
+        speak = _speaker(client, load)
         with tqdm(desc="soak", total=load.soak, unit="sentence") as bar:
             for start in range(0, load.soak, SOAK_BLOCK):
                 block = min(SOAK_BLOCK, load.soak - start)
-                summary = await closed_loop(speak, SOAK_CONCURRENCY, block, bar.update)
-                errors.update(summary.errors)
+                errors.update(summarize(*await closed_loop(speak, SOAK_CONCURRENCY, block, bar.update)).errors)
                 requests.append(start + block)
                 memory.append(memory_of(target.root))
     held = [one.held / MB for one in memory]
@@ -212,22 +250,37 @@ async def measure_soak(load: Load, target: Target) -> dict[str, Any]:
     }
 
 
-def _speaker(client: AsyncTTSClient, tokens: int) -> Speak:
-    async def speak(number: int) -> float:
-        speech = await client.synthesize(
-            sentence(number), seed=number, skip_refine=True, min_new_tokens=tokens, max_new_tokens=tokens
-        )
-        if speech.num_tokens != tokens:
-            raise AssertionError(f"the server made {speech.num_tokens} tokens, not {tokens}")
-        return speech.duration
+def _speaker(client: AsyncTTSClient, load: Load) -> Speak:
+    """Speaks sentences of `load.tokens` tokens, as one whole answer or as a stream."""
 
-    return speak
+    def options(number: int) -> SynthesisOptions:
+        return SynthesisOptions(seed=number, skip_refine=True, min_new_tokens=load.tokens, max_new_tokens=load.tokens)
+
+    async def whole(number: int) -> AsyncIterator[float]:
+        speech = await client.synthesize(sentence(number), options(number))
+        _check_tokens(speech.num_tokens, load.tokens)
+        yield speech.duration
+
+    async def streamed(number: int) -> AsyncIterator[float]:
+        num_tokens = 0
+        async for chunk in client.stream(sentence(number), options(number), mode=load.mode):
+            num_tokens += chunk.num_tokens
+            yield chunk.duration
+        _check_tokens(num_tokens, load.tokens)
+
+    return streamed if load.stream else whole
 
 
-async def _watched(run: Awaitable[Summary], target: Target, gpu: Gpu | None) -> dict[str, Any]:
+def _check_tokens(made: int, wanted: int) -> None:
+    if made != wanted:
+        raise AssertionError(f"the server made {made} tokens, not {wanted}")
+
+
+async def _watched(run: Awaitable[Loaded], load: Load, target: Target, gpu: Gpu | None) -> dict[str, Any]:
     with Watch(target.root, gpu) as watch:
-        summary = await run
-    return {**asdict(summary), **asdict(watch.usage)}
+        outcomes, seconds = await run
+    streams = asdict(summarize_streams(outcomes, load.buffer_ms / 1e3)) if load.stream else {}
+    return {**asdict(summarize(outcomes, seconds)), **streams, **asdict(watch.usage)}
 
 
 def _must_answer(warm: Summary, target: Target) -> None:
@@ -243,9 +296,9 @@ def _gpu() -> Gpu | None:
         return None
 
 
-def _row(level: dict[str, Any]) -> list[object]:
+def _row(level: dict[str, Any], columns: Mapping[str, str]) -> list[object]:
     name = f"{level['concurrency']} at once" if level["loop"] == "closed" else f"{level['rate']:g}/s, {level['seed']}"
-    return [name, *(_errors(level[key]) if key == "errors" else level[key] for key in COLUMNS)]
+    return [name, *(_errors(level[key]) if key == "errors" else level[key] for key in columns)]
 
 
 def _errors(errors: dict[str, int]) -> str:

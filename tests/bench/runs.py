@@ -2,21 +2,29 @@
 
 from dataclasses import asdict
 
-from bench.load import Outcome, summarize
+from bench.load import Chunk, Outcome, summarize
+from bench.playback import summarize_streams
 from bench.watch import Usage
 
 USAGE = Usage(0.5, 0.1, 700.0, 690.0, None, None)
 
 
-def level(loop, at, *, seed=None):
-    """A level at which each of 20 requests took a hundredth of `at` seconds more than the last."""
-    summary = summarize([Outcome(0.01 * at * (n + 1), 0.0, 2.0, None) for n in range(20)], 20.0 / at**0.5)
+def level(loop, at, *, seed=None, stream=False):
+    """A level at which each of 20 requests took a hundredth of `at` seconds more than the last.
+
+    Half of a stream's audio is there after half of that time.
+    """
+    latencies = [0.01 * at * (n + 1) for n in range(20)]
+    outcomes = [Outcome(s, 0.0, (Chunk(s / 2, 1.0 / at), Chunk(s, 1.0 / at)), None) for s in latencies]
     where = {"loop": loop, "concurrency": at if loop == "closed" else None}
     where |= {"rate": at if loop == "open" else None, "seed": seed}
-    return where | asdict(summary) | asdict(USAGE)
+    streams = asdict(summarize_streams(outcomes, 0.0)) if stream else {}
+    return where | asdict(summarize(outcomes, 20.0 / at**0.5)) | streams | asdict(USAGE)
 
 
-def server_run(precision="fp32", *, soak=True, rates=(2, 4)):
+def server_run(precision="fp32", *, soak=True, rates=(2, 4), mode=None):
+    """Of whole answers, or of streams in `mode`."""
+    stream = {"stream": True, "mode": mode} if mode else {}
     requests = list(range(50, 501, 50))
     memory = {
         "requests": requests,
@@ -27,10 +35,10 @@ def server_run(precision="fp32", *, soak=True, rates=(2, 4)):
         "errors": {},
     }
     return {
-        "settings": {"protocol": "grpc", "tokens": 96, "precision": precision, "url": None},
+        "settings": {"protocol": "grpc", "tokens": 96, "precision": precision, "url": None, **stream},
         "levels": [
-            *(level("closed", concurrency) for concurrency in (1, 4, 16, 64)),
-            *(level("open", rate, seed=seed) for rate in rates for seed in range(3)),
+            *(level("closed", concurrency, stream=bool(mode)) for concurrency in (1, 4, 16, 64)),
+            *(level("open", rate, seed=seed, stream=bool(mode)) for rate in rates for seed in range(3)),
         ],
         "soak": memory if soak else None,
     }

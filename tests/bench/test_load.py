@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.load import Outcome, closed_loop, open_loop, percentile, poisson_arrivals, slope, summarize
+from bench.load import Chunk, Outcome, closed_loop, open_loop, percentile, poisson_arrivals, slope, summarize
 from client.errors import ConnectionFailedError, DeadlineExceededError, InvalidInputError, OverloadedError, ServerError
 
 
@@ -62,9 +62,9 @@ def test_closed_loop_keeps_so_many_under_way_and_sends_each_once(concurrency):
         most = max(most, under_way)
         await asyncio.sleep(0.001 * (number % 3))
         under_way -= 1
-        return 2.0
+        yield 2.0
 
-    summary = asyncio.run(closed_loop(speak, concurrency, 20, lambda: advanced.append(1)))
+    summary = summarize(*asyncio.run(closed_loop(speak, concurrency, 20, lambda: advanced.append(1))))
     assert sorted(sent) == list(range(20))
     assert most == concurrency
     assert len(advanced) == summary.requests == summary.answered == len(summary.latencies_s) == 20
@@ -82,11 +82,11 @@ def test_latency_counts_from_the_moment_due():
             sent.append(time.perf_counter() - started)
             async with serial:
                 await asyncio.sleep(0.3 if number == 0 else 0)
-            return 1.0
+            yield 1.0
 
         return await open_loop(speak, [0.0, 0.1, 0.2], lambda: None)
 
-    summary = asyncio.run(run())
+    summary = summarize(*asyncio.run(run()))
     assert sent == pytest.approx([0, 0.1, 0.2], abs=0.05)
     assert summary.latencies_s == pytest.approx([0.3, 0.2, 0.1], abs=0.05)
 
@@ -95,9 +95,9 @@ def test_a_client_that_falls_behind_shows_and_counts_as_latency():
     async def speak(number):
         if number == 0:
             time.sleep(0.3)  # holds up the event loop, so that the next is sent late
-        return 1.0
+        yield 1.0
 
-    summary = asyncio.run(open_loop(speak, [0.0, 0.1], lambda: None))
+    summary = summarize(*asyncio.run(open_loop(speak, [0.0, 0.1], lambda: None)))
     assert summary.max_late_s == pytest.approx(0.2, abs=0.05)
     assert summary.latencies_s[1] == pytest.approx(0.2, abs=0.05)
 
@@ -116,9 +116,9 @@ def test_errors_are_counted_by_kind_and_are_in_no_percentile():
         if number < len(failures):
             await asyncio.sleep(0.2)
             raise failures[number]
-        return 3.0
+        yield 3.0
 
-    summary = asyncio.run(closed_loop(speak, 4, 10, lambda: None))
+    summary = summarize(*asyncio.run(closed_loop(speak, 4, 10, lambda: None)))
     assert summary.errors == {
         "UNAVAILABLE": 2,
         "DEADLINE_EXCEEDED": 1,
@@ -131,15 +131,45 @@ def test_errors_are_counted_by_kind_and_are_in_no_percentile():
     assert summary.p99_s < 0.1
 
 
+def test_chunks_are_kept_with_the_moments_of_their_arrival():
+    async def speak(number):
+        await asyncio.sleep(0.1)
+        yield 0.5
+        await asyncio.sleep(0.1)
+        yield 0.0
+        yield 0.25
+
+    (outcome,) = asyncio.run(closed_loop(speak, 1, 1, lambda: None)).outcomes
+    assert [chunk.audio_s for chunk in outcome.chunks] == [0.5, 0.0, 0.25]
+    assert [chunk.audio_s for chunk in outcome.sounding] == [0.5, 0.25]
+    assert [chunk.arrival_s for chunk in outcome.chunks] == pytest.approx([0.1, 0.2, 0.2], abs=0.05)
+    assert outcome.latency_s == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_stream_that_breaks_counts_as_an_error_without_audio():
+    async def speak(number):
+        yield 0.5
+        raise ServerError("broken", "INTERNAL")
+
+    outcomes, seconds = asyncio.run(closed_loop(speak, 1, 2, lambda: None))
+    assert [outcome.chunks for outcome in outcomes] == [(), ()]
+    assert summarize(outcomes, seconds).errors == {"INTERNAL": 2}
+
+
 def test_rates_are_of_what_was_answered():
-    outcomes = [Outcome(1.0, 0.0, 2.0, None), Outcome(3.0, 0.5, 2.0, None), Outcome(0.1, 0.0, 0.0, "UNAVAILABLE")]
+    halves = (Chunk(0.5, 1.0), Chunk(3.0, 1.0))
+    outcomes = [
+        Outcome(1.0, 0.0, (Chunk(1.0, 2.0),), None),
+        Outcome(3.0, 0.5, halves, None),
+        Outcome(0.1, 0.0, (), "UNAVAILABLE"),
+    ]
     summary = summarize(outcomes, 8.0)
     assert (summary.sentences_per_s, summary.audio_s_per_s, summary.rtf) == (0.25, 0.5, 2.0)
     assert (summary.p50_s, summary.p90_s, summary.max_late_s) == (1.0, 3.0, 0.5)
 
 
 def test_without_an_answer_there_is_no_latency_and_no_rtf():
-    summary = summarize([Outcome(0.1, 0.0, 0.0, "UNAVAILABLE")], 1.0)
+    summary = summarize([Outcome(0.1, 0.0, (), "UNAVAILABLE")], 1.0)
     assert (summary.rtf, summary.p50_s, summary.p99_s, summary.sentences_per_s) == (None, None, None, 0)
 
 

@@ -54,6 +54,25 @@ def test_there_is_a_panel_for_what_was_measured(write, soak, rates, panels):
     assert panels_with_curves(image, 4) == panels
 
 
+@pytest.mark.parametrize(("rates", "panels"), [((), 4), ((1, 2), 7)])
+def test_streams_have_panels_of_first_audio_and_underruns(write, rates, panels):
+    image = pixels(plots.draw([write("server", server_run(soak=False, rates=rates, mode="exact"))]))
+    assert panels_with_curves(image, 8 if rates else 4) == panels
+
+
+def test_streams_without_an_underrun_are_drawn(write):
+    run = server_run(soak=False, rates=(), mode="exact")
+    for level in run["levels"]:
+        level |= {"underrun_share": 0.0, "with_underruns": 0, "underruns": 0, "silence_s": 0.0}
+    assert panels_with_curves(pixels(plots.draw([write("server", run)])), 4) == 4
+
+
+def test_both_modes_and_whole_answers_share_a_picture(write):
+    paths = [write("server", server_run(soak=False, rates=(), mode=mode)) for mode in ("exact", "low_latency", None)]
+    assert [plots._name(report.read(path)) for path in paths] == ["fp32 exact", "fp32 low_latency", "fp32"]
+    assert panels_with_curves(pixels(plots.draw(paths)), 4) == 4
+
+
 @pytest.mark.parametrize("make", [server_run, engine_run])
 def test_two_runs_share_a_picture(write, make):
     part = make.__name__.partition("_")[0]

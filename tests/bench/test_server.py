@@ -1,6 +1,7 @@
 """Load on the live server with the tiny model."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 import tritonclient.http
@@ -38,7 +39,55 @@ def test_every_request_of_both_loops_is_one_of_triton(tiny, protocol):
         assert 0 < level["p50_s"] <= level["p90_s"] <= level["p99_s"]
         assert level["peak_memory_mb"] >= level["memory_after_mb"] > 100  # five Python processes and a server
         assert 0 < level["server_cpu_share"] <= 1.1
-    assert report.table(server.COLUMNS, [server._row(level)[1:] for level in levels])
+    assert report.table(server.COLUMNS, [server._row(level, server.COLUMNS)[1:] for level in levels])
+
+
+@pytest.mark.parametrize("mode", ["exact", "low_latency"])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_streams_are_timed_and_played(tiny, protocol, mode):
+    tokens = 160
+    load = Load(protocol, tokens=tokens, concurrency=(2,), rates=(20.0,), seeds=1, requests=4, stream=True, mode=mode)
+    url = tiny.server.grpc_url if protocol == "grpc" else tiny.server.http_url
+    levels = asyncio.run(measure_levels(load, Target(url, None), None))
+    for level in levels:
+        assert level["answered"] == level["requests"] == len(level["first_s"]) == 4
+        assert level["errors"] == {}
+        assert level["audio_s_per_s"] == pytest.approx(level["sentences_per_s"] * num_samples(tokens) / SAMPLE_RATE)
+        assert level["chunks_per_stream"] > 1
+        assert 0 < level["first_p50_s"] < level["p50_s"]
+        assert level["first_p50_s"] <= level["first_p90_s"] <= level["first_p95_s"] <= level["first_p99_s"]
+        assert level["underruns"] == sum(level["underruns_by_stream"]) >= level["with_underruns"]
+    assert report.table(server.STREAM_COLUMNS, [server._row(level, server.STREAM_COLUMNS)[1:] for level in levels])
+
+
+def listen(load, num_tokens):
+    """What the bench's streams ask of the client, and what they hear of one that answers chunks of `num_tokens`."""
+    asked, heard = [], []
+
+    async def stream(text, options, *, mode):
+        asked.append((text, options, mode))
+        for count in num_tokens:
+            yield SimpleNamespace(duration=0.02 * count, num_tokens=count)
+
+    async def run():
+        async for audio_s in server._speaker(SimpleNamespace(stream=stream), load)(5):
+            heard.append(audio_s)
+
+    asyncio.run(run())
+    return asked, heard
+
+
+def test_a_stream_is_heard_chunk_by_chunk():
+    load = Load(tokens=75, stream=True, mode="low_latency")
+    ((text, options, mode),), heard = listen(load, [25, 50, 0])
+    assert (text, options.seed, mode) == (server.sentence(5), 5, "low_latency")
+    assert options.min_new_tokens == options.max_new_tokens == 75
+    assert heard == pytest.approx([0.5, 1.0, 0.0])
+
+
+def test_a_stream_of_other_length_than_asked_for_is_not_measured():
+    with pytest.raises(AssertionError, match="made 74 tokens, not 75"):
+        listen(Load(tokens=75, stream=True), [25, 49])
 
 
 def test_soak_reads_the_memory_after_every_block(tiny, monkeypatch):
@@ -66,6 +115,21 @@ def test_a_whole_run_leaves_json_and_plot(tiny, tmp_path, monkeypatch, capsys):
     assert "2 at once" in capsys.readouterr().out
 
 
+def test_a_whole_run_of_streams_leaves_json_and_plot(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    load = Load(tokens=80, concurrency=(1, 2), requests=2, stream=True, mode="low_latency", buffer_ms=100.0)
+    (path,) = server.run(load, tmp_path, [], tiny.server.grpc_url, None)
+    run = report.read(path)
+    assert (run["settings"]["stream"], run["settings"]["mode"], run["settings"]["buffer_ms"]) == (
+        True,
+        "low_latency",
+        100.0,
+    )
+    assert [len(level["first_s"]) for level in run["levels"]] == [2, 2]
+    assert path.with_suffix(".png").exists()
+    assert "with underruns" in capsys.readouterr().out
+
+
 def test_a_server_that_answers_nothing_is_not_measured(tiny):
     """No answer comes within a millisecond."""
     load = Load(tokens=400, timeout_s=0.001, concurrency=(2,), requests=4)
@@ -74,7 +138,18 @@ def test_a_server_that_answers_nothing_is_not_measured(tiny):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tokens": 0}, {"concurrency": (4, 0)}, {"rates": (-1.0,)}, {"requests": -3}, {"soak": 60}]
+    "wrong",
+    [
+        {"tokens": 0},
+        {"concurrency": (4, 0)},
+        {"rates": (-1.0,)},
+        {"requests": -3},
+        {"soak": 60},
+        {"stream": True, "buffer_ms": -1.0},
+        {"stream": True, "buffer_ms": float("nan")},
+        {"mode": "low_latency"},
+        {"buffer_ms": 50.0},
+    ],
 )
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError):

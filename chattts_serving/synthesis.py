@@ -211,7 +211,9 @@ class Synthesizer:
         with self._lock:
             self._check_open()
             if self._num_open >= self._max_requests:
-                raise OverloadedError(f"overloaded: {self._num_open} requests are open, the most allowed; try again later")
+                raise OverloadedError(
+                    f"overloaded: {self._num_open} requests are open, the most allowed; try again later"
+                )
             self._num_open += 1
             self._arrivals.put(lambda: self._open(job, reply))
 

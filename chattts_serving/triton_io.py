@@ -5,6 +5,7 @@ Models hand their `triton_python_backend_utils` module in, so that nothing here 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,16 @@ def read_array(request: Any, name: str) -> npt.NDArray[Any]:
             array: npt.NDArray[Any] = tensor.as_numpy()
             return array
     raise InvalidInputError(name, None, "a tensor; it was not sent")
+
+
+def refuse_parameters(request: Any) -> None:
+    """Refuse what HTTP's generate endpoints make parameters of: JSON keys that are no inputs, such as misspelt ones.
+
+    Raises:
+        InvalidInputError: there is one.
+    """
+    for name, value in json.loads(request.parameters()).items():
+        raise InvalidInputError(name, value, "nothing: there is no such input")
 
 
 def success(pb_utils: Any, outputs: Outputs) -> Any:

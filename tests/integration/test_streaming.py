@@ -46,7 +46,7 @@ def check_equal(streamed, whole):
 def test_a_stream_adds_up_to_the_whole_answer(tiny, protocol, request_number):
     request = {**STEADY, **SPOKEN[request_number]}
     chunks = read_stream(tiny.server, protocol, **request)
-    assert len(chunks) > 2
+    assert len(chunks) > 1
     check_equal(chunks, speak(tiny.server.grpc_url, **request))
 
 
@@ -178,3 +178,44 @@ def check_concurrent_streams(server, requests):
 def test_sixteen_streams_at_once_add_up_to_what_each_answers_alone(tiny):
     requests = [{**STEADY, **SPOKEN[number % len(SPOKEN)], "seed": number} for number in range(16)]
     check_concurrent_streams(tiny.server, requests)
+
+
+@pytest.mark.slow
+def test_ten_streams_at_once_add_up_to_what_each_answers_alone_at_official_size(official):
+    check_concurrent_streams(official.server, ten_of_official_size())
+
+
+def ten_of_official_size():
+    """Two chunks and more each."""
+    texts = ["Hello there, how are you today?", "今天天气真不错，我们去公园吧。"]
+    tokens = {"min_new_tokens": 90, "max_new_tokens": 100, "skip_refine": True}
+    return [{**STEADY, "text": texts[number % 2], "seed": number, **tokens} for number in range(10)]
+
+
+# Mode low_latency
+
+# The error's rms as part of the speech's, at the look-ahead of config.pbtxt; at most 0.0003 (tiny) and 0.0019 (official
+# size, random weights) were measured.
+ALLOWED_ERROR = 0.01
+
+
+def check_low_latency(server, requests):
+    with ThreadPoolExecutor(len(requests)) as pool:
+        streamed = list(pool.map(lambda one: read_stream(server, "grpc", mode="low_latency", **one), requests))
+        whole = list(pool.map(lambda one: speak(server.grpc_url, **one), requests))
+    for chunks, expected in zip(streamed, whole, strict=True):
+        found = joined(chunks)
+        audio, exact = found.pop("audio"), expected.pop("audio")
+        assert found == expected
+        assert audio.shape == exact.shape
+        error = np.sqrt(np.mean((audio - exact) ** 2) / np.mean(exact**2))
+        assert 0 < error < ALLOWED_ERROR
+
+
+def test_low_latency_is_as_long_as_the_whole_answer_and_close_to_it(tiny):
+    check_low_latency(tiny.server, [{**STEADY, **request} for request in SPOKEN])
+
+
+@pytest.mark.slow
+def test_low_latency_is_as_long_as_the_whole_answer_and_close_to_it_at_official_size(official):
+    check_low_latency(official.server, ten_of_official_size())

@@ -9,6 +9,8 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving import session, triton_io
 from chattts_serving.config import MODES, ReadingConfig
 
+SETTLE_S = 0.2  # Triton 2.51 can crash where a gRPC stream ends at the moment in which it is cancelled (measured)
+
 
 class TritonPythonModel:
     """Decoupled Python backend model: the inputs of `chattts` and `mode` -> one response a chunk."""
@@ -25,14 +27,18 @@ class TritonPythonModel:
 
     async def _stream(self, request, sender):
         def send(outputs):
-            sender.send(triton_io.success(pb_utils, outputs))
+            if not sender.is_cancelled():
+                sender.send(triton_io.success(pb_utils, outputs))
 
         try:
+            triton_io.refuse_parameters(request)
             inputs = {tensor.name(): tensor.as_numpy()[0] for tensor in request.inputs()}
             mode = triton_io.read_text(request, "mode") if inputs.pop("mode", None) is not None else MODES[0]
             call = partial(triton_io.call_model_async, pb_utils)
             await session.stream(call, self._config.plan(mode), inputs, send, sender.is_cancelled)
         except Exception as error:
-            sender.send(triton_io.failure(pb_utils, error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        else:
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            if not sender.is_cancelled():
+                sender.send(triton_io.failure(pb_utils, error))
+        if sender.is_cancelled():
+            await asyncio.sleep(SETTLE_S)
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

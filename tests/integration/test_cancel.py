@@ -1,0 +1,204 @@
+"""Callers who go away: whatever they had in the engine is dropped, and nobody else hears of it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from chattts_serving.server import running_server
+from chattts_serving.supervisor import child_processes
+from chattts_serving.windows import ReadingPlan
+from tests.integration.test_bad_input import packed_sample
+from tests.metrics import AT_REST, scrape, time_to_rest, wait_until
+from tests.streams import GrpcStream, HttpStream, StreamError, joined, read_stream, speak, tensors
+
+ROOT = Path(__file__).parent.parent.parent
+DROPPED_WITHIN_S = 2.0  # far above what it takes, so that a busy machine does not decide
+LEASE_S = 3.0
+SETTINGS = {"max_sequences": "4", "lease_s": str(LEASE_S)}
+MOST_TOKENS = 112  # of a chunk, in the config.pbtxt of chattts_stream
+
+SPOKEN = {"skip_refine": True, "seed": 1}
+ENDLESS = SPOKEN | {"text": "This sentence takes very long to say. " * 20, "min_new_tokens": 2_048}
+SHORT = SPOKEN | {"text": "This one is short.", "min_new_tokens": 150, "max_new_tokens": 150}
+NEIGHBOUR = SPOKEN | {"text": "One sentence comes first. A second one follows.", "min_new_tokens": 1_500}
+NEIGHBOUR |= {"max_new_tokens": 1_500, "seed": 2}
+RECORDING = np.random.default_rng(0).integers(0, 625, (4, 1_400)).astype("<u2")  # a prompt of as many tokens
+LONG_PROMPT = ENDLESS | {"speaker_sample": packed_sample(RECORDING.shape, RECORDING.tobytes()).item().decode()}
+
+
+@pytest.fixture(scope="module")
+def server(tiny, tmp_path_factory):
+    """The tiny checkpoint with room for four sequences, which two neighbours fill."""
+    repository = tmp_path_factory.mktemp("cancel") / "models"
+    shutil.copytree(tiny.repository, repository)
+    config = repository / "gpt_decoder" / "config.pbtxt"
+    lines = config.read_text("utf-8").splitlines()
+    for name, value in SETTINGS.items():
+        [place] = [place for place, line in enumerate(lines) if f'key: "{name}"' in line]
+        lines[place] = f'  {{ key: "{name}" value: {{ string_value: "{value}" }} }},'
+    config.write_text("\n".join(lines).replace("},\n]", "}\n]"), "utf-8")
+    with running_server(repository, log_path=repository.parent / "server.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def neighbour_alone(server):
+    """What the neighbour says when nobody else is there."""
+    return joined(read_stream(server, "grpc", **NEIGHBOUR))
+
+
+class KilledClient:
+    """A process of its own that reads a stream and is killed."""
+
+    SCRIPT = """
+import json, sys
+from tests.streams import GrpcStream
+print("ready", flush=True)
+url, inputs = json.loads(sys.stdin.readline())
+with GrpcStream(url, inputs) as stream:
+    for chunk in stream:
+        print(chunk["num_tokens"], flush=True)
+"""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", self.SCRIPT]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdout.readline() == "ready\n"
+
+    def open(self, server, inputs):
+        self._process.stdin.write(json.dumps([server.grpc_url, inputs]) + "\n")
+        self._process.stdin.flush()
+
+    def next(self):
+        return {"num_tokens": int(self._process.stdout.readline())}
+
+    def cancel(self):
+        self._process.kill()
+        assert self._process.wait() == -signal.SIGKILL
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+
+class Caller:
+    """A stream in this process, opened when asked."""
+
+    def __init__(self, stream_type, protocol) -> None:
+        self._stream_type, self._protocol = stream_type, protocol
+
+    def open(self, server, inputs):
+        self._stream = self._stream_type(getattr(server, f"{self._protocol}_url"), inputs)
+        self.next, self.cancel = self._stream.next, self._stream.cancel
+
+
+CALLERS = {
+    "a cancelled gRPC stream": lambda: Caller(GrpcStream, "grpc"),
+    "a dropped SSE connection": lambda: Caller(HttpStream, "http"),
+    "a killed client": KilledClient,
+}
+
+
+class Neighbours:
+    """Streams beside the one that is cancelled; afterwards each must have heard what it hears alone."""
+
+    def __init__(self, server, number, alone) -> None:
+        self.number, self._alone = number, alone
+        self._pool = ThreadPoolExecutor(number)
+        self._streams = [self._pool.submit(read_stream, server, "grpc", **NEIGHBOUR) for _ in range(number)]
+        wait_until(server, lambda engine: engine.sequences_running == 2 * number, within_s=10)
+
+    def check(self):
+        for stream in self._streams:
+            heard = joined(stream.result())
+            assert heard["sentences"] == self._alone["sentences"]
+            np.testing.assert_allclose(heard["audio"], self._alone["audio"], atol=1e-4, rtol=0)
+        self._pool.shutdown()
+
+
+def reach_queued(server, caller, before):
+    caller.open(server, ENDLESS)
+    wait_until(server, lambda engine: engine.sequences_waiting > before.sequences_waiting, within_s=10)
+
+
+def reach_prefill(server, caller, before):
+    """With luck: the first chunk is not there, and no look at the engine sees more."""
+    caller.open(server, LONG_PROMPT)
+    wait_until(server, lambda engine: engine.requests_open > before.requests_open, within_s=10)
+
+
+def reach_generation(server, caller, before):
+    caller.open(server, ENDLESS)
+    caller.next()
+
+
+def reach_last_chunk(server, caller, before):
+    """The chunk that is made now, if it has not been sent yet, is the last one."""
+    caller.open(server, SHORT)
+    left = SHORT["max_new_tokens"]
+    while left > MOST_TOKENS:
+        left -= caller.next()["num_tokens"]
+
+
+STATES = {
+    "queued": reach_queued,
+    "prefill": reach_prefill,
+    "generation": reach_generation,
+    "last chunk": reach_last_chunk,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("how", CALLERS)
+def test_what_a_caller_leaves_behind_is_dropped(server, neighbour_alone, how, state):
+    time_to_rest(server)
+    caller = CALLERS[how]()
+    neighbours = Neighbours(server, 2 if state == "queued" else 1, neighbour_alone)
+    STATES[state](server, caller, scrape(server))
+    caller.cancel()
+    wait_until(server, lambda engine: engine.requests_open <= neighbours.number, DROPPED_WITHIN_S)
+    assert scrape(server).sequences_waiting == 0
+    check_nothing_is_left(server, neighbours)
+
+
+def check_nothing_is_left(server, neighbours):
+    neighbours.check()
+    time_to_rest(server, DROPPED_WITHIN_S)
+    assert speak(server.grpc_url, text="Still here.", max_new_tokens=4, skip_refine=True)["num_tokens"] == 4
+    log = server.log_path.read_text("utf-8", "replace")
+    assert "Traceback" not in log
+    assert "never retrieved" not in log
+
+
+@pytest.mark.parametrize(
+    ("state", "inputs", "deadline_ms"),
+    [("queued", ENDLESS, 300), ("prefill", LONG_PROMPT, 20), ("generation", ENDLESS, 500)],
+)
+def test_a_request_past_its_deadline_is_dropped(server, neighbour_alone, state, inputs, deadline_ms):
+    time_to_rest(server)
+    neighbours = Neighbours(server, 2 if state == "queued" else 1, neighbour_alone)
+    with pytest.raises(StreamError, match="deadline exceeded") as caught:
+        read_stream(server, "grpc", deadline_ms=deadline_ms, **inputs)
+    assert caught.value.status == "CANCELLED"
+    wait_until(server, lambda engine: engine.requests_open <= neighbours.number, DROPPED_WITHIN_S)
+    check_nothing_is_left(server, neighbours)
+
+
+def test_a_deadline_at_the_last_chunk_leaves_nothing(server, neighbour_alone):
+    """It is answered or refused; which, the clock decides."""
+    time_to_rest(server)
+    for deadline_ms in (60, 100, 150, 200, 300):
+        neighbours = Neighbours(server, 1, neighbour_alone)
+        try:
+            assert joined(read_stream(server, "grpc", deadline_ms=deadline_ms, **SHORT))["num_tokens"] == 150
+        except StreamError as error:
+            assert "deadline exceeded" in str(error)
+        check_nothing_is_left(server, neighbours)

@@ -115,24 +115,25 @@ def answer(pb_utils: Any, call: Callable[[], Outputs]) -> Any:
         return failure(pb_utils, error)
 
 
-def gauges(pb_utils: Any, fields: Mapping[str, str]) -> Callable[[Mapping[str, float]], None]:
-    """Custom metrics on Triton's metrics endpoint: `chattts_NAME` for each name and description of `fields`.
+class Gauges:
+    """Custom metrics on Triton's metrics endpoint, `chattts_NAME` each."""
 
-    Returns:
-        What sets them, by name.
-    """
-    families = {
-        name: pb_utils.MetricFamily(f"chattts_{name}", description, pb_utils.MetricFamily.GAUGE)
-        for name, description in fields.items()
-    }
-    metrics = {name: (family, family.Metric(labels={})) for name, family in families.items()}
+    def __init__(self, pb_utils: Any, fields: Mapping[str, str]) -> None:
+        """`fields` has the description of each gauge by its name."""
+        self._metrics = {}
+        for name, description in fields.items():
+            family = pb_utils.MetricFamily(f"chattts_{name}", description, pb_utils.MetricFamily.GAUGE)
+            self._metrics[name] = (family, family.Metric(labels={}))  # without its family a metric cannot be set
 
-    def set_all(values: Mapping[str, float]) -> None:
+    def set(self, values: Mapping[str, float]) -> None:
+        """Set each gauge that `values` names."""
         for name, value in values.items():
-            _family, metric = metrics[name]  # a metric whose family was freed cannot be set
+            _, metric = self._metrics[name]
             metric.set(value)
 
-    return set_all
+    def close(self) -> None:
+        """Free the gauges: any that outlive the server crash the model's process."""
+        self._metrics.clear()
 
 
 def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str]) -> Any:

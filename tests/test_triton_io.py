@@ -178,9 +178,10 @@ def test_gauges_keep_their_families_and_are_set_by_name():
             made.append((self.name, self.description, super().Metric(labels)))
             return made[-1][-1]
 
-    set_gauges = triton_io.gauges(SimpleNamespace(MetricFamily=Family), {"requests_open": "Open.", "kv": "Used."})
-    set_gauges({"requests_open": 3, "kv": 0})
-    set_gauges({"kv": 4})
+    gauges = triton_io.Gauges(SimpleNamespace(MetricFamily=Family), {"requests_open": "Open.", "kv": "Used."})
+    gauges.set({"requests_open": 3, "kv": 0})
+    gauges.set({"kv": 4})
+    gauges.close()
     assert [(name, description, metric.value) for name, description, metric in made] == [
         ("chattts_requests_open", "Open.", 3),
         ("chattts_kv", "Used.", 4),

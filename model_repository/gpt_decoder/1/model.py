@@ -1,5 +1,6 @@
 """The GPT of ChatTTS; see config.pbtxt. All logic is in chattts_serving.decoder."""
 
+import gc
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +28,9 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-        set_gauges = triton_io.gauges(pb_utils, GAUGES)
+        self._gauges = triton_io.Gauges(pb_utils, GAUGES)
         config = DecoderConfig.from_triton(args["model_config"])
-        self._decoder = Decoder(folder, config, device, lambda load: set_gauges(asdict(load)))
+        self._decoder = Decoder(folder, config, device, lambda load: self._gauges.set(asdict(load)))
 
     def execute(self, requests):
         """Hand the requests to the engine and return at once."""
@@ -39,6 +40,8 @@ class TritonPythonModel:
     def finalize(self):
         """Stop the engine."""
         self._decoder.close()
+        self._gauges.close()
+        gc.collect()  # errors that were answered hold frames, and those hold the gauges
 
     def _submit(self, request):
         sender = request.get_response_sender()

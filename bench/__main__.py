@@ -62,6 +62,7 @@ def _server(options: argparse.Namespace) -> None:
         stream=options.stream,
         mode=options.mode,
         buffer_ms=options.buffer,
+        long_text=options.long_text,
     )
     server.run(load, options.repository, options.precision, options.url, options.pid)
 
@@ -116,6 +117,9 @@ def _parse() -> argparse.Namespace:
     server.add_argument("--mode", choices=["exact", "low_latency"], default="exact", help="of streams (default exact)")
     server.add_argument(
         "--buffer", type=float, default=0.0, metavar="MS", help="audio that a stream's player waits for (default 0)"
+    )
+    server.add_argument(
+        "--long-text", action="store_true", help="each closed level again, beside a stream of 10,000 characters"
     )
     server.add_argument(
         "--tokens", type=int, metavar="N", help=f"of each sentence (default {TOKENS}: 2 s; streams {STREAM_TOKENS})"

@@ -113,8 +113,9 @@ def _server_panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def _levels(run: Run, loop: str, key: str = "answered") -> list[dict[str, Any]]:
-    """Levels of `loop` at which something was answered, and whose field `key` was measured."""
-    return [level for level in run["levels"] if level["loop"] == loop and level["answered"] and key in level]
+    """Levels of `loop` at which something was answered, and whose field `key` was measured; not beside a long text."""
+    levels = (level for level in run["levels"] if level["loop"] == loop and not level.get("beside_long_text"))
+    return [level for level in levels if level["answered"] and key in level]
 
 
 def _closed_first_audio_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ from client.transport import ProtocolName
 DEFAULT_CONCURRENCY = (1, 4, 16, 64)
 SOAK_CONCURRENCY = 16
 SOAK_BLOCK = 50  # requests between two looks at the memory
+LONG_TEXT = (
+    "The old clock in the market square was slow again, and nobody had told the baker. "
+    "今天天气真不错，我们一起去公园散步，好吗？"
+) * 96  # 10,000 characters, 192 sentences
 COLUMNS = {  # of the table, by field
     "answered": "answered",
     "errors": "errors",
@@ -105,6 +109,7 @@ class Load:
         stream: take the answers as streams.
         mode: of the streams.
         buffer_ms: audio that a stream's player waits for before it starts.
+        long_text: run each closed level a second time, beside a stream of 10,000 characters.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -121,6 +126,7 @@ class Load:
     stream: bool = False
     mode: Mode = "exact"
     buffer_ms: float = 0.0
+    long_text: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -206,19 +212,48 @@ async def measure_levels(load: Load, target: Target, gpu: Gpu | None) -> list[di
     async with AsyncTTSClient(target.url, load.protocol, timeout=load.timeout_s) as client:
         speak = _speaker(client, load)
         warm = min(16, max(load.concurrency, default=16))
-        total = warm + sum(plan[-1] for plan in (*closed, *opened))
+        total = warm + (1 + load.long_text) * sum(plan[-1] for plan in closed) + sum(plan[-1] for plan in opened)
         with tqdm(desc="server", total=total, unit="sentence") as bar:
             # Also refuses to measure a server that does not answer.
             _must_answer(summarize(*await closed_loop(speak, warm, warm, bar.update)), target)
             for concurrency, requests in closed:
-                run = closed_loop(speak, concurrency, requests, bar.update)
-                where = {"loop": "closed", "concurrency": concurrency, "rate": None, "seed": None}
-                levels.append(where | await _watched(run, load, target, gpu))
+                for beside in (False, True) if load.long_text else (False,):
+                    async with _long_text_streams(client) if beside else nullcontext():
+                        run = closed_loop(speak, concurrency, requests, bar.update)
+                        where = {"loop": "closed", "concurrency": concurrency, "rate": None, "seed": None}
+                        where["beside_long_text"] = beside
+                        levels.append(where | await _watched(run, load, target, gpu))
             for rate, seed, requests in opened:
                 run = open_loop(speak, poisson_arrivals(rate, requests, seed), bar.update)
                 where = {"loop": "open", "concurrency": None, "rate": rate, "seed": seed}
                 levels.append(where | await _watched(run, load, target, gpu))
     return levels
+
+
+@asynccontextmanager
+async def _long_text_streams(client: AsyncTTSClient) -> AsyncIterator[None]:
+    """A long text is spoken and heard, again and again, for the length of a block; it has begun when the block does."""
+    begun = asyncio.Event()
+
+    async def listen() -> None:
+        while True:
+            async with client.stream(LONG_TEXT, seed=0, skip_refine=True) as stream:
+                async for _ in stream:
+                    begun.set()
+
+    listening = asyncio.create_task(listen())
+    waiting = asyncio.create_task(begun.wait())
+    await asyncio.wait([listening, waiting], return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if listening.done():
+            listening.result()
+        yield
+        if listening.done():
+            listening.result()
+    finally:
+        waiting.cancel()
+        listening.cancel()
+        await asyncio.wait([listening])
 
 
 async def measure_soak(load: Load, target: Target) -> dict[str, Any]:
@@ -298,6 +333,8 @@ def _gpu() -> Gpu | None:
 
 def _row(level: dict[str, Any], columns: Mapping[str, str]) -> list[object]:
     name = f"{level['concurrency']} at once" if level["loop"] == "closed" else f"{level['rate']:g}/s, {level['seed']}"
+    if level.get("beside_long_text"):
+        name += " + long text"
     return [name, *(_errors(level[key]) if key == "errors" else level[key] for key in columns)]
 
 

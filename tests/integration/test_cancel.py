@@ -237,7 +237,6 @@ def test_memory_and_threads_do_not_grow_with_what_is_cancelled(server):
         threads.append(count)
     time_to_rest(server, DROPPED_WITHIN_S)
     growth_kb = np.polyfit(range(len(kilobytes)), kilobytes, 1)[0]
-    print("GROWTH", growth_kb, threads[0], threads[-1], kilobytes[0], kilobytes[-1])
     assert growth_kb < 50
     assert threads[-1] - threads[0] <= 2
 

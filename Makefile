@@ -8,18 +8,15 @@ CHECKPOINT ?= synthetic
 DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 ARGS ?=
 
-.PHONY: help setup demo test lint serve export bench
+.PHONY: help setup demo test lint serve export bench load deploy-check
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 setup: $(VENV)/.installed ## create .venv with everything in it
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard chattts_serving/cpu/*.[ch])
-	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 12); sys.exit(0 if ok else \
-	"Python 3.10, 3.11 or 3.12 is needed, this is %s: call make PYTHON=python3.11" % sys.version.split()[0])'
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(DEVICE),test$(if $(filter cpu,$(DEVICE)),-cpu)]'
+$(VENV)/.installed: pyproject.toml constraints.txt docker/install.sh $(wildcard chattts_serving/cpu/*.[ch])
+	PYTHON=$(PYTHON) docker/install.sh $(VENV) $(DEVICE),test$(if $(filter cpu,$(DEVICE)),-cpu)
 	@touch $@
 
 demo: setup ## speak a sentence through the server over gRPC and HTTP, write demo.wav
@@ -43,3 +40,10 @@ bench: setup ## compare with the ChatTTS package in one run (ARGS="--precision b
 	$(RUN) -m export --checkpoint synthetic --out build/repositories/synthetic
 	$(RUN) -m bench compare --repository build/repositories/synthetic \
 		--precision $(if $(filter gpu,$(DEVICE)),bf16 fp16,fp32 int8) $(ARGS)
+
+load: setup ## load test with locust (ARGS="--scenario spike --users 32 --minutes 3", see tests/load)
+	$(if $(findstring --url,$(ARGS)),,$(RUN) -m export --checkpoint $(CHECKPOINT) --out build/repositories/$(notdir $(CHECKPOINT)))
+	$(RUN) -m tests.load --repository build/repositories/$(notdir $(CHECKPOINT)) $(ARGS)
+
+deploy-check: setup ## check images, manifests and balancer (kubectl and haproxy, where they are installed)
+	$(RUN) -m pytest tests/deploy $(ARGS)

@@ -29,7 +29,7 @@ class DecoderConfig:
     kv_cache_gb: float = 1.0
     num_threads: int = 0
     precision: Precision | None = None  # None: what suits the device
-    lease_s: float = 30.0
+    lease_s: float = 120.0
 
     def __post_init__(self) -> None:
         """Check what is not checked where it is used."""

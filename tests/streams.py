@@ -74,6 +74,7 @@ class GrpcStream:
     def __init__(self, url: str, inputs: Mapping[str, Any], model: str = "chattts_stream") -> None:
         self._client = tritonclient.grpc.InferenceServerClient(url)
         self._responses: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self._has_ended = False
         self._client.start_stream(lambda result, error: self._responses.put((result, error)))
         self._client.async_stream_infer(model, tensors(inputs))
 
@@ -84,8 +85,11 @@ class GrpcStream:
         self.cancel()
 
     def cancel(self) -> None:
-        """Cancel what is left of it, and close the connection."""
-        self._client.stop_stream(cancel_requests=True)
+        """Cancel what is left of it, and close the connection.
+
+        Once its last chunk or an error has come it ends by itself; cancelled then, it can crash Triton 2.51.
+        """
+        self._client.stop_stream(cancel_requests=not self._has_ended)
         self._client.close()
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -102,6 +106,7 @@ class GrpcStream:
             StreamError: the server answered with an error.
         """
         result, error = self._responses.get(timeout=WAIT_S)
+        self._has_ended = error is not None or bool(result.as_numpy("is_final"))
         if error is not None:
             raise StreamError(error.message())
         arrays = {name: result.as_numpy(name) for name in NAMES}

@@ -177,7 +177,7 @@ def test_what_a_caller_leaves_behind_is_dropped(server, neighbour_alone, how, st
 def check_nothing_is_left(server, neighbours):
     neighbours.check()
     time_to_rest(server, DROPPED_WITHIN_S)
-    assert speak(server.grpc_url, text="Still here.", max_new_tokens=4, skip_refine=True)["num_tokens"] == 4
+    assert speak(server.grpc_url, **SHORT)["num_tokens"] == SHORT["max_new_tokens"]
     log = server.log_path.read_text("utf-8", "replace")
     assert "Traceback" not in log
     assert "never retrieved" not in log

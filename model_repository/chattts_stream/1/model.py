@@ -26,19 +26,25 @@ class TritonPythonModel:
         await asyncio.gather(*(self._stream(request, request.get_response_sender()) for request in requests))
 
     async def _stream(self, request, sender):
-        def send(outputs):
-            if not sender.is_cancelled():
-                sender.send(triton_io.success(pb_utils, outputs))
+        ended = False
+
+        def send(response, *, last):
+            nonlocal ended
+            if not ended and not sender.is_cancelled():
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+                ended = last
+
+        def send_chunk(outputs):
+            send(triton_io.success(pb_utils, outputs), last=bool(outputs["is_final"]))
 
         try:
             triton_io.refuse_parameters(request)
             inputs = {tensor.name(): tensor.as_numpy()[0] for tensor in request.inputs()}
             mode = triton_io.read_text(request, "mode") if inputs.pop("mode", None) is not None else MODES[0]
             call = partial(triton_io.call_model_async, pb_utils)
-            await session.stream(call, self._config.plan(mode), inputs, send, sender.is_cancelled)
+            await session.stream(call, self._config.plan(mode), inputs, send_chunk, sender.is_cancelled)
         except Exception as error:
-            if not sender.is_cancelled():
-                sender.send(triton_io.failure(pb_utils, error))
-        if sender.is_cancelled():
+            send(triton_io.failure(pb_utils, error), last=True)
+        if not ended:
             await asyncio.sleep(SETTLE_S)
-        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

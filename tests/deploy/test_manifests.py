@@ -1,0 +1,166 @@
+"""Dockerfile, compose files, Kubernetes manifests and HAProxy's configuration, each by the checker of its kind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from chattts_serving.server import ANY_ADDRESS, parse_arguments
+from tests.deploy.haproxy import check_configuration
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCKER = ROOT / "docker"
+KUBERNETES = ROOT / "kubernetes"
+OVERLAYS = ["cpu", "gpu"]
+
+
+def checked(*command: str | Path) -> str:
+    """The output of a checker of this environment, which must find nothing."""
+    program = Path(sys.executable).parent / command[0]
+    result = subprocess.run([program, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@cache
+def built(overlay: str) -> str:
+    """The manifests of an overlay as they would be applied."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl, which puts the overlays together, is not installed")
+    command = ["kubectl", "kustomize", str(KUBERNETES / overlay)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def objects(manifests: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Each object of `manifests` by kind and name."""
+    return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(manifests)}
+
+
+def pod_of(deployment: str, manifests: str) -> dict[str, Any]:
+    spec: dict[str, Any] = objects(manifests)["Deployment", deployment]["spec"]["template"]["spec"]
+    return spec
+
+
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    checked("hadolint", DOCKER / "Dockerfile")
+
+
+def test_what_the_build_needs_is_in_its_context() -> None:
+    ignored = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packages = re.search(r"^packages = \[(.*)\]$", project, re.MULTILINE)
+    assert packages
+    roots = {name.strip(' "').split(".")[0] for name in packages[1].split(",")}
+    assert roots | {"pyproject.toml", "constraints.txt", "docker/install.sh", "backends"} <= allowed
+    assert all((ROOT / path).exists() for path in allowed)
+
+
+@pytest.mark.parametrize("image", OVERLAYS)
+def test_images_serve_the_mounted_models_to_the_outside(image: str) -> None:
+    dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    stage = re.search(rf"^FROM \S+ AS {image}$(.*?)(?=^FROM|\Z)", dockerfile, re.MULTILINE | re.DOTALL)
+    assert stage
+    entrypoint = re.search(r"^ENTRYPOINT (\[.*\])$", stage[1], re.MULTILINE)
+    assert entrypoint
+    _python, _m, module, *arguments = json.loads(entrypoint[1])
+    assert module == "chattts_serving.server"
+    options = parse_arguments(arguments)
+    assert (options.model_repository, options.host, options.flags) == (Path("/models"), ANY_ADDRESS, ())
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.tls.yaml"])
+def test_compose_files_fit_the_compose_specification(file: str) -> None:
+    checked("check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / file)
+
+
+def test_compose_publishes_on_the_loopback_alone() -> None:
+    ports = [port for service in compose()["services"].values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_files_that_compose_mounts_are_in_the_checkout() -> None:
+    volumes = [volume for service in compose()["services"].values() for volume in service.get("volumes", [])]
+    sources = [volume.split(":")[0] for volume in volumes if volume.startswith("./")]
+    assert sources
+    assert [source for source in sources if not (DOCKER / source).exists()] == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_manifests_fit_the_schemas_of_kubernetes(overlay: str, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(built(overlay), encoding="utf-8")
+    checked("kubernetes-validate", "--strict", tmp_path / "all.yaml")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("deployment", ["chattts-server", "chattts-balancer"])
+def test_pods_run_without_privileges_on_a_read_only_file_system(overlay: str, deployment: str) -> None:
+    pod = pod_of(deployment, built(overlay))
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not pod["automountServiceAccountToken"]
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+@pytest.mark.parametrize(("overlay", "gpus"), [("cpu", None), ("gpu", "1")])
+def test_only_the_gpu_overlay_asks_for_a_gpu(overlay: str, gpus: str | None) -> None:
+    (server,) = pod_of("chattts-server", built(overlay))["containers"]
+    assert server["image"] == f"chattts-triton:{overlay}"
+    assert server["resources"]["limits"].get("nvidia.com/gpu") == gpus
+
+
+def test_a_server_is_ended_after_its_drain_and_not_before() -> None:
+    pod = pod_of("chattts-server", built("cpu"))
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    drain_s, stop_s = int(command[command.index("--wait-idle") + 1]), 10
+    assert pod["terminationGracePeriodSeconds"] >= drain_s + stop_s
+
+
+def test_services_find_the_pods_that_are_meant() -> None:
+    found = objects(built("cpu"))
+    for service, deployment in {"chattts": "chattts-balancer", "chattts-servers": "chattts-server"}.items():
+        labels = found["Deployment", deployment]["spec"]["template"]["metadata"]["labels"]
+        assert found["Service", service]["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_autoscaler_reads_a_gauge_that_the_server_has() -> None:
+    scaler = objects(built("cpu"))["HorizontalPodAutoscaler", "chattts-server"]
+    (metric,) = scaler["spec"]["metrics"]
+    name = metric["pods"]["metric"]["name"]
+    rules = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text(encoding="utf-8"))
+    assert [rule["name"]["as"] for rule in rules["rules"]["custom"]] == [name]
+    model = (ROOT / "model_repository" / "gpt_decoder" / "1" / "model.py").read_text(encoding="utf-8")
+    assert f'"{name.removeprefix("chattts_")}":' in model
+
+
+def test_haproxy_takes_the_configuration_of_the_cluster() -> None:
+    pod = pod_of("chattts-balancer", built("cpu"))
+    values = {one["name"]: one.get("value", "default") for one in pod["containers"][0]["env"]}
+    check_configuration(DOCKER / "haproxy" / "servers.cfg", values)
+
+
+def test_servers_of_grpc_are_checked_over_http_1() -> None:
+    """HAProxy 2.6 takes `check-proto` from no default; without it each check fails and no server is left."""
+    lines = (DOCKER / "haproxy" / "servers.cfg").read_text(encoding="utf-8").splitlines()
+    (template,) = [line for line in lines if line.strip().startswith("server") and ":8001" in line]
+    assert "check-proto h1" in template

@@ -1,0 +1,1 @@
+"""Load tests with locust: who calls (`users`), how many and when (`shapes`), and what passes (`limits`)."""

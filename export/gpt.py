@@ -37,6 +37,7 @@ def export_gpt(checkpoint: Checkpoint, folder: Path) -> None:
     config = gpt_config(checkpoint)
     weights = fuse_weights(load_tensors(checkpoint.gpt), load_tensors(checkpoint.embed), config.num_layers)
     save_file(weights, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)  # safetensors keeps other users out; the server may be one
     (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
 
 

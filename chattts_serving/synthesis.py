@@ -110,8 +110,7 @@ class _Job:
         opening: as submitted.
         texts: the sentences as they will be spoken; refined ones replace those of the request.
         waiting: places of the sentences that have not been started.
-        running: the sequences in the engine, and the place of the sentence that each belongs to.
-        speaking: the sequences that speak, by place, until they end.
+        running: the sequences in the engine, by the place of the sentence that each belongs to.
         spoken: the finished sentences that were not read to their end, by place.
         num_tokens: audio tokens of all finished sentences.
         place, num_read, num_chunks: the sentence that is read, and how many of its tokens and chunks were.
@@ -126,8 +125,7 @@ class _Job:
     opening: Opening
     texts: list[str]
     waiting: deque[int]
-    running: dict[Sequence, int] = field(default_factory=dict)
-    speaking: dict[int, Sequence] = field(default_factory=dict)
+    running: dict[int, Sequence] = field(default_factory=dict)
     spoken: dict[int, Finished] = field(default_factory=dict)
     num_tokens: int = 0
     place: int = 0
@@ -185,7 +183,7 @@ class Synthesizer:
         self._arrivals: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
         self._jobs: dict[str, _Job] = {}  # the open requests by name
         self._reading: dict[_Job, None] = {}  # those with a read that waits, longest first
-        self._owners: dict[Sequence, _Job] = {}
+        self._owners: dict[Sequence, tuple[_Job, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
         self._observe = observe
         self._observed = Load()
@@ -313,11 +311,12 @@ class Synthesizer:
 
     def _advance(self, finished: Finished) -> None:
         """Take a sequence that ended: speak what was refined, or keep what was spoken."""
-        job = self._owners.pop(finished.sequence, None)
-        if job is None:  # another sentence of its request failed in the same step
+        owner = self._owners.pop(finished.sequence, None)
+        if owner is None:  # another sentence of its request failed in the same step
             return
+        job, place = owner
         with self._answers_for(job):
-            place = job.running.pop(finished.sequence)
+            del job.running[place]
             if finished.sequence.kind is Kind.TEXT:
                 self._take_refined(job, place, finished.sequence)
             else:
@@ -336,7 +335,6 @@ class Synthesizer:
         self._add(job, place, Kind.AUDIO, prompt)
 
     def _keep_spoken(self, job: _Job, place: int, finished: Finished) -> None:
-        del job.speaking[place]
         job.spoken[place] = finished
         job.num_tokens += len(finished.sequence.tokens)
         if job.num_tokens > MAX_REQUEST_TOKENS:
@@ -358,10 +356,8 @@ class Synthesizer:
             self._engine.add(sequence)
         except ValueError as error:
             raise InvalidInputError("text", job.texts[place], f"a shorter sentence: {error}") from error
-        job.running[sequence] = place
-        self._owners[sequence] = job
-        if kind is Kind.AUDIO:
-            job.speaking[place] = sequence
+        job.running[place] = sequence
+        self._owners[sequence] = job, place
 
     def _answer_reads(self) -> None:
         for job in list(self._reading):
@@ -382,8 +378,8 @@ class Synthesizer:
     def _next_part(self, job: _Job) -> Part | None:
         """The next chunk, taken as read, or None while too little of it is there."""
         finished = job.spoken.get(job.place)
-        sequence = finished.sequence if finished else job.speaking.get(job.place)
-        if sequence is None or not (finished or sequence.has_hidden):
+        sequence = finished.sequence if finished else job.running.get(job.place)
+        if sequence is None or sequence.kind is Kind.TEXT or not (finished or sequence.has_hidden):
             return None
         window = next_window(
             job.opening.plan, job.num_chunks, job.num_read, len(sequence.tokens), ended=finished is not None
@@ -439,19 +435,19 @@ class Synthesizer:
 
     def _end(self, job: _Job, outcome: Part | ServingError) -> None:
         """End a request: its last part or its error goes to the read that waits, or an error to the next one."""
-        self._leave_engine(job)
         if job.reply is not None or isinstance(outcome, CancelledError):
             self._forget(job)
             self._reply(job, outcome)
         elif isinstance(outcome, ServingError):
+            self._leave_engine(job)
             job.error = outcome
 
     def _leave_engine(self, job: _Job) -> None:
-        for sequence in job.running:
+        for sequence in job.running.values():
             self._engine.remove(sequence)
             del self._owners[sequence]
-        for held in (job.running, job.speaking, job.spoken):
-            held.clear()
+        job.running.clear()
+        job.spoken.clear()
 
     def _forget(self, job: _Job) -> None:
         self._leave_engine(job)

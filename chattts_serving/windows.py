@@ -85,8 +85,6 @@ class ReadingPlan:
             values = json.loads(text)
             return cls(least_tokens=tuple(values.pop("least_tokens")), **values)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, InvalidInputError):
-                raise
             raise InvalidInputError("reading", text, "a reading plan as JSON") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:
 LIMITS = {"bandwidth_limit_ms": "--", "compute_limit_ms": ":"}
 PERCENTILES = {"p50_s": "-", "p90_s": "--", "p99_s": ":"}
 FIRST_AUDIO = {f"first_{key}": style for key, style in PERCENTILES.items()}  # as a level has them
+SHARES = (-0.02, 1.02)  # limits of an axis of shares
 
 
 def draw_beside(paths: Sequence[Path]) -> None:
@@ -99,14 +101,20 @@ def _is_stream(run: Run) -> bool:
 def _server_panels(runs: Sequence[Run]) -> list[Panel]:
     panels: list[Panel] = []
     streams = [run for run in runs if _is_stream(run)]
+    underruns = partial(
+        _panel, styles={"underrun_share": "-"}, label="share of streams with an underrun", limits=SHARES
+    )
     if any(_levels(run, "closed") for run in streams):
-        panels += [_closed_first_audio_panel, _closed_underruns_panel]
+        panels.append(partial(_panel, plot=_plot_closed, styles=FIRST_AUDIO, label="first audio, s"))
+        panels.append(partial(underruns, plot=_plot_closed))
     if any(_levels(run, "closed") for run in runs):
-        panels += [_throughput_panel, _closed_latency_panel]
+        panels.append(partial(_panel, plot=_plot_closed, styles={"sentences_per_s": "-"}, label="sentences/s"))
+        panels.append(partial(_panel, plot=_plot_closed, styles=PERCENTILES, label="latency, s"))
     if any(_levels(run, "open") for run in streams):
-        panels += [_open_first_audio_panel, _open_underruns_panel]
+        panels.append(partial(_panel, plot=_plot_open, styles=FIRST_AUDIO, label="first audio from the moment due, s"))
+        panels.append(partial(underruns, plot=_plot_open))
     if any(_levels(run, "open") for run in runs):
-        panels.append(_open_latency_panel)
+        panels.append(partial(_panel, plot=_plot_open, styles=PERCENTILES, label="latency from the moment due, s"))
     if any(run["soak"] for run in runs):
         panels.append(_soak_panel)
     return panels
@@ -118,24 +126,21 @@ def _levels(run: Run, loop: str, key: str = "answered") -> list[dict[str, Any]]:
     return [level for level in levels if level["answered"] and key in level]
 
 
-def _closed_first_audio_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    _plot_closed(axes, runs, labels, FIRST_AUDIO)
-    axes.set_ylabel("first audio, s")
-
-
-def _closed_underruns_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    _plot_closed(axes, runs, labels, {"underrun_share": "-"})
-    _shares(axes, "share of streams with an underrun")
-
-
-def _throughput_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    _plot_closed(axes, runs, labels, {"sentences_per_s": "-"})
-    axes.set_ylabel("sentences/s")
-
-
-def _closed_latency_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    _plot_closed(axes, runs, labels, PERCENTILES)
-    axes.set_ylabel("latency, s")
+def _panel(
+    axes: Axes,
+    runs: Sequence[Run],
+    labels: Sequence[str],
+    *,
+    plot: Callable[[Axes, Sequence[Run], Sequence[str], Mapping[str, str]], None],
+    styles: Mapping[str, str],
+    label: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Fields of the levels, each with its style of line, by `plot`; `label` and `limits` are of the y axis."""
+    plot(axes, runs, labels, styles)
+    axes.set_ylabel(label)
+    if limits is not None:
+        axes.set_ylim(*limits)
 
 
 def _plot_closed(axes: Axes, runs: Sequence[Run], labels: Sequence[str], styles: Mapping[str, str]) -> None:
@@ -154,21 +159,6 @@ def _plot_closed(axes: Axes, runs: Sequence[Run], labels: Sequence[str], styles:
 def _curve_name(label: str, key: str, styles: Mapping[str, str]) -> str:
     """`label`, and the percentile where there are several: "p50" of "p50_s" and "first_p50_s"."""
     return f"{label} {key.split('_')[-2]}" if len(styles) > 1 else label
-
-
-def _open_latency_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    _plot_open(axes, runs, labels, PERCENTILES)
-    axes.set_ylabel("latency from the moment due, s")
-
-
-def _open_first_audio_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    _plot_open(axes, runs, labels, FIRST_AUDIO)
-    axes.set_ylabel("first audio from the moment due, s")
-
-
-def _open_underruns_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) -> None:
-    _plot_open(axes, runs, labels, {"underrun_share": "-"})
-    _shares(axes, "share of streams with an underrun")
 
 
 def _plot_open(axes: Axes, runs: Sequence[Run], labels: Sequence[str], styles: Mapping[str, str]) -> None:
@@ -281,11 +271,6 @@ def _bars(
     axes.bar_label(bars, fmt="%.3g", padding=3)
     axes.set_xticks(range(len(names)), names)
     axes.margins(y=0.12)
-
-
-def _shares(axes: Axes, label: str) -> None:
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_ylabel(label)
 
 
 def _powers_of_two(axes: Axes, label: str) -> None:

@@ -186,11 +186,10 @@ async def _one(speak: Speak, number: int, due: float) -> Outcome:
         chunks = [Chunk(time.perf_counter() - due, audio_s) async for audio_s in speak(number)]
         error = None
     except TTSError as failure:
-        chunks, error = [], _kind(failure)
+        chunks, error = [], kind_of(failure)
     return Outcome(time.perf_counter() - due, late_s, tuple(chunks), error)
 
 
-def _kind(error: TTSError) -> str:
-    if isinstance(error, ServerError):
-        return error.status
-    return KINDS.get(type(error), type(error).__name__)
+def kind_of(error: TTSError) -> str:
+    """The name under which `error` is counted: gRPC's names of statuses, for both protocols."""
+    return error.status if isinstance(error, ServerError) else KINDS.get(type(error), type(error).__name__)

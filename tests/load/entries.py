@@ -10,9 +10,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from bench.load import KINDS
+from bench.load import kind_of
 from chattts_serving.audio import SAMPLE_RATE
-from client.errors import ServerError, TTSError
+from client.errors import TTSError
 
 FIRST_AUDIO = "first audio"  # ms until the first samples of a stream
 RTF = "RTF x 1000"  # of a request: 1000 * seconds until its end / seconds of audio
@@ -40,11 +40,6 @@ class Heard:
     latency_s: float
     first_s: float | None
     num_samples: int
-
-
-def kind_of(error: TTSError) -> str:
-    """The name under which `error` is counted: gRPC's names of statuses, for both protocols."""
-    return error.status if isinstance(error, ServerError) else KINDS.get(type(error), type(error).__name__)
 
 
 class Recorder:

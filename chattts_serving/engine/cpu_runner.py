@@ -20,8 +20,8 @@ from chattts_serving.cpu import library
 from chattts_serving.cpu.library import PANEL, Batch, Layer, Memory, Model, Threads, Workspace
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import DonePending, cache_capacity
-from chattts_serving.engine.sequence import Input, Kind, Sequence
-from chattts_serving.errors import ConfigError, EngineError
+from chattts_serving.engine.sequence import NO_TOKEN, Input, Kind, Sequence
+from chattts_serving.errors import ConfigError
 from chattts_serving.gpt_config import GPTConfig, Precision, check_shapes, rope_tables
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ MAX_ROWS = 256  # tokens computed in one call, so that what they become stays in
 DRAWS = {Kind.TEXT: 0, Kind.AUDIO: 1}
 NO_DRAW = -1
 MATRICES, NORMS = ("qkv", "o", "gate_up", "down"), ("input_norm", "post_norm")  # of a layer
-NO_TOKEN = -1
 PRECISIONS: dict[Precision, np.dtype[Any]] = {Precision.FP32: np.dtype(np.float32), Precision.INT8: np.dtype(np.uint16)}
 """What the cache holds: float32, or bfloat16 beside 8-bit weights."""
 
@@ -122,11 +121,7 @@ class CpuRunner:
         return keys_and_values + 4 * config.hidden_size + 4 * config.num_codebooks
 
     def launch(self, sequences: list[Sequence]) -> DonePending:
-        """Compute every uncached token of `sequences` and draw the next token of each.
-
-        Raises:
-            EngineError: a sequence's logits are no numbers.
-        """
+        """As `Runner`."""
         drawn: dict[Sequence, tuple[int, ...]] = {}
         for parts in _in_calls(sequences):
             drawn |= self._compute(parts)
@@ -251,16 +246,10 @@ class CpuRunner:
         )
         self._threads.step(self._model, batch, self._work)
         return {
-            part.sequence: self._drawn(part.sequence, drawn)
+            part.sequence: tuple(drawn[: 1 if part.sequence.kind is Kind.TEXT else self.config.num_codebooks])
             for part, drawn in zip(parts, entries["drawn"].tolist(), strict=True)
             if part.draws
         }
-
-    def _drawn(self, sequence: Sequence, drawn: list[int]) -> tuple[int, ...]:
-        token = tuple(drawn[: 1 if sequence.kind is Kind.TEXT else self.config.num_codebooks])
-        if NO_TOKEN in token:
-            raise EngineError("the model's logits are not finite")
-        return token
 
     def _tokens_of(self, part: _Part) -> Iterator[tuple[int, ...]]:
         """The tokens to compute, as `Batch.tokens` wants them."""

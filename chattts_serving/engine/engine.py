@@ -58,6 +58,8 @@ class Engine:
         self._end_tokens = {Kind.TEXT: runner.config.ebreak_id, Kind.AUDIO: runner.config.eos_code}
         self._runner = runner
         self._in_flight: deque[_InFlight] = deque()
+        self.batch_size = 0  # sequences of the newest step
+        self.num_generated = dict.fromkeys(Kind, 0)  # tokens that the newest step added, by kind
         scheduler_config = SchedulerConfig(
             max_sequences=max_sequences,
             max_prefill_tokens=max_prefill_tokens,
@@ -82,9 +84,14 @@ class Engine:
         return self._scheduler.num_free_cache_tokens
 
     @property
+    def num_cache_tokens(self) -> int:
+        """Tokens that the cache holds."""
+        return self._runner.num_cache_tokens
+
+    @property
     def num_used_cache_tokens(self) -> int:
         """Tokens of the cache that sequences hold."""
-        return self._runner.num_cache_tokens - self.num_free_cache_tokens
+        return self.num_cache_tokens - self.num_free_cache_tokens
 
     @property
     def is_idle(self) -> bool:
@@ -110,6 +117,7 @@ class Engine:
     def step(self) -> list[Finished]:
         """Launch a step, read the oldest one that is due, and return the sequences that ended in it."""
         sequences = self._scheduler.schedule()
+        self.batch_size, self.num_generated = len(sequences), dict.fromkeys(Kind, 0)
         if sequences:
             self._launch(sequences)
         unread = self._runner.steps_ahead if sequences else 0
@@ -129,7 +137,9 @@ class Engine:
         for sequence, epoch, token in zip(flight.sequences, flight.cache_epochs, flight.step.tokens(), strict=True):
             if sequence.cache_epoch != epoch:  # removed or preempted in the meantime; or it ended a step before
                 continue
+            before = len(sequence.tokens)
             sequence.append(token, self._end_tokens[sequence.kind])
+            self.num_generated[sequence.kind] += len(sequence.tokens) - before
             if sequence.is_finished:
                 hidden = self._runner.generated_hidden(sequence, 0, len(sequence.tokens))
                 finished.append(Finished(sequence, hidden))

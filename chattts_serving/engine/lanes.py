@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from chattts_serving.engine.sampler import NO_TOKEN, PENALTY_WINDOW
-from chattts_serving.engine.sequence import Input, Kind, Sequence
+from chattts_serving.engine.sampler import PENALTY_WINDOW
+from chattts_serving.engine.sequence import NO_TOKEN, Input, Kind, Sequence
 
 # Columns of a lane's row.
 START = 0  # first token of its slot in the cache

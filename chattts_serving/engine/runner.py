@@ -22,7 +22,10 @@ class PendingStep(Protocol):
     """A step on its way."""
 
     def tokens(self) -> list[tuple[int, ...]]:
-        """Wait for the step; the token drawn for each sequence, in the order in which they were launched."""
+        """Wait for the step; the token drawn for each sequence, in the order in which they were launched.
+
+        NO_TOKEN stands in a token where the logits are no finite numbers; this concerns no other sequence.
+        """
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from chattts_serving.engine.sequence import NO_TOKEN
+
 PENALTY_WINDOW = 16  # tokens that the repetition penalty looks back on
 MIN_KEPT = 3  # candidates that top-p and top-k leave at least
-NO_TOKEN = -1  # fills histories that are shorter than the window
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SamplingBatch:
     Attributes:
         temperature, top_p, repetition_penalty: float32.
         top_k: int64.
-        history: the row's last tokens, [rows, PENALTY_WINDOW] int64, filled with NO_TOKEN.
+        history: the row's last tokens, [rows, PENALTY_WINDOW] int64, filled up with NO_TOKEN.
         ban_end: bool; True while the end token must not be drawn.
         seed, step, codebook, stream: int64, the address of the row's random number.
     """

@@ -1,17 +1,19 @@
 """Who runs in the next step, and where each one's cache lies: plain counting, no tensors.
 
-Sequences are admitted first come, first served. A slot starts small and grows; when the cache is full the youngest
-sequence gives its slot up, waits at the head of the queue and computes its cache again later (its tokens are kept).
+Sequences are admitted by priority, then first come, first served. A slot starts small and grows. A sequence that finds
+no room takes that of the youngest one of lower priority; one that runs and must grow, that of the youngest one of the
+lowest. Who gives its slot up waits at the head of its queue and computes its cache again later (its tokens are kept).
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from chattts_serving.engine.kv_slots import KVSlots, Slot
-from chattts_serving.engine.sequence import Sequence
+from chattts_serving.engine.sequence import Priority, Sequence
 from chattts_serving.errors import ConfigError
 
 MIN_SLOT_GROWTH = 256  # tokens added to a slot at once: 5 s of audio, so that most sentences never grow
@@ -61,13 +63,13 @@ class Scheduler:
         self._config = config
         self._move_cache = move_cache
         self._slots = KVSlots(config.kv_cache_tokens)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # oldest first
+        self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in Priority}
+        self._running: list[Sequence] = []  # by priority, oldest first: the last one is the first to go
 
     @property
     def num_waiting(self) -> int:
         """Sequences without a slot."""
-        return len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
     @property
     def num_running(self) -> int:
@@ -86,7 +88,7 @@ class Scheduler:
                 f"a sequence of up to {sequence.max_num_tokens} tokens is longer than the model's "
                 f"{self._config.max_position_embeddings} positions"
             )
-        self._waiting.append(sequence)
+        self._waiting[sequence.priority].append(sequence)
 
     def schedule(self) -> list[Sequence]:
         """The sequences of the next step, each with room in its slot for the tokens it computes."""
@@ -100,27 +102,37 @@ class Scheduler:
         if sequence in self._running:
             self._running.remove(sequence)
             self._free_slot(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
+        elif sequence in self._waiting[sequence.priority]:
+            self._waiting[sequence.priority].remove(sequence)
 
     def _admit(self) -> None:
         prefill_tokens = 0
-        while self._waiting and len(self._running) < self._config.max_sequences:
-            sequence = self._waiting[0]
+        while queue := next(filter(None, self._waiting.values()), None):
+            sequence = queue[0]
             prefill_tokens += sequence.num_uncached_tokens
             if prefill_tokens > self._config.max_prefill_tokens and prefill_tokens > sequence.num_uncached_tokens:
                 return
-            slot = self._slots.allocate(self._slot_length(sequence))
-            if slot is None:
+            sequence.slot = self._slot_for(sequence)
+            if sequence.slot is None:
                 return
-            sequence.slot = slot
-            self._running.append(self._waiting.popleft())
+            insort(self._running, queue.popleft(), key=lambda one: one.priority)
+
+    def _slot_for(self, sequence: Sequence) -> Slot | None:
+        """A slot for one that waits, at the cost of those of lower priority; None where there is no room."""
+        while True:
+            if len(self._running) < self._config.max_sequences:
+                slot = self._slots.allocate(self._slot_length(sequence))
+                if slot is not None:
+                    return slot
+            if not self._running or self._running[-1].priority <= sequence.priority:
+                return None
+            self._preempt(self._running[-1])
 
     def _slot_length(self, sequence: Sequence) -> int:
         return min(sequence.max_num_tokens, sequence.num_tokens + MIN_SLOT_GROWTH)
 
     def _make_room(self, sequence: Sequence) -> None:
-        """Let the slot of `sequence` hold its newest token, at the cost of younger sequences if need be."""
+        """Let the slot of `sequence` hold its newest token, at the cost of those after it if need be."""
         slot = sequence.slot  # None when it has just been preempted for an older one
         if slot is None or not sequence.needs_step or sequence.num_tokens <= slot.length:
             return
@@ -133,15 +145,15 @@ class Scheduler:
             if grown is not None:
                 sequence.slot = grown
                 return
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            last = self._running[-1]
+            self._preempt(last)
+            if last is sequence:
                 return
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._free_slot(sequence)
-        self._waiting.appendleft(sequence)
+        self._waiting[sequence.priority].appendleft(sequence)
 
     def _free_slot(self, sequence: Sequence) -> None:
         if sequence.slot is not None:

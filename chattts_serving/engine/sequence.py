@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.engine.kv_slots import Slot
+
+NO_TOKEN = -1  # in place of a token that could not be drawn, as the logits are no finite numbers
 
 
 class Kind(Enum):
@@ -16,6 +18,13 @@ class Kind(Enum):
 
     TEXT = "text"  # refined text, one token id a step
     AUDIO = "audio"  # audio codes, one per codebook a step
+
+
+class Priority(IntEnum):
+    """Who goes first; the lowest number."""
+
+    INTERACTIVE = 0
+    BATCH = 1
 
 
 class Input(Enum):
@@ -31,6 +40,7 @@ class FinishReason(Enum):
 
     STOP = "stop"  # the end token was drawn
     LENGTH = "length"  # max_new_tokens was reached
+    FAILED = "failed"  # its logits are no finite numbers
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Sequence:
         prompt_ids: text tokens of the prompt.
         prompt_codes: audio tokens that follow them (a reference recording), [n][num_codebooks].
         speaker: vector that replaces the embedding of the speaker token, float32 [hidden], or None.
+        priority: whether it goes before others, and may take their place.
         params: how its tokens are drawn.
         tokens: generated so far, the end token excluded; each has num_codebooks entries (AUDIO) or one (TEXT).
         slot: where its cache lies; None while it waits.
@@ -79,6 +90,7 @@ class Sequence:
     params: SamplingParams
     prompt_codes: tuple[tuple[int, ...], ...] = ()
     speaker: npt.NDArray[np.float32] | None = None
+    priority: Priority = Priority.INTERACTIVE
     tokens: list[tuple[int, ...]] = field(default_factory=list)
     slot: Slot | None = None
     num_in_flight: int = 0
@@ -153,9 +165,12 @@ class Sequence:
         self.cache_epoch += 1
 
     def append(self, token: tuple[int, ...], end_token: int) -> None:
-        """Take the token of the oldest launched step; `end_token` in any place of it ends the sequence, unkept."""
+        """Take the token of the oldest launched step; `end_token` or NO_TOKEN in any place of it ends it, unkept."""
         self.num_in_flight -= 1
         self.has_hidden = True
+        if NO_TOKEN in token:
+            self.finish_reason = FinishReason.FAILED
+            return
         if end_token in token:
             self.finish_reason = FinishReason.STOP
             return

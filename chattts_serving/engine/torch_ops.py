@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from chattts_serving.engine import lanes, philox
 from chattts_serving.engine.sampler import PENALTY_WINDOW, SamplingBatch, candidate_probabilities, draw
+from chattts_serving.engine.sequence import NO_TOKEN
 from chattts_serving.gpt import GPT, LayerOps, TorchLayerOps
 
 
@@ -23,7 +24,7 @@ class Buffers:
         speakers: the speaker's vector of each row, [max_sequences + 1, hidden].
         keys, values: the cache, [num_layers, num_cache_tokens + 1, num_heads, head_dim]; nothing reads the last token.
         hidden: the hidden state of each cached token, [num_cache_tokens + 1, hidden].
-        drawn: the token that each lane drew, int32 [max_sequences, num_codebooks].
+        drawn: the token that each lane drew, int32 [max_sequences, num_codebooks]; NO_TOKEN for none.
     """
 
     state: torch.Tensor
@@ -152,12 +153,15 @@ class TorchOps(TorchLayerOps):
         state = self._buffers.state[rows]
         batch = _sampling_batch(state, width, self._config.num_codebooks)
         uniforms = philox.uniform(batch.seed, batch.step, batch.codebook, batch.stream)
+        are_finite = logits.isfinite().all(2)  # [lanes, width]
+        logits = logits.where(are_finite.unsqueeze(2), 0.0)
         tokens = draw(*candidate_probabilities(logits.flatten(0, 1), batch, end_token), uniforms).view(-1, width).int()
+        tokens = tokens.where(are_finite, 0)  # one that the next step can compute
         place = lanes.TOKENS + self._config.num_codebooks * (1 + state[:, lanes.STEP].long() % PENALTY_WINDOW)
         for codebook in range(width):
             self._buffers.state[rows, lanes.TOKENS + codebook] = tokens[:, codebook]
             self._buffers.state[rows, place + codebook] = tokens[:, codebook]
-            self._buffers.drawn[which, codebook] = tokens[:, codebook]
+        self._buffers.drawn[which, :width] = tokens.where(are_finite, NO_TOKEN)
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_causal: bool) -> torch.Tensor:

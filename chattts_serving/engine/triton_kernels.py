@@ -10,7 +10,7 @@ Sums are float32, whatever tensors hold. A program that writes what it also read
 import triton
 import triton.language as tl
 
-from chattts_serving.engine import lanes, sampler
+from chattts_serving.engine import lanes, sampler, sequence
 
 START = tl.constexpr(lanes.START)
 LENGTH = tl.constexpr(lanes.LENGTH)
@@ -36,6 +36,7 @@ CODES = tl.constexpr(lanes.CODES)
 TEXT = tl.constexpr(lanes.TEXT)
 PENALTY_WINDOW = tl.constexpr(sampler.PENALTY_WINDOW)
 MIN_KEPT = tl.constexpr(sampler.MIN_KEPT)
+NO_TOKEN = tl.constexpr(sequence.NO_TOKEN)
 LOWEST = tl.constexpr(-1e30)  # below every score; its difference with itself is a number, unlike infinity's
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -472,12 +473,19 @@ def _draw(key, mass, record, codebook, end_token, num_candidates, BLOCK: tl.cons
 
 
 @triton.jit
-def _keep_drawn(token, record, drawn, codebook, CODEBOOKS: tl.constexpr):
+def _are_finite(logit, BLOCK: tl.constexpr):
+    return tl.sum((tl.abs(logit) < float("inf")).to(tl.int32), 0) == BLOCK
+
+
+@triton.jit
+def _keep_drawn(token, is_sound, record, drawn, codebook, CODEBOOKS: tl.constexpr):
+    """Keep `token`; where it `is_sound` not, tell so in `drawn`, and keep one that the next step can compute."""
     step = tl.load(record + STEP)
+    tl.store(drawn + codebook, tl.where(is_sound, token, NO_TOKEN))
+    token = tl.where(is_sound, token, 0)
     tl.debug_barrier()  # the history was read by every warp
     tl.store(record + TOKENS + codebook, token)
     tl.store(record + TOKENS + CODEBOOKS * (1 + step % PENALTY_WINDOW) + codebook, token)
-    tl.store(drawn + codebook, token)
 
 
 @triton.jit
@@ -502,7 +510,7 @@ def sample_codes(
         order = tl.where(is_token, _order(score), -2147483648)
         key = (order.to(tl.int64) << 32) | token.to(tl.int64)
         chosen = _draw(key, 0.0, record, codebook, VOCABULARY - 1, VOCABULARY, BLOCK)
-        _keep_drawn(chosen, record, drawn + lane * CODEBOOKS, codebook, CODEBOOKS)
+        _keep_drawn(chosen, _are_finite(logit, BLOCK), record, drawn + lane * CODEBOOKS, codebook, CODEBOOKS)
 
 
 @triton.jit
@@ -541,6 +549,7 @@ def sample_text(
         token = tl.arange(0, BLOCK)
         is_token = token < VOCABULARY
         logit = tl.load(logits + lane * VOCABULARY + token, mask=is_token, other=0.0)
+        is_sound = _are_finite(logit, BLOCK)
         score = _penalised(logit, token, record, 0, CODEBOOKS)
         order = tl.where(is_token, _order(score), -2147483648)
         greatest = tl.max(tl.where(is_token, score, float("-inf")), 0)
@@ -559,4 +568,4 @@ def sample_text(
         token = tl.load(candidates + CANDIDATES + place, mask=place < num_candidates, other=0)
         key = (order.to(tl.int64) << 32) | token.to(tl.int64)
         chosen = _draw(key, mass, record, tl.program_id(0) * 0, end_token, num_candidates, CANDIDATES)
-        _keep_drawn(chosen, record, drawn + lane * CODEBOOKS, 0, CODEBOOKS)
+        _keep_drawn(chosen, is_sound, record, drawn + lane * CODEBOOKS, 0, CODEBOOKS)

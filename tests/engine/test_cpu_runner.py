@@ -11,10 +11,10 @@ from chattts_serving.engine import cpu_runner
 from chattts_serving.engine.cpu_runner import CpuRunner
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
-from chattts_serving.errors import ConfigError, EngineError
+from chattts_serving.errors import ConfigError
 from chattts_serving.gpt_config import Precision
 from tests.engine.models import CONFIG, random_engine, random_weights
-from tests.engine.test_engine import drain, mixed_sequences, run
+from tests.engine.test_engine import check_that_the_poisoned_fail_alone, drain, mixed_sequences, run
 
 SUPPORTED = library.INSTRUCTION_SETS[library.INSTRUCTION_SETS.index(library.instruction_set()) :]
 PRECISIONS = [Precision.FP32, Precision.INT8]
@@ -183,11 +183,9 @@ def test_int8_is_near_float32():
     assert max(errors) < 1.2 * min(errors)
 
 
-def test_sequences_with_unusable_logits_are_refused():
-    weights = {name: tensor.numpy() for name, tensor in random_weights(CONFIG).items()}
-    weights["norm"] = np.full_like(weights["norm"], np.nan)
-    with pytest.raises(EngineError, match="not finite"):
-        run(cpu_engine(weights=weights), mixed_sequences()[:1])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_sequence_without_finite_logits_fails_alone(precision):
+    check_that_the_poisoned_fail_alone(lambda: cpu_engine(precision))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chattts_serving.engine.runner import cache_capacity
-from chattts_serving.engine.sequence import FinishReason, Kind, SamplingParams, Sequence
+from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.engine.torch_runner import TorchRunner
 from chattts_serving.errors import ConfigError
 from chattts_serving.gpt_config import Precision
@@ -121,6 +121,47 @@ def test_slots_that_move_change_nothing(monkeypatch, steps_ahead):
 def test_a_batch_as_large_as_allowed_runs_and_the_rest_waits(steps_ahead):
     sequences = [*mixed_sequences(), *mixed_sequences()]
     check_equal(sequences, run(random_engine(max_sequences=3, steps_ahead=steps_ahead), sequences), alone() * 2)
+
+
+def check_that_the_poisoned_fail_alone(make_engine):
+    """Sequences whose voice is no number end at their first draw; what others generate beside them does not change."""
+    expected = mixed_sequences()
+    expected_hidden = run(make_engine(), expected)
+    nothing = np.full(CONFIG.hidden_size, np.nan, np.float32)
+    poisoned = [sequence(kind, prompt=(3, 5, 6), speaker=nothing) for kind in Kind]
+    machine, sequences = make_engine(), mixed_sequences()
+    hidden = run(machine, [*sequences[:2], *poisoned, *sequences[2:]])
+    for one in poisoned:
+        assert one.finish_reason is FinishReason.FAILED
+        assert one.tokens == []
+    for one, other in zip(sequences, expected, strict=True):
+        assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
+        np.testing.assert_allclose(hidden[one], expected_hidden[other], atol=1e-5)
+    assert machine.is_idle
+
+
+def test_a_sequence_without_finite_logits_fails_alone(steps_ahead):
+    check_that_the_poisoned_fail_alone(lambda: random_engine(steps_ahead=steps_ahead))
+
+
+def test_batch_sequences_that_make_room_generate_the_same(steps_ahead):
+    """Interactive ones come one by one into a full batch."""
+    machine = random_engine(max_sequences=2, steps_ahead=steps_ahead)
+    batch = [sequence(prompt=one.prompt_ids, seed=7, priority=Priority.BATCH) for one in mixed_sequences()]
+    batch_alone = [sequence(prompt=one.prompt_ids, seed=7) for one in batch]
+    batch_hidden = run(random_engine(), batch_alone)
+    interactive, hidden = mixed_sequences(), {}
+    for one in batch:
+        machine.add(one)
+    for one in interactive:
+        for _ in range(3):
+            hidden |= {finished.sequence: finished.hidden for finished in machine.step()}
+        machine.add(one)
+    hidden |= drain(machine)
+    check_equal(interactive, hidden, alone())
+    expected = [(one.tokens, one.finish_reason, batch_hidden[one]) for one in batch_alone]
+    check_equal(batch, hidden, expected)
+    assert sum(one.cache_epoch for one in batch) > len(batch)  # each loses its cache at its end, some before
 
 
 def test_a_step_that_fails_leaves_no_trace(monkeypatch, steps_ahead):

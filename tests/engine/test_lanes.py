@@ -8,8 +8,8 @@ import pytest
 from chattts_serving.engine import lanes
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.lanes import Lanes
-from chattts_serving.engine.sampler import NO_TOKEN, PENALTY_WINDOW
-from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
+from chattts_serving.engine.sampler import PENALTY_WINDOW
+from chattts_serving.engine.sequence import NO_TOKEN, Kind, SamplingParams, Sequence
 from chattts_serving.engine.torch_runner import lane_buckets, prompt_buckets
 
 SPEAKER_ID = 3

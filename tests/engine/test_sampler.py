@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from chattts_serving.engine.sampler import NO_TOKEN, PENALTY_WINDOW, SamplingBatch, candidate_probabilities, draw
+from chattts_serving.engine.sampler import PENALTY_WINDOW, SamplingBatch, candidate_probabilities, draw
+from chattts_serving.engine.sequence import NO_TOKEN
 from export.chattts_package import import_chattts
 
 VOCABULARY = 626

@@ -1,13 +1,13 @@
 import pytest
 
 from chattts_serving.engine.scheduler import MIN_SLOT_GROWTH, Scheduler, SchedulerConfig
-from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
+from chattts_serving.engine.sequence import Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import ConfigError
 
 
-def sequence(prompt=10, max_new=1_000):
+def sequence(prompt=10, max_new=1_000, priority=Priority.INTERACTIVE):
     params = SamplingParams(1.0, 0.7, 20, 1.0, 0, max_new, seed=0, stream=0)
-    return Sequence(Kind.AUDIO, tuple(range(prompt)), params)
+    return Sequence(Kind.AUDIO, tuple(range(prompt)), params, priority=priority)
 
 
 def scheduler(cache=2_000, max_sequences=64, max_prefill=10_000, moves=None):
@@ -30,6 +30,41 @@ def test_first_come_first_served():
     assert queue.schedule() == [first, second]
     queue.remove(first)
     assert queue.schedule() == [second, third]
+
+
+def test_interactive_sequences_go_first_and_push_the_youngest_of_the_batch_out():
+    queue = scheduler(max_sequences=2)
+    old, young, waiting = (sequence(priority=Priority.BATCH) for _ in range(3))
+    first, second, third = (sequence() for _ in range(3))
+    for one in (old, young, waiting):
+        queue.add(one)
+    assert queue.schedule() == [old, young]
+    queue.add(first)
+    assert queue.schedule() == [first, old]
+    assert young.slot is None
+    for one in (second, third):
+        queue.add(one)
+    assert queue.schedule() == [first, second]
+    queue.remove(second)
+    assert queue.schedule() == [first, third]
+    queue.remove(first)
+    assert queue.schedule() == [third, old]
+    queue.remove(third)
+    assert queue.schedule() == [old, young]
+    queue.remove(young)
+    assert queue.schedule() == [old, waiting]
+
+
+def test_a_full_cache_makes_room_at_the_cost_of_the_batch():
+    queue = scheduler(cache=2_000)
+    batch, interactive = sequence(prompt=1_500, priority=Priority.BATCH), sequence(prompt=700)
+    queue.add(batch)
+    assert queue.schedule() == [batch]
+    queue.add(interactive)
+    assert queue.schedule() == [interactive]
+    assert (queue.num_running, queue.num_waiting) == (1, 1)
+    queue.remove(batch)
+    assert queue.num_waiting == 0
 
 
 def test_a_crowd_of_prompts_is_spread_over_steps():

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from chattts_serving.engine import lanes
-from chattts_serving.engine.sampler import NO_TOKEN, PENALTY_WINDOW
+from chattts_serving.engine.sampler import PENALTY_WINDOW
+from chattts_serving.engine.sequence import NO_TOKEN
 from chattts_serving.engine.torch_ops import Buffers, TorchOps
 from chattts_serving.gpt import DTYPES, GPT
 from chattts_serving.gpt_config import GPTConfig, weight_shapes
@@ -222,6 +223,23 @@ def test_text_is_drawn_as_in_pytorch(vocabulary, num_lanes):
     kernels.sample_text(logits)
     reference.sample_text(logits)
     check_buffers_but_unused(found, expected)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("kind", ["codes", "text"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers_draw_nothing_in_one_lane_alone(kind, value):
+    state = sampling_lanes(HEADS, 3, lanes.CODES if kind == "codes" else lanes.TEXT, seed=1)
+    reference, kernels, expected, found = both(random_model(HEADS), state, 3)
+    shape = (3, 4, HEADS.num_audio_tokens) if kind == "codes" else (3, HEADS.num_text_tokens)
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    logits[1][..., 5] = value
+    for ops in (kernels, reference):
+        getattr(ops, f"sample_{kind}")(logits)
+    check_buffers_but_unused(found, expected)
+    width = 4 if kind == "codes" else 1
+    assert (found.drawn[:3, :width] == NO_TOKEN).all(1).tolist() == [False, True, False]
+    assert (found.state[:, lanes.TOKENS : lanes.TOKENS + width] >= 0).all()
 
 
 def check_buffers_but_unused(found, expected):

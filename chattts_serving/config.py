@@ -23,6 +23,7 @@ class DecoderConfig:
     """
 
     max_requests: int = 256
+    max_batch_requests: int = 128
     max_sentences_at_once: int = 16
     max_sequences: int = 64
     max_prefill_tokens: int = 512
@@ -34,7 +35,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         """Check what is not checked where it is used."""
         at_least_one = ("max_requests", "max_sentences_at_once", "max_sequences", "max_prefill_tokens")
-        for name, least in (*((name, 1) for name in at_least_one), ("num_threads", 0)):
+        for name, least in (*((name, 1) for name in at_least_one), ("max_batch_requests", 0), ("num_threads", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"parameter '{name}' is {getattr(self, name)}; allowed is {least} or more")
         if not 0 < self.lease_s < math.inf:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.config import DecoderConfig
+from chattts_serving.cpus import available_cpus
 from chattts_serving.engine.cpu_runner import CpuRunner
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.runner import Runner
@@ -18,7 +18,7 @@ from chattts_serving.errors import InvalidInputError, ServingError
 from chattts_serving.gpt_config import GPTConfig, Precision
 from chattts_serving.prompts import Prompts
 from chattts_serving.request import GenerationRequest
-from chattts_serving.synthesis import Load, Opening, Part, Synthesizer
+from chattts_serving.synthesis import Observer, Opening, Part, Synthesizer
 from chattts_serving.synthesis import Reply as PartReply
 from chattts_serving.windows import ReadingPlan, padded
 
@@ -31,10 +31,10 @@ MAX_STREAM_ID_CHARACTERS = 64
 class Decoder:
     """The engine with its model, and the prompts of the second pass."""
 
-    def __init__(self, folder: Path, config: DecoderConfig, device: str, observe: Callable[[Load], None]) -> None:
+    def __init__(self, folder: Path, config: DecoderConfig, device: str, observer: Observer) -> None:
         """Load the artifacts in `folder` and start the engine on `device`, "cpu" or "cuda:N".
 
-        `observe` is that of `Synthesizer`.
+        `observer` is that of `Synthesizer`.
 
         Raises:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
@@ -51,10 +51,11 @@ class Decoder:
             make_engine,
             Prompts(folder),
             max_requests=config.max_requests,
+            max_batch_requests=config.max_batch_requests,
             max_sentences_at_once=config.max_sentences_at_once,
             max_sequences=config.max_sequences,
             lease_s=config.lease_s,
-            observe=observe,
+            observer=observer,
         )
 
     def open(
@@ -84,9 +85,12 @@ class Decoder:
         """Read the next chunk of an open request; `reply` and errors as for `open`."""
         self._synthesizer.read(stream_id, self._part_reply(reply))
 
-    def cancel(self, stream_id: str) -> None:
-        """Give an open request up; nothing happens when there is none of that name."""
-        self._synthesizer.cancel(stream_id)
+    def cancel(self, stream_id: str, reply: Reply) -> None:
+        """Give an open request up, if there is one of that name; `reply` gets an empty `chunk`, errors as for `open`.
+
+        The engine's thread answers, so that this also shows whether that lives.
+        """
+        self._synthesizer.cancel(stream_id, lambda: reply({"chunk": ""}))
 
     def close(self) -> None:
         """Answer every read that waits with ShuttingDownError and stop."""
@@ -127,7 +131,7 @@ def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
         ConfigError: as `Decoder`.
     """
     if device == "cpu":
-        num_threads = config.num_threads or len(os.sched_getaffinity(0))
+        num_threads = config.num_threads or available_cpus()
         return CpuRunner.load(folder, config.precision or Precision.FP32, config.kv_cache_gb, num_threads)
     # PyTorch takes seconds and 200 MB, which CPUs do without.
     from chattts_serving.engine.torch_runner import TorchRunner  # noqa: PLC0415

@@ -1,6 +1,6 @@
 """The errors of the service: one tree, and one place that maps it to status codes.
 
-    ServingError                 base; `status` is the Triton (gRPC) status name
+    ServingError                 base; `status` is the Triton (gRPC) status name, `outcome` what metrics count it as
     ├── InvalidInputError        INVALID_ARGUMENT   one input of a request is out of its range
     ├── OverloadedError          UNAVAILABLE        a bounded queue is full
     ├── ShuttingDownError        UNAVAILABLE        the server is about to end
@@ -29,6 +29,7 @@ class ServingError(Exception):
     """Base of every error that a request may be answered with."""
 
     status = "INTERNAL"
+    outcome = "failed"
     first_words = ""  # of its messages, where they tell its status: Triton loses that between two models
 
 
@@ -36,6 +37,7 @@ class InvalidInputError(ServingError):
     """One input of the request is wrong: says which one, what it was and what is allowed."""
 
     status = "INVALID_ARGUMENT"
+    outcome = "invalid"
     first_words = "input '"
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
@@ -48,6 +50,7 @@ class OverloadedError(ServingError):
     """The server is at capacity; the request was not queued."""
 
     status = "UNAVAILABLE"
+    outcome = "overloaded"
     first_words = "overloaded"
 
 
@@ -55,6 +58,7 @@ class ShuttingDownError(ServingError):
     """The server is about to end; another one may answer."""
 
     status = "UNAVAILABLE"
+    outcome = "shutting_down"
     first_words = "the server is shutting down"
 
 
@@ -62,6 +66,7 @@ class DeadlineExceededError(ServingError):
     """The request's deadline passed before its audio was complete."""
 
     status = "CANCELLED"
+    outcome = "deadline_exceeded"
     first_words = "deadline exceeded"
 
 
@@ -69,6 +74,7 @@ class CancelledError(ServingError):
     """Nobody waits for the audio any more."""
 
     status = "CANCELLED"
+    outcome = "cancelled"
     first_words = "the request was cancelled"
 
 
@@ -79,8 +85,10 @@ class CalledModelError(ServingError):
         """`status` is one of those above; INTERNAL gives way to what the message's first words tell."""
         super().__init__(message)
         kinds = (kind for kind in ServingError.__subclasses__() if kind.first_words)
-        told = (kind.status for kind in kinds if message.startswith(kind.first_words))
-        self.status = next(told, status) if status == ServingError.status else status
+        told = next((kind for kind in kinds if message.startswith(kind.first_words)), ServingError)
+        self.status = told.status if status == ServingError.status else status
+        kind = told if told.status == self.status else _KINDS.get(self.status, ServingError)
+        self.outcome = kind.outcome
 
 
 class EngineError(ServingError):
@@ -89,3 +97,10 @@ class EngineError(ServingError):
 
 class ConfigError(ServingError):
     """A configuration value or an artifact is missing or wrong; raised before anything is served."""
+
+
+_KINDS: dict[str, type[ServingError]] = {  # of Triton's own errors
+    "INVALID_ARGUMENT": InvalidInputError,
+    "UNAVAILABLE": OverloadedError,
+    "CANCELLED": CancelledError,
+}

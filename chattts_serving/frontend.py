@@ -114,6 +114,7 @@ class TextFrontend:
             has_speaker=_has_speaker(request),
             seed=seed,
             deadline_ns=None if request.deadline_ms is None else now_ns + request.deadline_ms * 1_000_000,
+            priority=request.priority,
             sampling=request.sampling,
         )
         self._check_lengths(generation)

@@ -22,6 +22,7 @@ MAX_REFINED_TOKENS = 384  # per sentence, ChatTTS's own limit
 MAX_DEADLINE_MS = 3_600_000
 MAX_PAUSE_TOKENS = 128  # 2.7 s between two sentences
 LANGUAGES = ("zh", "en")
+PRIORITIES = ("interactive", "batch")
 MAX_SENTENCES = 2_000  # of one request; 20,000 characters make fewer
 # Beyond these, float32 logits would overflow: divided by the temperature, times the penalty to the power of 16.
 TEMPERATURE_RANGE = (1e-7, 1e6)
@@ -115,6 +116,7 @@ class SynthesisRequest(SamplingOptions):
         prompt: control tags for the audio pass ([speed_5]).
         language: "zh", "en", or "" to detect it per sentence.
         deadline_ms: give up after this many milliseconds; None for no limit.
+        priority: "interactive", or "batch" to let those go first.
 
     Raises:
         InvalidInputError: a value is out of its range.
@@ -132,6 +134,7 @@ class SynthesisRequest(SamplingOptions):
     prompt: str = "[speed_5]"
     language: str = ""
     deadline_ms: int | None = None
+    priority: str = PRIORITIES[0]
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -144,6 +147,8 @@ class SynthesisRequest(SamplingOptions):
         _check_text("prompt", self.prompt, most=MAX_PROMPT_CHARACTERS)
         if self.language not in ("", *LANGUAGES):
             raise InvalidInputError("language", self.language, f"one of {', '.join(LANGUAGES)}, or empty to detect it")
+        if self.priority not in PRIORITIES:
+            raise InvalidInputError("priority", self.priority, f"one of {', '.join(PRIORITIES)}")
         if self.seed is not None:
             _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ms is not None:
@@ -177,6 +182,7 @@ class GenerationRequest:
         seed: key of every random draw of this request.
         deadline_ns: `time.monotonic_ns()` past which the request is given up (one clock for all processes of a
             machine), or None.
+        priority: one of PRIORITIES.
         sampling: how tokens are drawn.
     """
 
@@ -191,6 +197,7 @@ class GenerationRequest:
     has_speaker: bool
     seed: int
     deadline_ns: int | None
+    priority: str
     sampling: SamplingOptions
 
     def to_json(self) -> str:
@@ -233,11 +240,26 @@ class GenerationRequest:
         for name, kind in (*((name, bool) for name in bools), ("prompt", str), ("sample_text", str)):
             if not isinstance(getattr(self, name), kind):
                 raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)
+        if self.priority not in PRIORITIES:
+            raise InvalidInputError("generation", {"priority": self.priority}, allowed)
         for text in (self.prompt, self.sample_text, *self.texts):
             _check_unicode("generation", text)
         _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ns is not None:
             _check_integer("deadline_ns", self.deadline_ns, least=0, most=INT63_MAX)
+
+
+def deadline_of(generation: str) -> float | None:
+    """The `time.monotonic()` past which a request is given up, from its `GenerationRequest` as JSON; None for none.
+
+    Raises:
+        InvalidInputError: it is no such JSON.
+    """
+    try:
+        deadline_ns = json.loads(generation)["deadline_ns"]
+        return None if deadline_ns is None else float(deadline_ns) / 1e9
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError("generation", generation, "what text_frontend writes") from error
 
 
 def _integers(values: list[object]) -> list[int]:

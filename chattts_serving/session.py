@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.audio import SAMPLE_RATE
-from chattts_serving.errors import CancelledError, ServingError
+from chattts_serving.errors import CancelledError, DeadlineExceededError, ServingError
+from chattts_serving.request import deadline_of
 from chattts_serving.windows import Chunk, ReadingPlan, sentences_json
 
 CANCEL_POLL_S = 0.1  # between two looks whether the caller of a stream has gone; one takes 16 us (measured)
+DEADLINE_GRACE_S = 0.1  # past a deadline, which the engine keeps; decoder and vocoder know none
 
 Samples = npt.NDArray[np.float32]
 Values = Mapping[str, npt.NDArray[Any] | str]
@@ -52,6 +55,7 @@ class SpeechSession:
             prepared: `generation` and `speaker_embedding`, as text_frontend writes them.
         """
         self._call = call
+        self.deadline = deadline_of(str(prepared["generation"]))
         self._stream_id = secrets.token_hex(16)
         self._opening = {name: prepared[name] for name in ("generation", "speaker_embedding")}
         self._opening["reading"] = plan.to_json()
@@ -115,7 +119,10 @@ async def speak(call: CallModel, plan: ReadingPlan, prepared: Values) -> Values:
     """
     session = SpeechSession(call, plan, prepared)
     try:
-        return outputs_of([heard async for heard in session.chunks()])
+        return outputs_of(await asyncio.wait_for(_all(session), _seconds_left(session)))
+    except asyncio.TimeoutError:
+        await session.cancel()
+        raise _deadline_exceeded() from None
     except BaseException:
         await session.cancel()
         raise
@@ -146,18 +153,36 @@ async def stream(
     session = SpeechSession(call, plan, prepared)
     sending = asyncio.create_task(_send_all(session, prepared["used_speaker"], send))
     try:
-        await _watched(sending, is_cancelled)
+        await _watched(session, sending, is_cancelled)
     except BaseException:
         await _give_up(session, sending)
         raise
 
 
-async def _watched(sending: asyncio.Task[None], is_cancelled: Callable[[], bool]) -> None:
-    """Wait for `sending`, or raise CancelledError once the caller has gone."""
+async def _all(session: SpeechSession) -> list[Heard]:
+    return [heard async for heard in session.chunks()]
+
+
+def _seconds_left(session: SpeechSession) -> float | None:
+    return None if session.deadline is None else session.deadline + DEADLINE_GRACE_S - time.monotonic()
+
+
+def _deadline_exceeded() -> DeadlineExceededError:
+    return DeadlineExceededError("deadline exceeded before the audio was complete")
+
+
+async def _watched(session: SpeechSession, sending: asyncio.Task[None], is_cancelled: Callable[[], bool]) -> None:
+    """Wait for `sending`, or raise CancelledError once the caller has gone, DeadlineExceededError past the deadline."""
     while not sending.done():
         await asyncio.wait([sending], timeout=CANCEL_POLL_S)
-        if not sending.done() and is_cancelled():
+        if sending.done():
+            break
+        if is_cancelled():
             raise CancelledError("the caller has gone")
+        left = _seconds_left(session)
+        if left is not None and left <= 0:
+            sending.cancel()  # whatever it waits for; the engine drops the request by itself
+            raise _deadline_exceeded()
     sending.result()
 
 
@@ -167,7 +192,8 @@ async def _give_up(session: SpeechSession, sending: asyncio.Task[None]) -> None:
         await session.cancel()
         await asyncio.wait([sending], timeout=CANCEL_POLL_S)
         if sending.done():
-            sending.exception()  # taken, or asyncio would log it
+            if not sending.cancelled():
+                sending.exception()  # taken, or asyncio would log it
             return
 
 

@@ -7,11 +7,12 @@ engine and everything here but the queue of arrivals; every reply leaves from it
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN
+from chattts_serving.drain import drained_until
 from chattts_serving.engine.engine import Engine, Finished
-from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
+from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REQUEST_TOKENS = 98_304  # audio tokens of one request, 35 min: 200 MB of samples in one answer
 LOOK_S = 0.02  # between two looks at deadlines, leases and load
+MAX_FAILED_STEPS = 3  # in a row; a GPU that has failed does not recover within a process
+LAST_WORDS_S = 1.0  # for the answers of a process that ends itself
 
 
 class PromptBuilder(Protocol):
@@ -83,19 +87,46 @@ class Part:
 
 @dataclass(frozen=True)
 class Load:
-    """How busy the engine is; each field is a gauge of its name.
+    """How busy the engine is.
 
     Attributes:
         requests_open: requests that were taken and have not ended.
         sequences_running: sequences in the batch.
         sequences_waiting: sequences that wait for room in the batch or the cache.
         cache_tokens_used: tokens of the key-value cache that are in use.
+        cache_tokens: that it holds.
     """
 
     requests_open: int = 0
     sequences_running: int = 0
     sequences_waiting: int = 0
     cache_tokens_used: int = 0
+    cache_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the engine.
+
+    Attributes:
+        seconds: that it took.
+        num_sequences: in the batch.
+        num_generated: tokens that it added to the sequences, by kind.
+    """
+
+    seconds: float
+    num_sequences: int
+    num_generated: Mapping[Kind, int]
+
+
+class Observer(Protocol):
+    """Is told what the engine does, from its thread; must not keep it waiting."""
+
+    def load(self, load: Load) -> None:
+        """How busy the engine is: whenever that has changed, but not more often than every LOOK_S."""
+
+    def step(self, step: Step) -> None:
+        """A step is done."""
 
 
 Reply = Callable[["Part | ServingError"], None]
@@ -142,6 +173,11 @@ class _Job:
         """What to say."""
         return self.opening.request
 
+    @property
+    def priority(self) -> Priority:
+        """Whether others go first."""
+        return Priority[self.request.priority.upper()]
+
 
 class Synthesizer:
     """Runs requests through an engine, many at a time, and answers each read exactly once."""
@@ -152,10 +188,12 @@ class Synthesizer:
         prompts: PromptBuilder,
         *,
         max_requests: int,
+        max_batch_requests: int,
         max_sentences_at_once: int,
         max_sequences: int,
         lease_s: float,
-        observe: Callable[[Load], None] = lambda _: None,
+        observer: Observer | None = None,
+        abandon: Callable[[], None] = lambda: os._exit(1),
     ) -> None:
         """Start the thread and wait until its engine is made.
 
@@ -164,20 +202,22 @@ class Synthesizer:
                 thread.
             prompts: makes the prompts of the second pass.
             max_requests: requests at once; one more is refused.
+            max_batch_requests: of those, the most of priority `BATCH`.
             max_sentences_at_once: sentences of one request in the engine, so that a long text leaves room for others.
             max_sequences: that the engine runs at once; open requests share them.
             lease_s: seconds between two reads after which a request is given up.
-            observe: told how busy the engine is whenever that has changed, but not more often than every LOOK_S.
+            observer: told what the engine does.
+            abandon: ends the process, for another one to take over, when MAX_FAILED_STEPS steps in a row have failed.
 
         Raises:
             Exception: whatever `make_engine` raises.
         """
         self._prompts = prompts
-        self._max_requests = max_requests
+        self._max_requests = {Priority.INTERACTIVE: max_requests, Priority.BATCH: max_batch_requests}
         self._max_sentences_at_once = max_sentences_at_once
         self._max_sequences = max_sequences
         self._lease_s = lease_s
-        self._num_open = 0  # requests taken and not yet ended, guarded by _lock
+        self._num_open = dict.fromkeys(Priority, 0)  # requests taken and not yet ended, guarded by _lock
         self._lock = threading.Lock()
         self._closing = False
         self._arrivals: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
@@ -185,8 +225,10 @@ class Synthesizer:
         self._reading: dict[_Job, None] = {}  # those with a read that waits, longest first
         self._owners: dict[Sequence, tuple[_Job, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
-        self._observe = observe
+        self._observer = observer
         self._observed = Load()
+        self._abandon = abandon
+        self._num_failed_steps = 0  # in a row
         self._made: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_engine,), name="engine", daemon=True)
         self._thread.start()
@@ -201,18 +243,17 @@ class Synthesizer:
             reply: called once, from the engine's thread, with the first chunk or the error.
 
         Raises:
-            OverloadedError: `max_requests` requests are open; `reply` will not be called.
-            ShuttingDownError: the synthesizer is closed; `reply` will not be called.
+            OverloadedError: as many requests as allowed are open; `reply` will not be called.
+            ShuttingDownError: the synthesizer is closed, or the server is about to end; `reply` will not be called.
         """
         texts = opening.request.texts
         job = _Job(name, opening, list(texts), deque(range(len(texts))))
+        if drained_until() is not None:
+            raise _shutting_down()
         with self._lock:
             self._check_open()
-            if self._num_open >= self._max_requests:
-                raise OverloadedError(
-                    f"overloaded: {self._num_open} requests are open, the most allowed; try again later"
-                )
-            self._num_open += 1
+            self._check_room(job.priority)
+            self._num_open[job.priority] += 1
             self._arrivals.put(lambda: self._open(job, reply))
 
     def read(self, name: str, reply: Reply) -> None:
@@ -225,9 +266,17 @@ class Synthesizer:
             self._check_open()
             self._arrivals.put(lambda: self._read(name, reply))
 
-    def cancel(self, name: str) -> None:
-        """Give the request `name` up, if it is open: nobody will read it any more. A read that waits is answered."""
-        self._arrivals.put(lambda: self._cancel(name))
+    def cancel(self, name: str, done: Callable[[], None]) -> None:
+        """Give the request `name` up, if it is open: nobody will read it any more. A read that waits is answered.
+
+        `done` is called afterwards, from the engine's thread.
+
+        Raises:
+            ShuttingDownError: the synthesizer is closed; `done` will not be called.
+        """
+        with self._lock:
+            self._check_open()
+            self._arrivals.put(lambda: self._cancel(name, done))
 
     def close(self) -> None:
         """Answer every read that waits with ShuttingDownError and end the thread."""
@@ -240,6 +289,16 @@ class Synthesizer:
         if self._closing:
             raise _shutting_down()
 
+    def _check_room(self, priority: Priority) -> None:
+        num_open = sum(self._num_open.values())
+        if num_open >= self._max_requests[Priority.INTERACTIVE]:
+            raise OverloadedError(f"overloaded: {num_open} requests are open, the most allowed; try again later")
+        if priority is Priority.BATCH and self._num_open[priority] >= self._max_requests[priority]:
+            raise OverloadedError(
+                f"overloaded: {self._num_open[priority]} requests of priority 'batch' are open, the most allowed; "
+                "try again later"
+            )
+
     def _run(self, make_engine: Callable[[], Engine]) -> None:
         try:
             self._engine = make_engine()
@@ -249,13 +308,7 @@ class Synthesizer:
         self._made.set_result(None)
         while self._take_arrivals():
             self._look_around()
-            try:
-                finished = [] if self._engine.is_idle else self._engine.step()
-            except Exception:
-                logger.exception("a step of the engine failed")
-                self._end_all(EngineError("a step of the engine failed; the server's log has the cause"))
-                continue
-            for one in finished:
+            for one in [] if self._engine.is_idle else self._step():
                 self._advance(one)
             self._answer_reads()
         with suppress(queue.Empty):
@@ -264,6 +317,25 @@ class Synthesizer:
                 if arrival is not None:
                     arrival()
         self._end_all(_shutting_down())
+
+    def _step(self) -> list[Finished]:
+        """One step of the engine; one that fails ends every open request."""
+        started = time.perf_counter()
+        try:
+            finished = self._engine.step()
+        except Exception:
+            logger.exception("a step of the engine failed")
+            self._end_all(EngineError("a step of the engine failed; the server's log has the cause"))
+            self._num_failed_steps += 1
+            if self._num_failed_steps == MAX_FAILED_STEPS:
+                logger.critical("%d steps in a row have failed: this process ends", MAX_FAILED_STEPS)
+                time.sleep(LAST_WORDS_S)
+                self._abandon()
+            return []
+        self._num_failed_steps = 0
+        seconds = time.perf_counter() - started
+        self._tell(lambda observer: observer.step(Step(seconds, self._engine.batch_size, self._engine.num_generated)))
+        return finished
 
     def _take_arrivals(self) -> bool:
         """Do what has arrived, waiting for it when there is nothing else to do; False once closed."""
@@ -281,7 +353,7 @@ class Synthesizer:
     def _open(self, job: _Job, reply: Reply) -> None:
         if job.name in self._jobs:
             with self._lock:
-                self._num_open -= 1
+                self._num_open[job.priority] -= 1
             _send(reply, InvalidInputError("stream_id", job.name, "the id of no open stream, with 'generation'"))
             return
         self._jobs[job.name] = job
@@ -301,9 +373,13 @@ class Synthesizer:
             return
         self._answer_read(job)
 
-    def _cancel(self, name: str) -> None:
+    def _cancel(self, name: str, done: Callable[[], None]) -> None:
         if name in self._jobs:
             self._end(self._jobs[name], CancelledError("the request was cancelled"))
+        try:
+            done()
+        except Exception:
+            logger.exception("a reply could not be sent")
 
     def _wait_for(self, job: _Job, reply: Reply) -> None:
         job.reply = reply
@@ -317,6 +393,8 @@ class Synthesizer:
         job, place = owner
         with self._answers_for(job):
             del job.running[place]
+            if finished.sequence.finish_reason is FinishReason.FAILED:
+                raise EngineError(f"sentence {place + 1} failed: the model's logits are not finite")
             if finished.sequence.kind is Kind.TEXT:
                 self._take_refined(job, place, finished.sequence)
             else:
@@ -344,14 +422,15 @@ class Synthesizer:
     def _start_waiting(self, job: _Job) -> None:
         """Queue as many sentences in the engine as a request may have there, finished and unread ones included."""
         kind = Kind.TEXT if job.request.refine else Kind.AUDIO
-        share = max(1, self._max_sequences // len(self._jobs))
+        rivals = sum(other.priority <= job.priority for other in self._jobs.values())
+        share = max(1, self._max_sequences // rivals)
         allowed = min(share, self._max_sentences_at_once, job.opening.plan.sentences_ahead)
         while job.waiting and len(job.running) + len(job.spoken) < allowed:
             place = job.waiting.popleft()
             self._add(job, place, kind, job.request.prompts[place])
 
     def _add(self, job: _Job, place: int, kind: Kind, prompt: tuple[int, ...]) -> None:
-        sequence = _sequence(job.opening, place, kind, prompt)
+        sequence = _sequence(job, place, kind, prompt)
         try:
             self._engine.add(sequence)
         except ValueError as error:
@@ -408,17 +487,30 @@ class Synthesizer:
         if now >= self._next_look:
             self._next_look = now + LOOK_S
             self._drop_expired(now)
+            drained = drained_until()
+            if drained is not None and now >= drained:
+                self._end_all(_shutting_down())
             self._report_load()
 
     def _report_load(self) -> None:
         engine = self._engine
-        load = Load(len(self._jobs), engine.num_running, engine.num_waiting, engine.num_used_cache_tokens)
+        load = Load(
+            requests_open=len(self._jobs),
+            sequences_running=engine.num_running,
+            sequences_waiting=engine.num_waiting,
+            cache_tokens_used=engine.num_used_cache_tokens,
+            cache_tokens=engine.num_cache_tokens,
+        )
         if load != self._observed:
             self._observed = load
+            self._tell(lambda observer: observer.load(load))
+
+    def _tell(self, what: Callable[[Observer], None]) -> None:
+        if self._observer is not None:
             try:
-                self._observe(load)
+                what(self._observer)
             except Exception:  # whatever it is, requests matter more
-                logger.exception("the engine's load could not be reported")
+                logger.exception("what the engine does could not be reported")
 
     def _drop_expired(self, now: float) -> None:
         for job in list(self._jobs.values()):
@@ -453,7 +545,7 @@ class Synthesizer:
         self._leave_engine(job)
         del self._jobs[job.name]
         with self._lock:
-            self._num_open -= 1
+            self._num_open[job.priority] -= 1
 
     def _reply(self, job: _Job, outcome: Part | ServingError) -> None:
         """The one place that answers reads of open requests."""
@@ -520,8 +612,9 @@ def _take_chunk(job: _Job, sequence: Sequence, window: Window) -> Chunk:
     )
 
 
-def _sequence(opening: Opening, place: int, kind: Kind, prompt: tuple[int, ...]) -> Sequence:
+def _sequence(job: _Job, place: int, kind: Kind, prompt: tuple[int, ...]) -> Sequence:
     """Sentence number `place` of the request as a sequence that generates `kind`."""
+    opening, priority = job.opening, job.priority
     options = opening.request.sampling
     stream = 2 * place + (kind is Kind.AUDIO)
     if kind is Kind.TEXT:
@@ -535,7 +628,7 @@ def _sequence(opening: Opening, place: int, kind: Kind, prompt: tuple[int, ...])
             seed=opening.request.seed,
             stream=stream,
         )
-        return Sequence(kind, prompt, params)
+        return Sequence(kind, prompt, params, priority=priority)
     params = SamplingParams(
         temperature=options.temperature,
         top_p=options.top_p,
@@ -546,4 +639,4 @@ def _sequence(opening: Opening, place: int, kind: Kind, prompt: tuple[int, ...])
         seed=opening.request.seed,
         stream=stream,
     )
-    return Sequence(kind, prompt, params, opening.request.sample_codes, opening.speaker)
+    return Sequence(kind, prompt, params, opening.request.sample_codes, opening.speaker, priority)

@@ -115,27 +115,6 @@ def answer(pb_utils: Any, call: Callable[[], Outputs]) -> Any:
         return failure(pb_utils, error)
 
 
-class Gauges:
-    """Custom metrics on Triton's metrics endpoint, `chattts_NAME` each."""
-
-    def __init__(self, pb_utils: Any, fields: Mapping[str, str]) -> None:
-        """`fields` has the description of each gauge by its name."""
-        self._metrics = {}
-        for name, description in fields.items():
-            family = pb_utils.MetricFamily(f"chattts_{name}", description, pb_utils.MetricFamily.GAUGE)
-            self._metrics[name] = (family, family.Metric(labels={}))  # without its family a metric cannot be set
-
-    def set(self, values: Mapping[str, float]) -> None:
-        """Set each gauge that `values` names."""
-        for name, value in values.items():
-            _, metric = self._metrics[name]
-            metric.set(value)
-
-    def close(self) -> None:
-        """Free the gauges: any that outlive the server crash the model's process."""
-        self._metrics.clear()
-
-
 def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str]) -> Any:
     return pb_utils.InferenceRequest(
         model_name=model, requested_output_names=list(outputs), inputs=_tensors(pb_utils, inputs)

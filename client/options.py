@@ -51,6 +51,7 @@ class SynthesisOptions:
     prompt: str | None = _option("BYTES", "control tags of the audio pass; default [speed_5]")
     language: str | None = _option("BYTES", "zh or en; default detected")
     deadline_ms: int | None = _option("INT32", "the server gives up after this many milliseconds; default the timeout")
+    priority: str | None = _option("BYTES", "interactive, or batch to let those go first; default interactive")
     refine_temperature: float | None = _option("FP32", "of the refined text, > 0; default 0.7")
     refine_max_new_tokens: int | None = _option("INT32", "most tokens of a refined sentence, to 384; default 384")
 
@@ -75,6 +76,7 @@ class OptionValues(TypedDict, total=False):
     prompt: str | None
     language: str | None
     deadline_ms: int | None
+    priority: str | None
     refine_temperature: float | None
     refine_max_new_tokens: int | None
 

@@ -145,15 +145,25 @@ class MetricFamily:
         self.name, self.description, self.kind = name, description, kind
 
     def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802
-        assert not labels
-        return Metric()
+        metrics.append(Metric(self, labels))
+        return metrics[-1]
 
 
 class Metric:
-    value = 0.0
+    def __init__(self, family: MetricFamily, labels: dict[str, str]) -> None:
+        self.family, self.labels, self.value = family, labels, 0.0
 
     def set(self, value: float) -> None:
+        assert self.family.kind == MetricFamily.GAUGE
         self.value = value
+
+    def increment(self, value: float) -> None:
+        assert self.family.kind == MetricFamily.COUNTER
+        assert value >= 0
+        self.value += value
+
+
+metrics: list[Metric] = []  # all that were made
 
 
 class Logger:

@@ -222,11 +222,18 @@ def stream(
         has_speaker=True,
         seed=1,
         deadline_ns=None,
+        priority="interactive",
         sampling=SamplingOptions(),
     )
     engine = ScriptedEngine(sentences, arrivals)
     synthesizer = Synthesizer(
-        lambda: engine, Prompts(), max_requests=1, max_sentences_at_once=16, max_sequences=64, lease_s=60
+        lambda: engine,
+        Prompts(),
+        max_requests=1,
+        max_batch_requests=1,
+        max_sentences_at_once=16,
+        max_sequences=64,
+        lease_s=60,
     )
     session = SpeechSession(
         Models(engine, synthesizer, render, planted).call,

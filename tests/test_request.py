@@ -103,6 +103,7 @@ GENERATION = GenerationRequest(
     has_speaker=True,
     seed=2**63 - 1,
     deadline_ns=None,
+    priority="batch",
     sampling=SamplingOptions(temperature=1e-5),
 )
 
@@ -131,6 +132,8 @@ def test_a_generation_request_survives_json():
         {"prompt": 3},
         {"seed": -1},
         {"deadline_ns": "soon"},
+        {"priority": "high"},
+        {"priority": None},
         {"sample_codes": [["a"]]},
         {"prompts": [[1]] * 2_001, "texts": ["a"] * 2_001},
         {"texts": ["\ud800", "b"]},

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from chattts_serving import session
-from chattts_serving.errors import CalledModelError, CancelledError, InvalidInputError
+from chattts_serving.errors import CalledModelError, CancelledError, DeadlineExceededError, InvalidInputError
 from chattts_serving.session import SpeechSession, cross_faded, outputs_of, speak, stream
 from chattts_serving.windows import Chunk, ReadingPlan, SpokenSentence
 
 PLAN = ReadingPlan((16,), 32)
 PREPARED = {
-    "generation": "{}",
+    "generation": '{"deadline_ns": null}',
     "speaker_embedding": np.ones(3, np.float32),
     "used_speaker": "the voice",
 }
@@ -408,3 +410,51 @@ def test_a_cancel_that_overtakes_the_opening_still_ends_the_stream():
     with pytest.raises(CancelledError):
         asyncio.run(run())
     assert models.num_cancels >= 2
+
+
+# Deadlines
+
+
+class Stuck(Models):
+    """A vocoder that never answers."""
+
+    async def _speech_chunk(self):
+        await asyncio.Event().wait()
+
+
+def with_deadline(seconds):
+    deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+    return PREPARED | {"generation": json.dumps({"deadline_ns": deadline_ns})}
+
+
+@pytest.fixture
+def no_grace(monkeypatch):
+    monkeypatch.setattr(session, "DEADLINE_GRACE_S", 0.0)
+
+
+def test_a_speech_does_not_wait_for_the_vocoder_past_its_deadline(no_grace):
+    models = Stuck([])
+    with pytest.raises(DeadlineExceededError):
+        asyncio.run(asyncio.wait_for(speak(models.call, PLAN, with_deadline(0.05)), 30))
+    check_given_up(models)
+
+
+def test_a_stream_does_not_wait_for_the_vocoder_past_its_deadline(no_grace, monkeypatch):
+    models, caller = Stuck([]), Caller()
+    monkeypatch.setattr(sys.modules[__name__], "PREPARED", with_deadline(0.05))
+    with pytest.raises(DeadlineExceededError):
+        run_stream(models, caller)
+    check_given_up(models)
+    assert caller.chunks == []
+
+
+def test_a_deadline_that_is_kept_changes_nothing():
+    models = Models(SPOKEN)
+    outputs = asyncio.run(speak(models.call, PLAN, with_deadline(60)))
+    assert outputs["audio"].tolist() == AUDIO
+
+
+@pytest.mark.parametrize("generation", ["", "[]", "{}", '{"deadline_ns": "soon"}'])
+def test_what_is_no_generation_is_refused(generation):
+    with pytest.raises(InvalidInputError, match="'generation'"):
+        asyncio.run(speak(Models([]).call, PLAN, PREPARED | {"generation": generation}))

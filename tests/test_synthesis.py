@@ -7,7 +7,10 @@ import time
 import numpy as np
 import pytest
 
+from chattts_serving import synthesis
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
+from chattts_serving.draining import DRAIN_FILE
+from chattts_serving.engine.sequence import Kind
 from chattts_serving.errors import (
     CancelledError,
     ConfigError,
@@ -39,7 +42,13 @@ class Prompts:
 
 
 def make_synthesizer(engine, prompts=None, **settings):
-    defaults = {"max_requests": 8, "max_sentences_at_once": 2, "max_sequences": 64, "lease_s": 30.0}
+    defaults = {
+        "max_requests": 8,
+        "max_batch_requests": 4,
+        "max_sentences_at_once": 2,
+        "max_sequences": 64,
+        "lease_s": 30.0,
+    }
     return Synthesizer(lambda: engine, prompts or Prompts(), **defaults | settings)
 
 
@@ -55,7 +64,9 @@ def synthesizer(engine):
     synthesizer.close()
 
 
-def request(prompts=((5, 6),), refine=False, refine_only=False, seed=1, deadline_ns=None, **sampling):
+def request(
+    prompts=((5, 6),), refine=False, refine_only=False, seed=1, deadline_ns=None, priority="interactive", **sampling
+):
     options = {"max_new_tokens": 20, "refine_max_new_tokens": 10} | sampling
     return GenerationRequest(
         prompts=prompts,
@@ -69,6 +80,7 @@ def request(prompts=((5, 6),), refine=False, refine_only=False, seed=1, deadline
         has_speaker=True,
         seed=seed,
         deadline_ns=deadline_ns,
+        priority=priority,
         sampling=SamplingOptions(**options),
     )
 
@@ -106,12 +118,19 @@ def answer(synthesizer, one, plan=WHOLE):
     return parts if isinstance(parts[-1], Part) else parts[-1]
 
 
+def cancel(synthesizer, name):
+    """Cancel, and wait until that is done."""
+    done = threading.Event()
+    synthesizer.cancel(name, done.set)
+    assert done.wait(timeout=30)
+
+
 def codes(parts):
     return [code for part in parts for code in part.codes]
 
 
-def endless(seed=1):
-    return request(seed=seed, min_new_tokens=120, max_new_tokens=120)
+def endless(seed=1, **values):
+    return request(seed=seed, min_new_tokens=120, max_new_tokens=120, **values)
 
 
 def is_answered(outcome):
@@ -127,7 +146,9 @@ def test_an_engine_that_cannot_be_made_is_an_error_at_once():
         raise ConfigError("planted")
 
     with pytest.raises(ConfigError, match="planted"):
-        Synthesizer(fail, Prompts(), max_requests=8, max_sentences_at_once=2, max_sequences=4, lease_s=1.0)
+        Synthesizer(
+            fail, Prompts(), max_requests=8, max_batch_requests=8, max_sentences_at_once=2, max_sequences=4, lease_s=1.0
+        )
 
 
 def test_sentences_are_read_in_order_with_their_codes_and_hidden_states(synthesizer):
@@ -179,7 +200,7 @@ def test_the_first_chunk_comes_before_the_sentence_ends(synthesizer, engine):
     first = stream.next()
     assert not first.chunk.is_final
     assert engine.num_running == 1
-    synthesizer.cancel(stream.name)
+    cancel(synthesizer, stream.name)
 
 
 @pytest.mark.parametrize("steps_ahead", [0, 1])
@@ -259,7 +280,7 @@ def test_sentences_that_nobody_reads_are_not_spoken_ahead(synthesizer, engine):
         time.sleep(0.01)
     (job,) = synthesizer._jobs.values()
     assert len(job.waiting) == 20 - 1 - 2  # one was read, two are kept
-    synthesizer.cancel(stream.name)
+    cancel(synthesizer, stream.name)
 
 
 def test_open_requests_share_the_batch(engine, monkeypatch):
@@ -299,7 +320,7 @@ def test_a_name_is_taken_until_its_request_ends(synthesizer):
     assert is_answered(stream.next())
     synthesizer.open(stream.name, Opening(request(), SPEAKER, WHOLE), replies.put)
     assert is_answered(replies.get(timeout=30))
-    assert synthesizer._num_open == 0
+    assert not any(synthesizer._num_open.values())
 
 
 def test_a_read_of_no_open_request_is_refused_by_name(synthesizer):
@@ -324,7 +345,7 @@ def test_a_cancelled_request_leaves_the_engine_and_its_neighbour_alone(synthesiz
     assert is_answered(stream.next())
     if reading:
         synthesizer.read(stream.name, stream.replies.put)
-    synthesizer.cancel(stream.name)
+    cancel(synthesizer, stream.name)
     if reading:
         outcomes = [stream.next()]
         assert isinstance(outcomes[-1], (CancelledError, Part))
@@ -334,7 +355,7 @@ def test_a_cancelled_request_leaves_the_engine_and_its_neighbour_alone(synthesiz
 
 
 def test_cancelling_what_is_not_open_does_nothing(synthesizer):
-    synthesizer.cancel("nobody")
+    cancel(synthesizer, "nobody")
     assert answer(synthesizer, request())
 
 
@@ -344,7 +365,7 @@ def test_a_request_that_nobody_reads_is_given_up_after_its_lease(engine):
         stream = Stream(synthesizer, request(prompts=((5,), (6,), (7,))))
         assert is_answered(stream.next())
         give_up = time.monotonic() + 30
-        while synthesizer._num_open:
+        while any(synthesizer._num_open.values()):
             assert time.monotonic() < give_up
             time.sleep(0.01)
         assert "lease" in str(stream.read())
@@ -378,7 +399,7 @@ def test_a_deadline_that_passes_between_reads_answers_the_next_one(synthesizer, 
         time.sleep(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) + 0.1)
         assert isinstance(stream.read(), DeadlineExceededError)
     assert is_at_rest(engine)
-    assert synthesizer._num_open == 0
+    assert not any(synthesizer._num_open.values())
 
 
 def test_a_sentence_too_long_for_the_model_fails_its_request_alone(synthesizer, engine):
@@ -407,6 +428,92 @@ def test_a_failed_step_answers_every_request_and_the_next_one_works(synthesizer,
     assert is_at_rest(engine)
 
 
+def test_steps_that_go_on_failing_end_the_process(engine, monkeypatch):
+    """Its requests are answered first; steps between that work start the count anew."""
+    monkeypatch.setattr(synthesis, "LAST_WORDS_S", 0.0)
+    abandoned = threading.Event()
+    synthesizer = make_synthesizer(engine, abandon=abandoned.set)
+    step, broken = engine.step, threading.Event()
+
+    def fail_if_broken():
+        if broken.is_set():
+            raise RuntimeError("planted")
+        return step()
+
+    monkeypatch.setattr(engine, "step", fail_if_broken)
+    for number in (1, 2, 1, 2, 3):
+        if number == 1:
+            broken.clear()
+            assert is_answered(answer(synthesizer, request())[-1])
+            broken.set()
+        assert isinstance(answer(synthesizer, request()), EngineError)
+        if number < 3:
+            assert not abandoned.is_set()
+    assert abandoned.wait(30)
+    synthesizer.close()
+
+
+def test_a_request_whose_logits_are_no_numbers_fails_alone(synthesizer):
+    neighbour = Stream(synthesizer, endless())
+    poisoned = queue.Queue()
+    nothing = np.full_like(SPEAKER, np.nan)
+    one = request(prompts=((CONFIG.spk_emb_id, 5), (6,)))
+    synthesizer.open("poisoned", Opening(one, nothing, WHOLE), poisoned.put)
+    failed = poisoned.get(timeout=30)
+    assert isinstance(failed, EngineError)
+    assert str(failed) == "sentence 1 failed: the model's logits are not finite"
+    assert is_answered(neighbour.next())
+    assert not any(synthesizer._num_open.values())
+
+
+def test_batch_requests_leave_room_for_interactive_ones(synthesizer):
+    """Four of eight may be of the batch."""
+    batch = [Stream(synthesizer, endless(priority="batch")) for _ in range(4)]
+    with pytest.raises(OverloadedError, match="overloaded: 4 requests of priority 'batch' are open"):
+        Stream(synthesizer, request(priority="batch"))
+    interactive = [Stream(synthesizer, endless()) for _ in range(4)]
+    with pytest.raises(OverloadedError, match="overloaded: 8 requests are open"):
+        Stream(synthesizer, request())
+    assert all(is_answered(stream.next()) for stream in [*batch, *interactive])
+    assert is_answered(answer(synthesizer, request(priority="batch"))[-1])
+
+
+@pytest.mark.parametrize("steps_ahead", [0, 1])
+def test_interactive_requests_overtake_the_batch(steps_ahead):
+    """A batch of two is full with two long texts; those that come later are through before either of them."""
+    engine = random_engine(max_sequences=2, steps_ahead=steps_ahead)
+    synthesizer = make_synthesizer(engine, max_sequences=2)
+    alone = [codes(answer(synthesizer, endless(seed))) for seed in (1, 2)]
+    order, replies = [], {name: queue.Queue() for name in ("batch 1", "batch 2", "interactive 1", "interactive 2")}
+    for seed, (name, reply) in enumerate(replies.items(), start=1):
+        one = endless(seed, priority=name.split()[0])
+        synthesizer.open(
+            name, Opening(one, SPEAKER, WHOLE), lambda part, n=name, put=reply.put: (order.append(n), put(part))
+        )
+    parts = {name: reply.get(timeout=30) for name, reply in replies.items()}
+    assert sorted(order[:2]) == ["interactive 1", "interactive 2"]
+    assert [parts[f"batch {number}"].codes for number in (1, 2)] == alone
+    synthesizer.close()
+
+
+def test_a_server_that_is_about_to_end_opens_nothing_and_ends_the_rest_in_time(synthesizer, tmp_path, monkeypatch):
+    file = tmp_path / "drain"
+    monkeypatch.setenv(DRAIN_FILE, str(file))
+    plan = ReadingPlan((3,), 9, lookahead_tokens=4)
+    short, long = Stream(synthesizer, endless(), plan), Stream(synthesizer, endless(), plan)
+    assert is_answered(short.next())
+    assert is_answered(long.next())
+    file.write_text(repr(time.monotonic() + 3_600))
+    with pytest.raises(ShuttingDownError):
+        Stream(synthesizer, request())
+    parts = [short.read()]
+    while not parts[-1].chunk.is_final:
+        parts.append(short.read())
+    file.write_text(repr(time.monotonic()))
+    time.sleep(5 * synthesis.LOOK_S)
+    assert isinstance(long.read(), ShuttingDownError)
+
+
 def test_closing_answers_what_is_read_once_and_refuses_the_rest(engine):
     synthesizer = make_synthesizer(engine)
     streams = [Stream(synthesizer, endless(seed)) for seed in range(8)]
@@ -419,6 +526,8 @@ def test_closing_answers_what_is_read_once_and_refuses_the_rest(engine):
         Stream(synthesizer, request())
     with pytest.raises(ShuttingDownError):
         streams[0].read()
+    with pytest.raises(ShuttingDownError):
+        cancel(synthesizer, streams[0].name)
     assert is_at_rest(engine)
 
 
@@ -468,19 +577,43 @@ def test_a_reply_that_fails_harms_no_other(synthesizer):
     assert answer(synthesizer, request())
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["", "an observer that fails"])
-def test_the_load_is_reported_and_goes_back_to_none(engine, fails):
-    loads = []
+class Observer:
+    """Remembers, or fails."""
 
-    def observe(load):
-        loads.append(load)
-        if fails:
+    def __init__(self, fails=False):
+        self.loads, self.steps, self.fails = [], [], fails
+
+    def load(self, load):
+        self._keep(self.loads, load)
+
+    def step(self, step):
+        self._keep(self.steps, step)
+
+    def _keep(self, where, what):
+        where.append(what)
+        if self.fails:
             raise RuntimeError("planted")
 
-    synthesizer = make_synthesizer(engine, observe=observe)
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "an observer that fails"])
+def test_the_load_is_reported_and_goes_back_to_none(engine, fails):
+    observer = Observer(fails)
+    synthesizer = make_synthesizer(engine, observer=observer)
     assert answer(synthesizer, endless())
     synthesizer.close()
-    busy = max(loads, key=lambda load: load.cache_tokens_used)
+    busy = max(observer.loads, key=lambda load: load.cache_tokens_used)
     assert (busy.requests_open, busy.sequences_running, busy.sequences_waiting) == (1, 1, 0)
     assert busy.cache_tokens_used >= 2
-    assert loads[-1] == Load()
+    assert observer.loads[-1] == Load(cache_tokens=1_000)
+
+
+def test_every_step_is_reported_with_its_batch_and_its_tokens(engine):
+    observer = Observer()
+    synthesizer = make_synthesizer(engine, observer=observer)
+    parts = answer(synthesizer, request(prompts=((5,), (6,)), refine=True, temperature=1.0))
+    synthesizer.close()
+    generated = {kind: sum(step.num_generated[kind] for step in observer.steps) for kind in Kind}
+    assert generated[Kind.AUDIO] == len(codes(parts))
+    assert 2 <= generated[Kind.TEXT] <= 20
+    assert max(step.num_sequences for step in observer.steps) == 2
+    assert all(step.seconds > 0 for step in observer.steps)

@@ -168,21 +168,3 @@ def test_an_error_of_a_called_model_that_has_no_status_is_internal():
     with pytest.raises(errors.CalledModelError, match="no such model") as caught:
         call(blocking=True)
     assert caught.value.status == "INTERNAL"
-
-
-def test_gauges_keep_their_families_and_are_set_by_name():
-    made = []
-
-    class Family(pb.MetricFamily):
-        def Metric(self, labels):  # noqa: N802
-            made.append((self.name, self.description, super().Metric(labels)))
-            return made[-1][-1]
-
-    gauges = triton_io.Gauges(SimpleNamespace(MetricFamily=Family), {"requests_open": "Open.", "kv": "Used."})
-    gauges.set({"requests_open": 3, "kv": 0})
-    gauges.set({"kv": 4})
-    gauges.close()
-    assert [(name, description, metric.value) for name, description, metric in made] == [
-        ("chattts_requests_open", "Open.", 3),
-        ("chattts_kv", "Used.", 4),
-    ]

@@ -8,6 +8,8 @@ import triton_python_backend_utils as pb_utils
 
 from chattts_serving import session, triton_io
 from chattts_serving.config import MODES, ReadingConfig
+from chattts_serving.metrics import Metrics
+from chattts_serving.reports import RequestReports
 
 SETTLE_S = 0.2  # Triton 2.51 can crash where a gRPC stream ends at the moment in which it is cancelled (measured)
 
@@ -19,14 +21,20 @@ class TritonPythonModel:
         """Read the configuration."""
         self._config = ReadingConfig.from_triton(args["model_config"])
         self._executor = ThreadPoolExecutor(triton_io.CALLS_AT_ONCE)
+        self._metrics = Metrics(pb_utils)
+        self._reports = RequestReports(self._metrics, "chattts_stream", streams=True)
 
     async def execute(self, requests):
         """Stream every request; Triton starts this anew for requests that come meanwhile."""
         asyncio.get_running_loop().set_default_executor(self._executor)  # where calls of models wait
-        await asyncio.gather(*(self._stream(request, request.get_response_sender()) for request in requests))
+        await asyncio.gather(*(self._stream(request, self._reports.arrived(request)) for request in requests))
 
-    async def _stream(self, request, sender):
-        ended = False
+    def finalize(self):
+        """Let go of the metrics."""
+        self._metrics.close()
+
+    async def _stream(self, request, report):
+        sender, ended = request.get_response_sender(), False
 
         def send(response, *, last):
             nonlocal ended
@@ -35,6 +43,7 @@ class TritonPythonModel:
                 ended = last
 
         def send_chunk(outputs):
+            report.heard(outputs)
             send(triton_io.success(pb_utils, outputs), last=bool(outputs["is_final"]))
 
         try:
@@ -43,7 +52,9 @@ class TritonPythonModel:
             mode = triton_io.read_text(request, "mode") if inputs.pop("mode", None) is not None else MODES[0]
             call = partial(triton_io.call_model_async, pb_utils)
             await session.stream(call, self._config.plan(mode), inputs, send_chunk, sender.is_cancelled)
+            report.ended()
         except Exception as error:
+            report.ended(error)
             send(triton_io.failure(pb_utils, error), last=True)
         if not ended:
             await asyncio.sleep(SETTLE_S)

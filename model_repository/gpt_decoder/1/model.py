@@ -1,8 +1,6 @@
 """The GPT of ChatTTS; see config.pbtxt. All logic is in chattts_serving.decoder."""
 
-import gc
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -10,13 +8,8 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving import triton_io
 from chattts_serving.config import DecoderConfig
 from chattts_serving.decoder import Decoder
-
-GAUGES = {  # chattts_serving.synthesis.Load
-    "requests_open": "Requests that were taken and have not ended.",
-    "sequences_running": "Sentences in the batch.",
-    "sequences_waiting": "Sentences that wait for room in the batch or the cache.",
-    "cache_tokens_used": "Tokens of the key-value cache that are in use.",
-}
+from chattts_serving.metrics import Metrics
+from chattts_serving.reports import EngineReports
 
 
 class TritonPythonModel:
@@ -28,9 +21,9 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-        self._gauges = triton_io.Gauges(pb_utils, GAUGES)
+        self._metrics = Metrics(pb_utils)
         config = DecoderConfig.from_triton(args["model_config"])
-        self._decoder = Decoder(folder, config, device, lambda load: self._gauges.set(asdict(load)))
+        self._decoder = Decoder(folder, config, device, EngineReports(self._metrics))
 
     def execute(self, requests):
         """Hand the requests to the engine and return at once."""
@@ -40,8 +33,7 @@ class TritonPythonModel:
     def finalize(self):
         """Stop the engine."""
         self._decoder.close()
-        self._gauges.close()
-        gc.collect()  # errors that were answered hold frames, and those hold the gauges
+        self._metrics.close()
 
     def _submit(self, request):
         sender = request.get_response_sender()
@@ -68,7 +60,6 @@ class TritonPythonModel:
             speaker = triton_io.read_array(request, "speaker_embedding")
             self._decoder.open(stream_id, generation, speaker[0], triton_io.read_text(request, "reading"), reply)
         elif "cancel" in given:
-            self._decoder.cancel(stream_id)
-            reply({"chunk": ""})
+            self._decoder.cancel(stream_id, reply)
         else:
             self._decoder.read(stream_id, reply)

@@ -7,6 +7,8 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving import session, triton_io
 from chattts_serving.config import ReadingConfig
 from chattts_serving.loop_thread import LoopThread
+from chattts_serving.metrics import Metrics
+from chattts_serving.reports import RequestReports
 
 
 class TritonPythonModel:
@@ -16,30 +18,38 @@ class TritonPythonModel:
         """Start the loop that requests are worked on in."""
         self._plan = ReadingConfig.from_triton(args["model_config"]).plan("exact")
         self._loop = LoopThread(triton_io.CALLS_AT_ONCE)
+        self._metrics = Metrics(pb_utils)
+        self._reports = RequestReports(self._metrics, "speech", streams=False)
 
     def execute(self, requests):
         """Start each request and return at once."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender, report = request.get_response_sender(), self._reports.arrived(request)
             try:
                 generation = triton_io.read_text(request, "generation")
                 (speaker,) = triton_io.read_array(request, "speaker_embedding")
             except Exception as error:
+                report.ended(error)
                 _send(sender, triton_io.failure(pb_utils, error))
             else:
                 prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
-                self._loop.run(self._speak(sender, prepared))
+                self._loop.run(self._speak(sender, report, prepared))
 
     def finalize(self):
         """Give up what is still spoken."""
         self._loop.close()
+        self._metrics.close()
 
-    async def _speak(self, sender, prepared):
+    async def _speak(self, sender, report, prepared):
         try:
             outputs = await session.speak(partial(triton_io.call_model_async, pb_utils), self._plan, prepared)
             response = triton_io.success(pb_utils, outputs)
         except Exception as error:
+            report.ended(error)
             response = triton_io.failure(pb_utils, error)
+        else:
+            report.heard(outputs)
+            report.ended()
         _send(sender, response)
 
 

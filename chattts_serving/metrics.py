@@ -1,0 +1,130 @@
+"""Custom metrics on Triton's metrics endpoint, `chattts_NAME` each.
+
+Triton 2.51 has no custom histograms: a `Histogram` is counters under the names that Prometheus gives those of a
+histogram, so that its `histogram_quantile` takes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+WRITE_S = 0.02  # between two writes: each value is a message to the server and back
+
+
+class Value:
+    """A gauge, which is set, or a counter, which is added to; from any thread."""
+
+    def __init__(self, metric: Any, changed: threading.Event, *, is_counter: bool) -> None:
+        """The value of `metric`, 0; `changed` is set with every change."""
+        self._metric, self._changed, self._is_counter = metric, changed, is_counter
+        self._lock = threading.Lock()
+        self._wanted = self._written = 0.0
+
+    def set(self, number: float) -> None:
+        """Make it `number`."""
+        with self._lock:
+            self._wanted = number
+        self._changed.set()
+
+    def add(self, number: float = 1.0) -> None:
+        """Make it so much more."""
+        with self._lock:
+            self._wanted += number
+        self._changed.set()
+
+    def release(self) -> None:
+        """Let go of the server's part of it."""
+        self._metric = None
+
+    def write(self) -> None:
+        """Tell the server, if it has changed."""
+        wanted = self._wanted
+        if wanted == self._written:
+            return
+        if self._is_counter:
+            self._metric.increment(wanted - self._written)
+        else:
+            self._metric.set(wanted)
+        self._written = wanted
+
+
+class Histogram:
+    """How often values up to each of some bounds were observed, the number of all and their sum."""
+
+    def __init__(self, buckets: Sequence[tuple[float, Value]], total: Value, count: Value) -> None:
+        """`buckets` are the bounds, ascending, with their counters."""
+        self._buckets, self._total, self._count = buckets, total, count
+
+    def observe(self, number: float) -> None:
+        """Count `number`."""
+        for bound, bucket in self._buckets:
+            if number <= bound:
+                bucket.add()
+        self._total.add(number)
+        self._count.add()
+
+
+class Metrics:
+    """Makes metrics, and writes those that change from a thread of its own, so that nobody waits for the server."""
+
+    def __init__(self, pb_utils: Any) -> None:
+        """Start without any; `pb_utils` is the model's `triton_python_backend_utils`."""
+        self._kinds = pb_utils.MetricFamily
+        self._families: dict[str, Any] = {}  # without its family a metric cannot be written
+        self._values: list[Value] = []
+        self._changed, self._closed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def gauge(self, name: str, description: str) -> Value:
+        """A new gauge."""
+        return self._value(name, description, {}, is_counter=False)
+
+    def counter(self, name: str, description: str, **labels: str) -> Value:
+        """A new counter; those of one name differ in `labels`."""
+        return self._value(name, description, labels, is_counter=True)
+
+    def histogram(self, name: str, description: str, bounds: Sequence[float], **labels: str) -> Histogram:
+        """A new histogram of values up to each of `bounds`, ascending, and of all."""
+        ends = [*((bound, f"{bound:g}") for bound in bounds), (float("inf"), "+Inf")]
+        buckets = [(bound, self.counter(f"{name}_bucket", description, **labels, le=end)) for bound, end in ends]
+        total, count = (self.counter(f"{name}_{part}", description, **labels) for part in ("sum", "count"))
+        return Histogram(buckets, total, count)
+
+    def close(self) -> None:
+        """Write the last changes and free the metrics: any that outlive the server crash the model's process."""
+        self._closed.set()
+        self._changed.set()
+        self._thread.join()
+        for value in self._values:
+            value.release()
+        self._values.clear()
+        self._families.clear()
+
+    def _value(self, name: str, description: str, labels: Mapping[str, str], *, is_counter: bool) -> Value:
+        kind = self._kinds.COUNTER if is_counter else self._kinds.GAUGE
+        if name not in self._families:
+            self._families[name] = self._kinds(f"chattts_{name}", description, kind)
+        value = Value(self._families[name].Metric(labels=dict(labels)), self._changed, is_counter=is_counter)
+        self._values.append(value)
+        return value
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._changed.wait()
+            self._changed.clear()
+            self._write()
+            self._closed.wait(WRITE_S)
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            for value in list(self._values):  # new ones may come
+                value.write()
+        except Exception:  # whatever it is, requests matter more
+            logger.exception("metrics could not be written")

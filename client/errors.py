@@ -3,8 +3,8 @@
     TTSError                      base
     ├── InvalidInputError         INVALID_ARGUMENT, HTTP 400; or refused here before sending. Also a ValueError
     ├── OverloadedError           UNAVAILABLE, HTTP 503: the server is full or about to end; try again later
-    ├── DeadlineExceededError     no answer in time, or the server gave up at `deadline_ms`. Also a TimeoutError
-    ├── ConnectionFailedError     no server there, or the connection broke. Also a ConnectionError
+    ├── DeadlineExceededError     no answer in time (HTTP 504), or given up at `deadline_ms`. Also a TimeoutError
+    ├── ConnectionFailedError     no server there, or the connection broke (HTTP 502). Also a ConnectionError
     └── ServerError               every other answer (INTERNAL, NOT_FOUND, ...); `status` says which
 
 Messages of the server are kept word for word. Triton sends the errors of a stream without a status; there the words of
@@ -106,13 +106,14 @@ def _from_answer(status: str | None, message: str | None, url: str) -> TTSError:
     """`status` is "NAME" or "StatusCode.NAME" over gRPC, "NUMBER" over HTTP, None where there is none."""
     message = message or "no message"
     status = (status or _status_by_words(message)).removeprefix("StatusCode.")
-    if status == "DEADLINE_EXCEEDED":  # gRPC's own clock; the server says CANCELLED
+    if status in ("DEADLINE_EXCEEDED", "504"):  # gRPC's own clock, a balancer's; the server says CANCELLED
         return _no_answer(url)
     if status in ("CANCELLED", "400", "499") and _SERVER_DEADLINE.match(message):
         return DeadlineExceededError(message)
     if status in ("INVALID_ARGUMENT", "400"):
         return InvalidInputError(message)
-    if status in ("UNAVAILABLE", "UNKNOWN") and _BROKEN_CONNECTION.search(message):
+    is_broken = status in ("UNAVAILABLE", "UNKNOWN") and _BROKEN_CONNECTION.search(message)
+    if is_broken or status == "502":  # a balancer's, whose server went away
         return ConnectionFailedError(f"no connection to {url}: {message}")
     if status in ("UNAVAILABLE", "503"):
         return OverloadedError(message)

@@ -42,6 +42,7 @@ ALL_OPTIONS = {
     "prompt": "",
     "language": "zh",
     "deadline_ms": 12_345,
+    "priority": "batch",
     "refine_temperature": 0.75,
     "refine_max_new_tokens": 11,
 }

@@ -34,7 +34,8 @@ from client.errors import mapped_errors
         ("StatusCode.CANCELLED", "the server is stopping", ServerError),
         ("499", "Deadline exceeded", DeadlineExceededError),
         ("400", "the deadline exceeded nothing", InvalidInputError),
-        ("502", "Bad Gateway", ServerError),
+        ("502", "Bad Gateway", ConnectionFailedError),
+        ("504", "", DeadlineExceededError),
         (None, None, ServerError),
         # an error of a stream, without a status
         (None, "input 'speaker' is 'x\\ny'; allowed is the name of a voice", InvalidInputError),
@@ -52,7 +53,7 @@ def test_statuses(status, message, expected):
     with pytest.raises(TTSError) as caught, mapped_errors("h:1"):
         raise InferenceServerException(message, status)
     assert type(caught.value) is expected
-    assert (message or "no message") in str(caught.value)
+    assert ("no message" if message is None else message) in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError()])

@@ -215,7 +215,7 @@ def answering(answer: bytes) -> Iterator[str]:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\ndata: {", ConnectionFailedError, "no connection"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ServerError, "before its last chunk"),
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndata: {}\n\n", ServerError, "has no output"),
-        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 9\r\n\r\n<p>Oh</p>", ServerError, "502: <p>Oh</p>"),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 9\r\n\r\n<p>Oh</p>", ConnectionFailedError, "<p>Oh</p>"),
         (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", ServerError, "302: no message"),
     ],
 )

@@ -2,7 +2,7 @@
 
 `/v2/health/ready` is not enough: Triton calls a model ready whose Python process is dead or hangs. So this also has the
 two Python models that every request needs answer a call each, of milliseconds: `text_frontend` a word, `gpt_decoder`
-the cancelling of a request that nobody opened.
+the cancelling of a request that nobody opened. One that is full or about to end works, too.
 
 `--wait-idle SECONDS` waits until no request is open, before a server is stopped that gets no new ones.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 QUIET_S = 5.0  # without a request before a server counts as idle: as long as balancers may take to leave it out
 POLL_S = 0.5
+REFUSALS = re.compile("overloaded|shutting down")  # how a model says that it lives and takes nothing for now
 OPEN_REQUESTS = re.compile(r"^chattts_requests_open(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -100,7 +101,8 @@ def _ask(url: str, method: str, path: str, timeout_s: float, body: str | None = 
         raise ProbeError(f"{url}{path}: {str(error) or type(error).__name__}") from error
     finally:
         connection.close()
-    if response.status != http.client.OK:
+    is_alive = response.status == http.client.SERVICE_UNAVAILABLE and method == "POST" and REFUSALS.search(answer)
+    if response.status != http.client.OK and not is_alive:
         raise ProbeError(f"{url}{path}: status {response.status} {answer[:300]}")
     return answer
 

@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from chattts_serving.admission import Room, RoomSign, check_not_drained, drained_until
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN
-from chattts_serving.drain import drained_until
 from chattts_serving.engine.engine import Engine, Finished
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import (
@@ -30,7 +30,6 @@ from chattts_serving.errors import (
     DeadlineExceededError,
     EngineError,
     InvalidInputError,
-    OverloadedError,
     ServingError,
     ShuttingDownError,
 )
@@ -174,9 +173,9 @@ class _Job:
         return self.opening.request
 
     @property
-    def priority(self) -> Priority:
+    def is_batch(self) -> bool:
         """Whether others go first."""
-        return Priority[self.request.priority.upper()]
+        return self.request.priority == "batch"
 
 
 class Synthesizer:
@@ -213,11 +212,12 @@ class Synthesizer:
             Exception: whatever `make_engine` raises.
         """
         self._prompts = prompts
-        self._max_requests = {Priority.INTERACTIVE: max_requests, Priority.BATCH: max_batch_requests}
         self._max_sentences_at_once = max_sentences_at_once
         self._max_sequences = max_sequences
         self._lease_s = lease_s
-        self._num_open = dict.fromkeys(Priority, 0)  # requests taken and not yet ended, guarded by _lock
+        self._room = Room(0, 0, max_requests, max_batch_requests)  # guarded by _lock
+        self._sign = RoomSign()
+        self._sign.write(self._room)
         self._lock = threading.Lock()
         self._closing = False
         self._arrivals: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
@@ -248,12 +248,11 @@ class Synthesizer:
         """
         texts = opening.request.texts
         job = _Job(name, opening, list(texts), deque(range(len(texts))))
-        if drained_until() is not None:
-            raise _shutting_down()
+        check_not_drained()
         with self._lock:
             self._check_open()
-            self._check_room(job.priority)
-            self._num_open[job.priority] += 1
+            self._room.check(is_batch=job.is_batch)
+            self._count(job, 1)
             self._arrivals.put(lambda: self._open(job, reply))
 
     def read(self, name: str, reply: Reply) -> None:
@@ -289,15 +288,13 @@ class Synthesizer:
         if self._closing:
             raise _shutting_down()
 
-    def _check_room(self, priority: Priority) -> None:
-        num_open = sum(self._num_open.values())
-        if num_open >= self._max_requests[Priority.INTERACTIVE]:
-            raise OverloadedError(f"overloaded: {num_open} requests are open, the most allowed; try again later")
-        if priority is Priority.BATCH and self._num_open[priority] >= self._max_requests[priority]:
-            raise OverloadedError(
-                f"overloaded: {self._num_open[priority]} requests of priority 'batch' are open, the most allowed; "
-                "try again later"
-            )
+    def _count(self, job: _Job, change: int) -> None:
+        """Count `job` in (1) or out (-1); the caller holds the lock."""
+        room = self._room
+        self._room = replace(
+            room, num_open=room.num_open + change, num_batch=room.num_batch + (change if job.is_batch else 0)
+        )
+        self._sign.write(self._room)
 
     def _run(self, make_engine: Callable[[], Engine]) -> None:
         try:
@@ -353,7 +350,7 @@ class Synthesizer:
     def _open(self, job: _Job, reply: Reply) -> None:
         if job.name in self._jobs:
             with self._lock:
-                self._num_open[job.priority] -= 1
+                self._count(job, -1)
             _send(reply, InvalidInputError("stream_id", job.name, "the id of no open stream, with 'generation'"))
             return
         self._jobs[job.name] = job
@@ -422,7 +419,7 @@ class Synthesizer:
     def _start_waiting(self, job: _Job) -> None:
         """Queue as many sentences in the engine as a request may have there, finished and unread ones included."""
         kind = Kind.TEXT if job.request.refine else Kind.AUDIO
-        rivals = sum(other.priority <= job.priority for other in self._jobs.values())
+        rivals = sum(other.is_batch <= job.is_batch for other in self._jobs.values())
         share = max(1, self._max_sequences // rivals)
         allowed = min(share, self._max_sentences_at_once, job.opening.plan.sentences_ahead)
         while job.waiting and len(job.running) + len(job.spoken) < allowed:
@@ -545,7 +542,7 @@ class Synthesizer:
         self._leave_engine(job)
         del self._jobs[job.name]
         with self._lock:
-            self._num_open[job.priority] -= 1
+            self._count(job, -1)
 
     def _reply(self, job: _Job, outcome: Part | ServingError) -> None:
         """The one place that answers reads of open requests."""
@@ -614,7 +611,7 @@ def _take_chunk(job: _Job, sequence: Sequence, window: Window) -> Chunk:
 
 def _sequence(job: _Job, place: int, kind: Kind, prompt: tuple[int, ...]) -> Sequence:
     """Sentence number `place` of the request as a sequence that generates `kind`."""
-    opening, priority = job.opening, job.priority
+    opening, priority = job.opening, Priority.BATCH if job.is_batch else Priority.INTERACTIVE
     options = opening.request.sampling
     stream = 2 * place + (kind is Kind.AUDIO)
     if kind is Kind.TEXT:

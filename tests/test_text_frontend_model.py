@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chattts_serving.admission import Room, RoomSign
+from chattts_serving.draining import DRAIN_FILE
 from chattts_serving.errors import ConfigError
 from chattts_serving.request import GenerationRequest, SynthesisRequest
 from tests import fake_pb_utils as pb
@@ -22,13 +26,14 @@ MODEL = Path(__file__).parent.parent / "model_repository" / "text_frontend" / "1
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Any:
+def model(tmp_path_factory) -> Iterator[Any]:
     """The model over the tiny checkpoint's assets."""
     folder = tmp_path_factory.mktemp("text_frontend")
     make_frontend_assets(folder / "1")
     model = pb.load_model(MODEL).TritonPythonModel()
     model.initialize({"model_repository": str(folder), "model_version": "1", "model_config": config(default=SEVEN)})
-    return model
+    yield model
+    model.finalize()
 
 
 def config(**voices: str) -> str:
@@ -47,13 +52,23 @@ def request(**values: Any) -> pb.InferenceRequest:
     return pb.InferenceRequest(tensors, OUTPUTS)
 
 
+def answers(model: Any, requests: list[pb.InferenceRequest]) -> list[pb.InferenceResponse]:
+    """The one response of each request, once they are there."""
+    assert model.execute(requests) is None
+    give_up = time.monotonic() + 60
+    while not all(request.get_response_sender().final for request in requests):
+        assert time.monotonic() < give_up, "no answer"
+        time.sleep(0.005)
+    return [response for request in requests for response in request.get_response_sender().responses]
+
+
 def generation_of(response: pb.InferenceResponse) -> GenerationRequest:
     assert not response.has_error(), response.error().message()
     return GenerationRequest.from_json(response.output_tensors()[0].as_numpy().item().decode())
 
 
 def test_request_becomes_generation_and_voice(model):
-    (response,) = model.execute([request(text="我有3个苹果", seed=7, skip_refine=True, temperature=0.5)])
+    (response,) = answers(model, [request(text="我有3个苹果", seed=7, skip_refine=True, temperature=0.5)])
     generation = generation_of(response)
     assert (generation.texts, generation.seed, generation.refine) == (("我有三个苹果",), 7, False)
     assert generation.sampling.temperature == 0.5
@@ -63,7 +78,7 @@ def test_request_becomes_generation_and_voice(model):
 
 
 def test_output_names_are_those_of_the_configuration(model):
-    (response,) = model.execute([request(text="Hello")])
+    (response,) = answers(model, [request(text="Hello")])
     config = (MODEL.parent.parent / "config.pbtxt").read_text(encoding="utf-8")
     outputs = config[config.index("output [") : config.index("instance_group")]
     assert re.findall(r'name: "(\w+)"', outputs) == [tensor.name() for tensor in response.output_tensors()] == OUTPUTS
@@ -79,7 +94,7 @@ def test_every_input_of_the_configuration_is_taken(model):
             name, data_type = line.split('"')[1], line.split("TYPE_")[1].split()[0]
             values[name] = samples[data_type]
     # Refining alone and no refining exclude each other.
-    (response,) = model.execute([request(**{**values, "text": "Hello", "skip_refine": False})])
+    (response,) = answers(model, [request(**{**values, "text": "Hello", "skip_refine": False, "priority": "batch"})])
     assert set(values) == {field.name for field in fields(SynthesisRequest)}
     assert generation_of(response).sampling.max_new_tokens == 100
 
@@ -91,14 +106,14 @@ def voice_of(response: pb.InferenceResponse) -> tuple[np.ndarray, str]:
 
 
 def test_a_voice_of_the_configuration_is_found_by_its_name(model):
-    named, sampled = model.execute([request(text="Hello", speaker="default"), request(text="Hello", seed=7)])
+    named, sampled = answers(model, [request(text="Hello", speaker="default"), request(text="Hello", seed=7)])
     assert np.array_equal(voice_of(named)[0], voice_of(sampled)[0])
 
 
 def test_used_speaker_speaks_in_the_same_voice(model):
-    (first,) = model.execute([request(text="Hello", seed=3)])
+    (first,) = answers(model, [request(text="Hello", seed=3)])
     embedding, speaker = voice_of(first)
-    (again,) = model.execute([request(text="Hello", seed=4, speaker=speaker)])
+    (again,) = answers(model, [request(text="Hello", seed=4, speaker=speaker)])
     assert np.array_equal(voice_of(again)[0], embedding)
     assert voice_of(again)[1] == speaker
 
@@ -128,8 +143,9 @@ BAD = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_bad_request_harms_no_other_of_its_batch(model, name, value):
-    before, bad, after = model.execute(
-        [request(text="Hello", seed=1), request(**{"text": "Hello", name: value}), request(text="Hello", seed=1)]
+    before, bad, after = answers(
+        model,
+        [request(text="Hello", seed=1), request(**{"text": "Hello", name: value}), request(text="Hello", seed=1)],
     )
     assert bad.error().code() == pb.TritonError.INVALID_ARG
     assert f"input '{name}' is " in bad.error().message()
@@ -137,12 +153,56 @@ def test_bad_request_harms_no_other_of_its_batch(model, name, value):
 
 
 def test_request_without_text_is_refused(model):
-    (response,) = model.execute([request(seed=1)])
+    (response,) = answers(model, [request(seed=1)])
     assert "input 'text' is None" in response.error().message()
 
 
 def test_several_texts_in_one_request_are_refused(model):
     two = pb.InferenceRequest([pb.Tensor("text", np.array([[b"a"], [b"b"]], np.object_))], ["generation"])
-    (response,) = model.execute([two])
+    (response,) = answers(model, [two])
     assert response.error().code() == pb.TritonError.INVALID_ARG
     assert "input 'text' is 'of shape [2, 1]'" in response.error().message()
+
+
+@pytest.fixture
+def sign(tmp_path, monkeypatch, model) -> RoomSign:
+    """Where gpt_decoder writes what it has open."""
+    monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "drain"))
+    monkeypatch.setattr(model, "_sign", RoomSign())
+    return RoomSign()
+
+
+def refused(model, **values) -> str:
+    """The message with which a request is told UNAVAILABLE; empty where it is answered."""
+    (response,) = answers(model, [request(text="Hello", **values)])
+    if not response.has_error():
+        return ""
+    assert response.error().code() == pb.TritonError.UNAVAILABLE
+    return response.error().message()
+
+
+def test_a_request_that_finds_no_room_is_refused_before_any_work(model, sign):
+    assert refused(model) == ""  # before gpt_decoder has been loaded
+    sign.write(Room(num_open=7, num_batch=3, max_open=8, max_batch=4))
+    assert refused(model) == refused(model, priority="batch") == ""
+    sign.write(Room(num_open=7, num_batch=4, max_open=8, max_batch=4))
+    assert refused(model) == ""
+    message = "overloaded: 4 requests of priority 'batch' are open, of 4 allowed; try again later"
+    assert refused(model, priority="batch") == message
+    sign.write(Room(num_open=8, num_batch=0, max_open=8, max_batch=4))
+    assert refused(model) == "overloaded: 8 requests are open, of 8 allowed; try again later"
+
+
+def test_those_that_are_worked_on_take_room_too(model, sign):
+    sign.write(Room(num_open=0, num_batch=0, max_open=3, max_batch=3))
+    long = "A sentence with 12 numbers in 34 places. " * 400
+    crowd = [request(text=long) for _ in range(20)]
+    responses = answers(model, crowd)
+    served = [one for one in responses if not one.has_error()]
+    assert 3 <= len(served) < 20
+    assert {one.error().code() for one in responses if one.has_error()} == {pb.TritonError.UNAVAILABLE}
+
+
+def test_nobody_is_let_into_a_server_that_is_about_to_end(model, sign, tmp_path):
+    (tmp_path / "drain").write_text("1.0")
+    assert refused(model) == "the server is shutting down"

@@ -109,6 +109,16 @@ def test_a_question_without_a_good_answer_fails_and_is_named(path: str, capsys: 
     assert f"{path}: status 500 no body" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [("overloaded: 8 requests are open", 0), ("the server is shutting down", 0), ("model is not ready", 1)],
+)
+def test_a_server_that_takes_nothing_for_now_works(answer: str, status: int) -> None:
+    full = {path: 503 if path.endswith("infer") else 200 for path in WORKING}
+    with answering(full, iter([""] + [json.dumps({"error": answer})] * 2)) as url:
+        assert main(["--url", url]) == status
+
+
 def test_no_server_fails() -> None:
     with pytest.raises(ProbeError, match="Connection refused"):
         check("127.0.0.1:9", 1)

@@ -1,28 +1,65 @@
 """Text frontend: normalisation, sentences, prompts and voice; see config.pbtxt for its tensors."""
 
+import queue
+import threading
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 from chattts_serving import triton_io
+from chattts_serving.admission import RoomSign, check_not_drained
 from chattts_serving.frontend import TextFrontend
 from chattts_serving.request import request_from_inputs
 from chattts_serving.voices import voices_from_triton
 
 
 class TritonPythonModel:
-    """Python backend model: a caller's inputs -> what the language model is to do, and in whose voice."""
+    """Python backend model: a caller's inputs -> what the language model is to do, and in whose voice.
+
+    A thread does the work and answers, so that those who find no room hear so at once.
+    """
 
     def initialize(self, args):
         """Load the assets that `python -m export` put beside this file, and the voices of the configuration."""
         folder = Path(args["model_repository"], args["model_version"])
         self._frontend = TextFrontend(folder, voices_from_triton(args["model_config"]))
+        self._sign = RoomSign()
+        self._waiting = queue.SimpleQueue()  # (sender, request); None ends the thread
+        self._thread = threading.Thread(target=self._work, name="text", daemon=True)
+        self._thread.start()
 
     def execute(self, requests):
-        """Answer each request by itself, whatever happens to the others."""
-        return [triton_io.answer(pb_utils, lambda request=request: self._prepare(request)) for request in requests]
+        """Refuse what is wrong or too much, hand the rest on, and return at once."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                synthesis = request_from_inputs(triton_io.read_scalars(request))
+                self._check_room(synthesis)
+            except Exception as error:
+                _send(sender, triton_io.failure(pb_utils, error))
+            else:
+                self._waiting.put((sender, synthesis))
 
-    def _prepare(self, request):
-        synthesis = request_from_inputs(triton_io.read_scalars(request))
+    def finalize(self):
+        """End the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _check_room(self, synthesis):
+        check_not_drained()
+        room = self._sign.read()
+        if room is not None:
+            room.check(is_batch=synthesis.priority == "batch", num_ahead=self._waiting.qsize())
+
+    def _work(self):
+        while (one := self._waiting.get()) is not None:
+            sender, synthesis = one
+            _send(sender, triton_io.answer(pb_utils, lambda synthesis=synthesis: self._prepare(synthesis)))
+
+    def _prepare(self, synthesis):
         generation, embedding, speaker = self._frontend.prepare(synthesis)
         return {"generation": generation.to_json(), "speaker_embedding": embedding, "used_speaker": speaker}
+
+
+def _send(sender, response):
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,0 +1,170 @@
+"""More requests than the server takes: each is answered once, with its own speech or with a refusal that says why."""
+
+import asyncio
+import http.client
+import json
+import re
+import shutil
+from collections import Counter
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from chattts_serving.server import running_server
+from client import AsyncTTSClient, SynthesisOptions
+from client.errors import DeadlineExceededError, OverloadedError, TTSError
+from tests.metrics import scrape, time_to_rest
+from tests.streams import StreamError, open_stream, speak, tensors
+
+ROOM = 4
+SETTINGS = {"max_requests": str(ROOM), "max_batch_requests": str(ROOM // 2)}
+BURST = 15 * ROOM
+MANY = 1_000
+ENTRANCES = ("grpc", "grpc stream", "http", "http stream")
+REFUSAL = rf"overloaded: \d+ requests are open, of {ROOM} allowed; try again later$"
+WAIT_S = 60.0  # for an answer, on a busy machine
+SPOKEN = {"text": "Hello there, how are you?", "skip_refine": True, "min_new_tokens": 150, "max_new_tokens": 150}
+ENDLESS = {"text": "This sentence takes very long to say. " * 8, "skip_refine": True, "min_new_tokens": 2_048}
+
+
+@pytest.fixture(scope="module")
+def server(tiny, tmp_path_factory):
+    """The tiny checkpoint with room for ROOM requests."""
+    repository = tmp_path_factory.mktemp("overload") / "models"
+    shutil.copytree(tiny.repository, repository)
+    config = repository / "gpt_decoder" / "config.pbtxt"
+    text = config.read_text("utf-8")
+    for name, value in SETTINGS.items():
+        text, count = re.subn(rf'(key: "{name}" value: {{ string_value: )"\d+"', rf'\g<1>"{value}"', text)
+        assert count == 1
+    config.write_text(text, "utf-8")
+    with running_server(repository, log_path=repository.parent / "server.log") as running:
+        yield running
+
+
+@pytest.fixture
+def full(server):
+    """All the room is taken until the test ends; then the server is at rest again."""
+    with ExitStack() as streams:
+        for seed in range(ROOM):
+            streams.enter_context(open_stream(server, "grpc", **ENDLESS, seed=seed)).next()
+        yield server
+    time_to_rest(server)
+
+
+@pytest.fixture(scope="module")
+def alone(server):
+    """What each seed of a burst says when nobody else is there."""
+    return [speak(server.grpc_url, **SPOKEN, seed=seed)["audio"] for seed in range(ROOM)]
+
+
+def burst(server, entrance, count, timeout_s=WAIT_S, **inputs):
+    """`count` requests at once: the samples or the error that each was answered with."""
+    protocol, _, stream = entrance.partition(" ")
+    text = inputs.pop("text")
+
+    async def one(client, number):
+        options = SynthesisOptions(**{"seed": number % ROOM} | inputs)
+        try:
+            if not stream:
+                return (await client.synthesize(text, options)).audio
+            return np.concatenate([chunk.audio async for chunk in client.stream(text, options)])
+        except TTSError as error:
+            return error
+
+    async def run():
+        url = getattr(server, f"{protocol}_url")
+        async with AsyncTTSClient(url, protocol, timeout=timeout_s) as client:
+            return await asyncio.gather(*(one(client, number) for number in range(count)))
+
+    return asyncio.run(run())
+
+
+def kinds(outcomes):
+    return Counter(type(outcome) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_a_burst_is_answered_with_what_each_gets_alone_or_refused(server, alone, entrance):
+    outcomes = burst(server, entrance, BURST, **SPOKEN)
+    assert set(kinds(outcomes)) == {np.ndarray, OverloadedError}
+    assert kinds(outcomes)[np.ndarray] >= ROOM
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, OverloadedError):
+            assert re.search(REFUSAL, str(outcome))
+        else:
+            assert outcome.shape == alone[number % ROOM].shape
+            np.testing.assert_allclose(outcome, alone[number % ROOM], atol=1e-4, rtol=0)
+    time_to_rest(server)
+
+
+@pytest.mark.parametrize("entrance", ["grpc", "http"])
+def test_of_a_thousand_at_once_none_is_left_without_an_answer(server, entrance):
+    """Refusals by Triton itself, past a `max_queue_size` of text_frontend, got lost over HTTP."""
+    outcomes = burst(server, entrance, MANY, timeout_s=30.0, **SPOKEN)
+    assert set(kinds(outcomes)) == {np.ndarray, OverloadedError}
+    time_to_rest(server)
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_a_full_server_refuses_all(full, entrance):
+    outcomes = burst(full, entrance, BURST, **SPOKEN)
+    assert kinds(outcomes) == {OverloadedError: BURST}
+    assert scrape(full).requests_open == ROOM
+
+
+def test_a_refusal_is_unavailable_over_grpc(full):
+    client = tritonclient.grpc.InferenceServerClient(full.grpc_url)
+    with client, pytest.raises(InferenceServerException) as caught:
+        client.infer("chattts", tensors(SPOKEN), client_timeout=WAIT_S)
+    assert caught.value.status() == "StatusCode.UNAVAILABLE"
+    assert re.fullmatch(f"in ensemble 'chattts', {REFUSAL}", caught.value.message())
+
+
+def test_a_refusal_is_503_over_http(full):
+    names = {str: "BYTES", bool: "BOOL", int: "INT32"}
+    inputs = [
+        {"name": name, "shape": [1, 1], "datatype": names[type(value)], "data": [value]}
+        for name, value in SPOKEN.items()
+    ]
+    connection = http.client.HTTPConnection(full.http_url, timeout=WAIT_S)
+    connection.request("POST", "/v2/models/chattts/infer", json.dumps({"inputs": inputs}))
+    response = connection.getresponse()
+    assert response.status == 503
+    assert re.fullmatch(f"in ensemble 'chattts', {REFUSAL}", json.loads(response.read())["error"])
+    connection.close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_stream_is_refused_in_words(full, protocol):
+    """Triton sends errors of streams without a status."""
+    with open_stream(full, protocol, **SPOKEN) as stream, pytest.raises(StreamError) as caught:
+        stream.next()
+    assert re.fullmatch(REFUSAL, str(caught.value))
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_deadlines_are_kept_under_overload_and_leave_nothing_open(server, entrance):
+    outcomes = burst(server, entrance, BURST, **ENDLESS, deadline_ms=700)
+    assert set(kinds(outcomes)) <= {DeadlineExceededError, OverloadedError}
+    assert kinds(outcomes)[DeadlineExceededError] >= 1
+    assert all(re.search(f"before the audio was complete$|{REFUSAL}", str(one)) for one in outcomes)
+    time_to_rest(server)
+    (answer,) = burst(server, entrance, 1, **SPOKEN)
+    assert isinstance(answer, np.ndarray)
+
+
+def test_batch_requests_leave_room_for_interactive_ones(server, alone):
+    with ExitStack() as streams:
+        for seed in range(ROOM // 2):
+            streams.enter_context(open_stream(server, "grpc", **ENDLESS, seed=seed, priority="batch")).next()
+        refused = burst(server, "grpc", BURST, **SPOKEN, priority="batch")
+        answered = burst(server, "grpc", ROOM // 2, **SPOKEN)
+    assert kinds(refused) == {OverloadedError: BURST}
+    assert kinds(answered) == {np.ndarray: ROOM // 2}
+    for audio, expected in zip(answered, alone, strict=False):
+        np.testing.assert_allclose(audio, expected, atol=1e-4, rtol=0)
+    time_to_rest(server)

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench server|compare|engine|plot`."""
+"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|plot`."""
 
 from __future__ import annotations
 
@@ -67,6 +67,22 @@ def _server(options: argparse.Namespace) -> None:
     server.run(load, options.repository, options.precision, options.url, options.pid)
 
 
+def _overload(options: argparse.Namespace) -> None:
+    from bench import overload
+
+    load = overload.Overload(
+        protocol=options.protocol,
+        tokens=options.tokens,
+        timeout_s=options.timeout,
+        callers=options.callers,
+        max_requests=options.max_requests,
+        factor=options.factor,
+        seconds=options.seconds,
+        batch_share=options.batch_share,
+    )
+    overload.run(load, options.repository, options.precision)
+
+
 def _compare(options: argparse.Namespace) -> None:
     from bench import compare
 
@@ -86,7 +102,7 @@ def _plot(options: argparse.Namespace) -> None:
     print(plots.draw(options.files))
 
 
-PARTS = {"server": _server, "compare": _compare, "engine": _engine, "plot": _plot}
+PARTS = {"server": _server, "overload": _overload, "compare": _compare, "engine": _engine, "plot": _plot}
 
 
 def _parse() -> argparse.Namespace:
@@ -127,6 +143,28 @@ def _parse() -> argparse.Namespace:
     server.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (default 120)")
     server.add_argument("--soak", type=int, default=0, metavar="N", help="memory after every 50 of N requests")
 
+    overload = parts.add_parser("overload", help="more than the server can: who is refused how soon, and recovery")
+    overload.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
+    overload.add_argument(
+        "--callers", type=int, metavar="N", help="at once at capacity (default: looked for, on a server of its own)"
+    )
+    overload.add_argument(
+        "--max-requests", type=int, metavar="N", help="that the server takes at once (default 1.5 x callers)"
+    )
+    overload.add_argument(
+        "--factor", type=float, default=4.0, metavar="X", help="arrivals, as a multiple of capacity (default 4)"
+    )
+    overload.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="of overload, once the server is full (default 60)"
+    )
+    overload.add_argument(
+        "--batch-share", type=float, default=0.0, metavar="X", help="of the arrivals with priority batch (default 0)"
+    )
+    overload.add_argument(
+        "--tokens", type=int, default=TOKENS, metavar="N", help=f"of each sentence (default {TOKENS}: 2 s of audio)"
+    )
+    overload.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (default 120)")
+
     compare = parts.add_parser("compare", help="beside the ChatTTS package, in turns")
     compare.add_argument("--checkpoint", type=Path, default=Path("checkpoints/synthetic"), metavar="DIR")
     compare.add_argument(
@@ -135,7 +173,7 @@ def _parse() -> argparse.Namespace:
     compare.add_argument("--concurrency", type=int, default=16, metavar="N")
     compare.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each system (default 3)")
 
-    for part in (server, compare):
+    for part in (server, overload, compare):
         part.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="an export")
         part.add_argument(
             "--precision",

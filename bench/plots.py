@@ -25,6 +25,7 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:
 LIMITS = {"bandwidth_limit_ms": "--", "compute_limit_ms": ":"}
 PERCENTILES = {"p50_s": "-", "p90_s": "--", "p99_s": ":"}
 FIRST_AUDIO = {f"first_{key}": style for key, style in PERCENTILES.items()}  # as a level has them
+OVERLOAD_RATES = {"arrived": "arrivals_per_s", "answered": "answered_per_s", "refused": "refused_per_s"}
 SHARES = (-0.02, 1.02)  # limits of an axis of shares
 
 
@@ -74,6 +75,7 @@ def _title(runs: Sequence[Run]) -> str:
         "server": "server over {protocol}, {answers}{tokens} tokens a sentence",
         "engine": "decode steps of the GPT, official sizes",
         "compare": "{tokens} tokens a sentence, {rounds} turns each",
+        "overload": "{factor:g} times what {callers} callers get, {tokens} tokens a sentence, room for {max_requests}",
     }[part].format(**settings)
     machines = dict.fromkeys(report.hardware(run["environment"]) for run in runs)
     return "\n".join([what, *machines])
@@ -249,6 +251,49 @@ def _concurrent_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str]) ->
     axes.set_ylabel(f"sentences/s, {at_once} at once (more is better)")
 
 
+def _overload_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Each run has panels of its own."""
+    return [partial(panel, place=place) for place in range(len(runs)) for panel in (_rates_panel, _latency_panel)]
+
+
+def _rates_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str], *, place: int) -> None:
+    """Counts of each second from the beginning of the overload."""
+    run, timeline = runs[place], runs[place]["timeline"]
+    for (name, key), colour in zip(OVERLOAD_RATES.items(), _colours(), strict=False):
+        axes.plot(range(len(timeline[key])), timeline[key], drawstyle="steps-post", color=colour, label=name)
+    axes.axhline(run["capacity"]["sentences_per_s"], ls="--", color="grey", label="capacity")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("requests/s")
+    _seconds_of_overload(axes, run, labels[place])
+
+
+def _latency_panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str], *, place: int) -> None:
+    """Every answer and refusal, at the moment at which its request was due; then those of the one caller."""
+    run, timeline, recovery = runs[place], runs[place]["timeline"], runs[place]["recovery"]
+    end_s = run["overload"]["end_s"]
+    probes = [(end_s + due, s) for due, s in zip(recovery["due_s"], recovery["latencies_s"], strict=True) if s]
+    points = {
+        "answered": list(zip(timeline["answered_due_s"], timeline["answered_latencies_s"], strict=True)),
+        "refused": list(zip(timeline["refused_due_s"], timeline["refused_latencies_s"], strict=True)),
+        "one caller, afterwards": probes,
+    }
+    for (name, dots), colour in zip(points.items(), _colours()[1:], strict=False):
+        if dots:
+            axes.plot(*zip(*dots, strict=True), ".", ms=4, color=colour, label=name)
+    axes.axhline(recovery["limit_s"], ls="--", color="grey", label="recovered")
+    axes.set_yscale("log")
+    axes.set_ylabel("s from the moment due")
+    _seconds_of_overload(axes, run, labels[place])
+
+
+def _seconds_of_overload(axes: Axes, run: Run, label: str) -> None:
+    for moment in ("settle_s", "end_s"):
+        axes.axvline(run["overload"][moment], ls=":", color="grey")
+    axes.set_xlabel("s of the overload; it counts between the dotted lines")
+    axes.set_title(label, fontsize=9)
+    axes.legend(loc="best", fontsize=8)
+
+
 def _bars(
     axes: Axes,
     runs: Sequence[Run],
@@ -287,4 +332,5 @@ PARTS: dict[str, Callable[[Sequence[Run]], list[Panel]]] = {
     "server": _server_panels,
     "engine": _engine_panels,
     "compare": _compare_panels,
+    "overload": _overload_panels,
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests import onnx_models
 
 BACKEND = Path(__file__).parent.parent / "backends" / "onnxruntime" / "model.py"
 backend = pb.load_model(BACKEND)
+TASKS = Path("/proc/self/task")  # the threads of this process
 CPU_SESSION = ort.InferenceSession  # also where a test puts another in its place
 AFFINE_CONFIG: dict[str, Any] = {
     "max_batch_size": 8,
@@ -271,6 +274,43 @@ def test_session_options_come_from_the_config() -> None:
     assert not options.enable_mem_pattern
     assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[int]:
+    """The first CPU, as the only one that the test may use: ONNX Runtime's own choice would be those after it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield min(before)
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize("count", ["0", "3"])
+def test_threads_stay_on_the_cpus_of_the_process(count: str, one_cpu: int, version_folder: Path) -> None:
+    others = set(TASKS.iterdir())
+    model = load(version_folder, onnx_models.affine(), with_parameters(intra_op_thread_count=count))
+    threads = set(TASKS.iterdir()) - others
+    assert len(threads) == max(0, int(count) - 1)  # the caller is one of them
+    assert all(os.sched_getaffinity(int(thread.name)) == {one_cpu} for thread in threads)
+    del model  # which held the threads
+
+
+@pytest.mark.parametrize(
+    ("siblings", "num_threads"),
+    [(["0-1", "0-1", "2-3", "2-3"], 2), (["0,2", "1,3", "0,2", "1,3"], 2), (["0", "1", "2", "3"], 4), ([], 4)],
+    ids=["neighbours", "halves", "none", "hidden"],
+)
+def test_a_core_with_two_cpus_has_one_thread(
+    siblings: list[str], num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cpu, value in enumerate(siblings):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{value}\n", encoding="ascii")
+    monkeypatch.setattr(backend, "TOPOLOGY", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    options = backend._session_options({"name": "tiny", **with_parameters(intra_op_thread_count="0")})
+    assert options.intra_op_num_threads == num_threads
 
 
 @pytest.mark.parametrize(("level", "name"), [(-1, "BASIC"), (0, "ALL"), (1, "EXTENDED"), (2, "DISABLE_ALL")])

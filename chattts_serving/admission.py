@@ -40,7 +40,9 @@ class Room:
         """
         num_open = self.num_open + num_ahead
         if num_open >= self.max_open:
-            raise OverloadedError(f"overloaded: {num_open} requests are open, of {self.max_open} allowed; try again later")
+            raise OverloadedError(
+                f"overloaded: {num_open} requests are open, of {self.max_open} allowed; try again later"
+            )
         if is_batch and self.num_batch >= self.max_batch:
             raise OverloadedError(
                 f"overloaded: {self.num_batch} requests of priority 'batch' are open, of {self.max_batch} allowed; "

@@ -81,9 +81,10 @@ class CancelledError(ServingError):
 class CalledModelError(ServingError):
     """A model that was called on behalf of the request answered with an error, which is passed on."""
 
-    def __init__(self, message: str, status: str) -> None:
+    def __init__(self, message: str, status: str, model: str = "") -> None:
         """`status` is one of those above; INTERNAL gives way to what the message's first words tell."""
         super().__init__(message)
+        self.model = model
         kinds = (kind for kind in ServingError.__subclasses__() if kind.first_words)
         told = next((kind for kind in kinds if message.startswith(kind.first_words)), ServingError)
         self.status = told.status if status == ServingError.status else status

@@ -62,22 +62,26 @@ class EngineReports:
 class RequestReports:
     """Reports the requests of one model."""
 
-    def __init__(self, metrics: Metrics, model: str, *, streams: bool) -> None:
-        """`model` is its name; one that `streams` has a first audio before the whole."""
+    def __init__(self, metrics: Metrics, model: str, *, speaks: bool = True, streams: bool = False) -> None:
+        """`model` is its name; whether it `speaks`, and `streams`, so that there is a first audio before the whole.
+
+        Each request is reported once, by the model where it ends; one that only prepares reports those that fail.
+        """
         self.model, self.streams = model, streams
         self.is_logged = os.environ.get(LOG_VARIABLE) == "1"
         kinds: list[type[ServingError]] = [ServingError, *ServingError.__subclasses__()]
         self.outcomes = {
             outcome: metrics.counter("requests_total", "Requests that have ended.", model=model, outcome=outcome)
-            for outcome in dict.fromkeys(["answered", *(kind.outcome for kind in kinds)])
+            for outcome in dict.fromkeys([*(["answered"] if speaks else []), *(kind.outcome for kind in kinds)])
         }
         if streams:
             self.first_audio = metrics.histogram(
                 "first_audio_seconds", "From a stream's arrival to its first audio.", FIRST_AUDIO_BOUNDS_S
             )
-        self.realtime_factor = metrics.histogram(
-            "realtime_factor", "Seconds that a request took per second of its audio.", REALTIME_BOUNDS, model=model
-        )
+        if speaks:
+            self.realtime_factor = metrics.histogram(
+                "realtime_factor", "Seconds that a request took per second of its audio.", REALTIME_BOUNDS, model=model
+            )
 
     def arrived(self, request: Any) -> RequestReport:
         """The report of `request`, a `pb_utils.InferenceRequest`, which has just come."""

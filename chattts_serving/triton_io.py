@@ -93,18 +93,20 @@ def failure(pb_utils: Any, error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
 
-def call_model(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str]) -> Outputs:
+def call_model(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], request_id: str = "") -> Outputs:
     """Have another model answer `inputs` (without the batch dimension), and wait for its `outputs`, likewise.
 
     Raises:
         CalledModelError: it answered with an error, or there is no such model.
     """
-    return _outputs(pb_utils, _call(pb_utils, model, inputs, outputs).exec())
+    return _outputs(pb_utils, model, _call(pb_utils, model, inputs, outputs, request_id).exec())
 
 
-async def call_model_async(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str]) -> Outputs:
+async def call_model_async(
+    pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], request_id: str = ""
+) -> Outputs:
     """As `call_model`; the call takes a thread of the running loop's default executor until it is answered."""
-    return _outputs(pb_utils, await _call(pb_utils, model, inputs, outputs).async_exec())
+    return _outputs(pb_utils, model, await _call(pb_utils, model, inputs, outputs, request_id).async_exec())
 
 
 def answer(pb_utils: Any, call: Callable[[], Outputs]) -> Any:
@@ -115,9 +117,12 @@ def answer(pb_utils: Any, call: Callable[[], Outputs]) -> Any:
         return failure(pb_utils, error)
 
 
-def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str]) -> Any:
+def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], request_id: str) -> Any:
     return pb_utils.InferenceRequest(
-        model_name=model, requested_output_names=list(outputs), inputs=_tensors(pb_utils, inputs)
+        request_id=request_id,
+        model_name=model,
+        requested_output_names=list(outputs),
+        inputs=_tensors(pb_utils, inputs),
     )
 
 
@@ -130,11 +135,12 @@ def _tensors(pb_utils: Any, values: Outputs) -> list[Any]:
     return tensors
 
 
-def _outputs(pb_utils: Any, response: Any) -> Outputs:
+def _outputs(pb_utils: Any, model: str, response: Any) -> Outputs:
     if response.has_error():
         error = response.error()
         codes = {getattr(pb_utils.TritonError, code): status for status, code in _TRITON_CODES.items()}
-        raise CalledModelError(_ENSEMBLE_PREFIX.sub("", error.message()), codes.get(error.code(), "INTERNAL"))
+        message = _ENSEMBLE_PREFIX.sub("", error.message())
+        raise CalledModelError(message, codes.get(error.code(), "INTERNAL"), model)
     return {tensor.name(): _unbatched(tensor.as_numpy()) for tensor in response.output_tensors()}
 
 

@@ -143,7 +143,15 @@ def test_a_request_is_counted_by_its_outcome_and_logged_if_wanted(log, monkeypat
 
 def test_whole_answers_have_no_first_audio():
     with written() as (metrics, values):
-        report = RequestReports(metrics, "speech", streams=False).arrived(Arrived(""))
+        report = RequestReports(metrics, "speech").arrived(Arrived(""))
         report.heard(chunk(24_000, 47))
         report.ended(DeadlineExceededError("deadline exceeded"))
     assert not [name for name, *_ in values if "first_audio" in name]
+
+
+def test_a_model_that_only_prepares_counts_what_ends_there():
+    with written() as (metrics, values):
+        RequestReports(metrics, "text_frontend", speaks=False).arrived(Arrived("")).ended(OverloadedError("overloaded"))
+    assert {name for name, *_ in values} == {"chattts_requests_total"}
+    assert values["chattts_requests_total", ("model", "text_frontend"), ("outcome", "overloaded")] == 1
+    assert not [labels for _, *labels in values if ("outcome", "answered") in labels]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -29,6 +30,7 @@ MODEL = Path(__file__).parent.parent / "model_repository" / "text_frontend" / "1
 def model(tmp_path_factory) -> Iterator[Any]:
     """The model over the tiny checkpoint's assets."""
     folder = tmp_path_factory.mktemp("text_frontend")
+    pb.metrics.clear()
     make_frontend_assets(folder / "1")
     model = pb.load_model(MODEL).TritonPythonModel()
     model.initialize({"model_repository": str(folder), "model_version": "1", "model_config": config(default=SEVEN)})
@@ -201,6 +203,23 @@ def test_those_that_are_worked_on_take_room_too(model, sign):
     served = [one for one in responses if not one.has_error()]
     assert 3 <= len(served) < 20
     assert {one.error().code() for one in responses if one.has_error()} == {pb.TritonError.UNAVAILABLE}
+
+
+def test_requests_that_end_here_are_counted(model, sign):
+    before = refusals()
+    sign.write(Room(num_open=8, num_batch=0, max_open=8, max_batch=4))
+    refused(model)
+    sign.write(Room(num_open=0, num_batch=0, max_open=8, max_batch=4))
+    refused(model)
+    answers(model, [request(text="")])
+    give_up = time.monotonic() + 30
+    while (found := refusals() - before) != Counter(overloaded=1, invalid=1):
+        assert time.monotonic() < give_up, found
+        time.sleep(0.01)
+
+
+def refusals() -> Counter[str]:
+    return Counter({one.labels["outcome"]: int(one.value) for one in pb.metrics if "outcome" in one.labels})
 
 
 def test_nobody_is_let_into_a_server_that_is_about_to_end(model, sign, tmp_path):

@@ -124,8 +124,8 @@ class Called:
     answer: pb.InferenceResponse
     seen: Called
 
-    def __init__(self, model_name, requested_output_names, inputs):
-        self.model, self.outputs = model_name, requested_output_names
+    def __init__(self, request_id, model_name, requested_output_names, inputs):
+        self.request_id, self.model, self.outputs = request_id, model_name, requested_output_names
         self.inputs = {tensor.name(): tensor.as_numpy().tolist() for tensor in inputs}
         Called.seen = self
 
@@ -139,15 +139,15 @@ class Called:
 def call(blocking, **inputs):
     fake = SimpleNamespace(InferenceRequest=Called, Tensor=pb.Tensor, TritonError=pb.TritonError)
     if blocking:
-        return triton_io.call_model(fake, "vocos", inputs, ["waveform"])
-    return asyncio.run(triton_io.call_model_async(fake, "vocos", inputs, ["waveform"]))
+        return triton_io.call_model(fake, "vocos", inputs, ["waveform"], "job 7")
+    return asyncio.run(triton_io.call_model_async(fake, "vocos", inputs, ["waveform"], "job 7"))
 
 
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_called_model_gets_and_gives_values_without_a_batch_dimension(blocking):
     Called.answer = triton_io.success(pb, {"waveform": np.array([1.5, 2.5], np.float32), "chunk": "你好"})
     outputs = call(blocking, stream_id="a", cancel=np.array([True]))
-    assert Called.seen.model == "vocos"
+    assert (Called.seen.model, Called.seen.request_id) == ("vocos", "job 7")
     assert Called.seen.outputs == ["waveform"]
     assert Called.seen.inputs == {"stream_id": [[b"a"]], "cancel": [[True]]}
     assert outputs["chunk"] == "你好"
@@ -161,6 +161,7 @@ def test_an_error_of_a_called_model_is_passed_on_with_its_status(blocking):
     with pytest.raises(errors.CalledModelError, match=r"^deadline exceeded$") as caught:
         call(blocking)
     assert triton_io.failure(pb, caught.value).error().code() == pb.TritonError.CANCELLED
+    assert caught.value.model == "vocos"
 
 
 def test_an_error_of_a_called_model_that_has_no_status_is_internal():

@@ -50,11 +50,12 @@ class TritonPythonModel:
             triton_io.refuse_parameters(request)
             inputs = {tensor.name(): tensor.as_numpy()[0] for tensor in request.inputs()}
             mode = triton_io.read_text(request, "mode") if inputs.pop("mode", None) is not None else MODES[0]
-            call = partial(triton_io.call_model_async, pb_utils)
+            call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id())
             await session.stream(call, self._config.plan(mode), inputs, send_chunk, sender.is_cancelled)
             report.ended()
         except Exception as error:
-            report.ended(error)
+            if getattr(error, "model", "") != "text_frontend":  # which reports those that end there
+                report.ended(error)
             send(triton_io.failure(pb_utils, error), last=True)
         if not ended:
             await asyncio.sleep(SETTLE_S)

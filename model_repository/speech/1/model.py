@@ -19,7 +19,7 @@ class TritonPythonModel:
         self._plan = ReadingConfig.from_triton(args["model_config"]).plan("exact")
         self._loop = LoopThread(triton_io.CALLS_AT_ONCE)
         self._metrics = Metrics(pb_utils)
-        self._reports = RequestReports(self._metrics, "speech", streams=False)
+        self._reports = RequestReports(self._metrics, "speech")
 
     def execute(self, requests):
         """Start each request and return at once."""
@@ -33,16 +33,17 @@ class TritonPythonModel:
                 _send(sender, triton_io.failure(pb_utils, error))
             else:
                 prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
-                self._loop.run(self._speak(sender, report, prepared))
+                call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id())
+                self._loop.run(self._speak(sender, report, call, prepared))
 
     def finalize(self):
         """Give up what is still spoken."""
         self._loop.close()
         self._metrics.close()
 
-    async def _speak(self, sender, report, prepared):
+    async def _speak(self, sender, report, call, prepared):
         try:
-            outputs = await session.speak(partial(triton_io.call_model_async, pb_utils), self._plan, prepared)
+            outputs = await session.speak(call, self._plan, prepared)
             response = triton_io.success(pb_utils, outputs)
         except Exception as error:
             report.ended(error)

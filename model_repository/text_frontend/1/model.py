@@ -9,6 +9,8 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving import triton_io
 from chattts_serving.admission import RoomSign, check_not_drained
 from chattts_serving.frontend import TextFrontend
+from chattts_serving.metrics import Metrics
+from chattts_serving.reports import RequestReports
 from chattts_serving.request import request_from_inputs
 from chattts_serving.voices import voices_from_triton
 
@@ -23,27 +25,30 @@ class TritonPythonModel:
         """Load the assets that `python -m export` put beside this file, and the voices of the configuration."""
         folder = Path(args["model_repository"], args["model_version"])
         self._frontend = TextFrontend(folder, voices_from_triton(args["model_config"]))
+        self._metrics = Metrics(pb_utils)
+        self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
         self._sign = RoomSign()
-        self._waiting = queue.SimpleQueue()  # (sender, request); None ends the thread
+        self._waiting = queue.SimpleQueue()  # (sender, report, request); None ends the thread
         self._thread = threading.Thread(target=self._work, name="text", daemon=True)
         self._thread.start()
 
     def execute(self, requests):
         """Refuse what is wrong or too much, hand the rest on, and return at once."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender, report = request.get_response_sender(), self._reports.arrived(request)
             try:
                 synthesis = request_from_inputs(triton_io.read_scalars(request))
                 self._check_room(synthesis)
             except Exception as error:
-                _send(sender, triton_io.failure(pb_utils, error))
+                _refuse(sender, report, error)
             else:
-                self._waiting.put((sender, synthesis))
+                self._waiting.put((sender, report, synthesis))
 
     def finalize(self):
         """End the thread."""
         self._waiting.put(None)
         self._thread.join()
+        self._metrics.close()
 
     def _check_room(self, synthesis):
         check_not_drained()
@@ -53,12 +58,22 @@ class TritonPythonModel:
 
     def _work(self):
         while (one := self._waiting.get()) is not None:
-            sender, synthesis = one
-            _send(sender, triton_io.answer(pb_utils, lambda synthesis=synthesis: self._prepare(synthesis)))
+            sender, report, synthesis = one
+            try:
+                response = triton_io.success(pb_utils, self._prepare(synthesis))
+            except Exception as error:
+                _refuse(sender, report, error)
+            else:
+                _send(sender, response)
 
     def _prepare(self, synthesis):
         generation, embedding, speaker = self._frontend.prepare(synthesis)
         return {"generation": generation.to_json(), "speaker_embedding": embedding, "used_speaker": speaker}
+
+
+def _refuse(sender, report, error):
+    report.ended(error)
+    _send(sender, triton_io.failure(pb_utils, error))
 
 
 def _send(sender, response):

@@ -1,13 +1,15 @@
-"""Gauges of a live server's metrics endpoint."""
+"""What a live server's metrics endpoint says."""
 
 from __future__ import annotations
 
-import re
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, fields
 
 from chattts_serving.server import RunningServer
+
+PORT_OPENS_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,36 @@ class Engine:
 AT_REST = Engine(0, 0, 0, 0)
 
 
+def exposition(server: RunningServer) -> str:
+    """What the endpoint answers, in Prometheus's text format; its port may open a moment after the server is ready."""
+    end = time.monotonic() + PORT_OPENS_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=60) as response:
+                text: str = response.read().decode()
+        except urllib.error.URLError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return text
+
+
+def samples(server: RunningServer) -> dict[str, float]:
+    """Every value as it is now, by its name with labels, as the endpoint writes it: `name{label="value",...}`."""
+    lines = (line for line in exposition(server).splitlines() if not line.startswith("#"))
+    parts = (line.rsplit(" ", maxsplit=1) for line in lines)
+    return {name: float(value) for name, value in parts}
+
+
 def scrape(server: RunningServer) -> Engine:
     """The gauges as they are now.
 
     Raises:
-        AssertionError: one is not there.
+        KeyError: one is not there.
     """
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=60) as response:
-        text = response.read().decode()
-    values = {}
-    for field in fields(Engine):
-        found = re.findall(rf"^chattts_{field.name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
-        assert len(found) == 1, f"{field.name}: {found}"
-        values[field.name] = int(float(found[0]))
-    return Engine(**values)
+    values = samples(server)
+    return Engine(**{field.name: int(values[f"chattts_{field.name}"]) for field in fields(Engine)})
 
 
 def wait_until(server: RunningServer, holds, within_s: float) -> float:

@@ -7,8 +7,10 @@ CHECKPOINT ?= synthetic
 # ONNX Runtime comes as two packages that exclude each other.
 DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 ARGS ?=
+MINUTES ?= 30
+REQUESTS ?= 10000
 
-.PHONY: help setup demo test lint serve export bench load deploy-check
+.PHONY: help setup demo test lint serve export bench load soak fuzz deploy-check
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -45,5 +47,11 @@ load: setup ## load test with locust (ARGS="--scenario spike --users 32 --minute
 	$(if $(findstring --url,$(ARGS)),,$(RUN) -m export --checkpoint $(CHECKPOINT) --out build/repositories/$(notdir $(CHECKPOINT)))
 	$(RUN) -m tests.load --repository build/repositories/$(notdir $(CHECKPOINT)) $(ARGS)
 
-deploy-check: setup ## check images, manifests and balancer (kubectl and haproxy, where they are installed)
+soak: setup ## mixed load for MINUTES (30) on a server of its own, and whether it held (see tests/soak)
+	$(RUN) -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+fuzz: setup ## REQUESTS (10000) random and broken requests over real sockets
+	$(RUN) -m tests.fuzz --requests $(REQUESTS) $(ARGS)
+
+deploy-check: setup ## check images, manifests, rules and balancer (with kubectl, promtool, haproxy where they are)
 	$(RUN) -m pytest tests/deploy $(ARGS)

@@ -258,7 +258,7 @@ def deadline_of(generation: str) -> float | None:
     try:
         deadline_ns = json.loads(generation)["deadline_ns"]
         return None if deadline_ns is None else float(deadline_ns) / 1e9
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError("generation", generation, "what text_frontend writes") from error
 
 

@@ -454,7 +454,9 @@ def test_a_deadline_that_is_kept_changes_nothing():
     assert outputs["audio"].tolist() == AUDIO
 
 
-@pytest.mark.parametrize("generation", ["", "[]", "{}", '{"deadline_ns": "soon"}'])
+@pytest.mark.parametrize(
+    "generation", ["", "[]", "{}", '{"deadline_ns": "soon"}', '{"deadline_ns": 1%s}' % ("0" * 400)]
+)
 def test_what_is_no_generation_is_refused(generation):
     with pytest.raises(InvalidInputError, match="'generation'"):
         asyncio.run(speak(Models([]).call, PLAN, PREPARED | {"generation": generation}))

@@ -16,7 +16,10 @@ from pathlib import Path
 from chattts_serving.probe import ProbeError, open_requests
 
 DRAIN_FILE = "CHATTTS_DRAIN_FILE"  # environment variable of the models: the file that `Drain` writes
-QUIET_S = 0.5  # without an answer of any model, so that the last chunk is decoded and sent
+# Without an open request and without an answer of any model. gpt_decoder closes a request when its last tokens leave,
+# which then go through decoder and vocoder.
+QUIET_S = 0.5  # where no request was open when draining began
+LAST_CHUNK_S = 2.0  # where one was
 ANSWERS_S = 2.0  # past the limit, for the errors that then answer what is left
 ENDED = re.compile(r"^nv_inference_request_(?:success|failure)\{[^}]*\} (\S+)$", re.MULTILINE)
 
@@ -38,6 +41,7 @@ class Drain:
     _end: float = 0.0
     _seen: tuple[int, float] = (-1, 0.0)  # open requests, and how many requests have ended
     _quiet_since: float = field(default_factory=time.monotonic)
+    _quiet_s: float = QUIET_S
 
     def environment(self) -> Mapping[str, str]:
         """What the models must find in their environment."""
@@ -63,9 +67,11 @@ class Drain:
             seen = open_requests(metrics), sum(map(float, ENDED.findall(metrics)))
         except ProbeError:  # no gpt_decoder, and nothing to wait for
             return True
+        if seen[0]:
+            self._quiet_s = LAST_CHUNK_S
         if seen[0] or seen != self._seen:
             self._seen, self._quiet_since = seen, now
-        return now - self._quiet_since >= QUIET_S
+        return now - self._quiet_since >= self._quiet_s
 
 
 def _get(address: tuple[str, int]) -> str:

@@ -18,11 +18,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from chattts_serving.draining import Drain
 from chattts_serving.errors import ConfigError, shown
+from chattts_serving.probe import check
 from chattts_serving.supervisor import (
     SHARED_MEMORY,
     Supervision,
@@ -46,17 +49,25 @@ from chattts_serving.tritonserver import (
 LOOPBACK = "127.0.0.1"
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104
 EXIT_CONFIG = 2  # nothing was started
-EXIT_TIMEOUT_S = 5  # that tritonserver gives requests in flight, within supervisor.STOP_TIMEOUT_S
-# Per process of a Python model. /dev/shm takes memory when it is written to, not before.
+EXIT_TIMEOUT_S = 5  # that tritonserver takes to end, within supervisor.STOP_TIMEOUT_S
+PROBED_MODELS = {"text_frontend", "gpt_decoder"}  # that chattts_serving.probe asks
+# Per process of a Python model, taken from /dev/shm at the start and where an answer is longer (measured).
 SHM_DEFAULT_BYTES = 16 * 2**20  # two sentences of 2,048 hidden states of 768 float32
 SHM_GROWTH_BYTES = 16 * 2**20
 LOW_SHM_BYTES = 256 * 2**20  # a process that finds no more is killed without a word
+MOST_SECONDS = 86400.0  # of a time that a flag sets
 PORT_OPTIONS = {"http_port": "--http-port", "grpc_port": "--grpc-port", "metrics_port": "--metrics-port"}
+SECONDS_OPTIONS = {
+    "start_timeout_s": "how long loading may take",
+    "hang_timeout_s": "restart a server that gives no good answer for so long; 0: never",
+    "drain_timeout_s": "how long open requests may take to end when the server is stopped",
+}
 OWN_FLAGS = {  # of tritonserver, set here
     *("--model-repository", "--model-store", "--backend-directory", "--exit-timeout-secs"),
     *("--allow-http", "--http-address", "--grpc-address", "--metrics-address"),
     *PORT_OPTIONS.values(),
 }
+NO_METRICS = "--allow-metrics=false"  # of tritonserver
 # Endpoints for whoever runs the server, not for whoever calls its models: they read and write any POSIX shared memory
 # (that of the Python models, too), write files, and change the log.
 RESTRICTED_APIS = "shared-memory,model-repository,trace,logging"
@@ -73,11 +84,14 @@ class ServerOptions:
         http_port, grpc_port, metrics_port: 0 takes a free one.
         log_file: file that tritonserver's log is appended to; None sends it to stderr.
         start_timeout_s: how long loading the models may take.
+        hang_timeout_s: seconds without a good answer after which the server is started anew; 0: never.
+        drain_timeout_s: seconds that open requests have to end when the server is to stop.
+        log_requests: have the models log a line for each request.
         exit_with_parent: stop when the process that started this one ends.
         flags: further flags for tritonserver.
 
     Raises:
-        ConfigError: a port or a flag is out of its range.
+        ConfigError: a port, a time or a flag is out of its range.
     """
 
     model_repository: Path = Path("model_repository")
@@ -87,11 +101,14 @@ class ServerOptions:
     metrics_port: int = 8002
     log_file: Path | None = None
     start_timeout_s: float = 600.0
+    hang_timeout_s: float = 60.0
+    drain_timeout_s: float = 5.0
+    log_requests: bool = False
     exit_with_parent: bool = False
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check ports and flags."""
+        """Check ports, times and flags."""
         ports = [getattr(self, name) for name in PORT_OPTIONS]
         for option, port in zip(PORT_OPTIONS.values(), ports, strict=True):
             if not 0 <= port <= 65535:
@@ -99,6 +116,9 @@ class ServerOptions:
         fixed = [port for port in ports if port]
         if len(set(fixed)) < len(fixed):
             raise ConfigError(f"{', '.join(PORT_OPTIONS.values())} are {ports}; they must differ")
+        for option, seconds in (("--hang-timeout", self.hang_timeout_s), ("--drain-timeout", self.drain_timeout_s)):
+            if not 0 <= seconds <= MOST_SECONDS:
+                raise ConfigError(f"{option} is {seconds:g}; allowed is 0 to {MOST_SECONDS:g} seconds")
         for flag in self.flags:
             if not flag.startswith("-"):
                 raise ConfigError(f"{shown(flag)} is no flag; those for tritonserver are written --NAME=VALUE")
@@ -131,15 +151,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
         port = getattr(default, name)
         parser.add_argument(option, type=int, default=port, metavar="N", help=f"default {port}; 0: a free one")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="append tritonserver's log here, not to stderr")
-    help_text = f"how long loading may take (default {default.start_timeout_s:.0f})"
-    parser.add_argument(
-        "--start-timeout",
-        dest="start_timeout_s",
-        type=float,
-        default=default.start_timeout_s,
-        metavar="SECONDS",
-        help=help_text,
-    )
+    for name, help_text in SECONDS_OPTIONS.items():
+        seconds = getattr(default, name)
+        parser.add_argument(
+            f"--{name.removesuffix('_s').replace('_', '-')}",
+            dest=name,
+            type=float,
+            default=seconds,
+            metavar="SECONDS",
+            help=f"{help_text} (default {seconds:.0f})",
+        )
+    parser.add_argument("--log-requests", action="store_true", help="log a line of JSON for each request")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when the process that started this ends")
     known, further = parser.parse_known_args(arguments)
     return ServerOptions(**vars(known), flags=tuple(flag for flag in further if flag != "--"))
@@ -157,19 +179,29 @@ def choose_ports(options: ServerOptions) -> ServerOptions:
         raise ConfigError(f"--host is {options.host}, which is no IPv4 address and no known name") from error
     with ExitStack() as held:  # all three at once, so that none is chosen twice
         ports = [
-            held.enter_context(_listener(address, getattr(options, name), option)).getsockname()[1]
+            held.enter_context(_bound(address, getattr(options, name), option, listening=True)).getsockname()[1]
             for name, option in PORT_OPTIONS.items()
         ]
     return replace(options, http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2])
 
 
-def _listener(address: str, port: int, option: str) -> socket.socket:
+def hold_ports(options: ServerOptions, held: ExitStack) -> None:
+    """Keep the ports while `held` is open: tritonserver gets them, and nobody to whom any port is right.
+
+    Else one may be gone when the models are loaded, or after a restart (seen on a busy machine).
+    """
+    for name, option in PORT_OPTIONS.items():
+        held.enter_context(_bound(socket.gethostbyname(options.host), getattr(options, name), option))
+
+
+def _bound(address: str, port: int, option: str, *, listening: bool = False) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # As tritonserver has it: connections of a server that has ended do not count.
+    # As tritonserver has it: connections of a server that has ended do not count, nor do sockets that only have a port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address, port))
-        listener.listen()
+        if listening:
+            listener.listen()
     except OSError as error:
         listener.close()
         raise ConfigError(
@@ -226,6 +258,7 @@ def serve(options: ServerOptions) -> int:
     options = choose_ports(options)
     _warn_of_little_shared_memory()
     with ExitStack() as stack:
+        hold_ports(options, stack)
         log = _open_log(options, stack)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_")))
         shm_prefix = f"chattts_{os.getpid()}_{secrets.token_hex(8)}_"  # no name that a caller could guess
@@ -237,18 +270,26 @@ def serve(options: ServerOptions) -> int:
             {backend: f"{shm_prefix}{backend}_" for backend in python_based},
         )
         command = [str(installation.binary), *flags]
-        env = environment(installation, folder / "lib")
+        host = LOOPBACK if options.host == ANY_ADDRESS else options.host
+        drain = Drain(folder / "drain", options.drain_timeout_s, (host, options.metrics_port))
+        env = {**environment(installation, folder / "lib"), **drain.environment()}
+        if options.log_requests:
+            env["CHATTTS_LOG_REQUESTS"] = "1"
 
         def start() -> TritonProcess:
             # In the checkout: Python models have their working directory first on their path, for chattts_serving.
             return TritonProcess(command, env, ROOT, shm_prefix, log)
 
         supervision = Supervision(
-            health=(LOOPBACK if options.host == ANY_ADDRESS else options.host, options.http_port),
+            health=(host, options.http_port),
+            metrics=None if NO_METRICS in options.flags else drain.metrics,
             ready_line=" ".join(["ready", *(f"{name}={url}" for name, url in options.endpoints.items())]),
             num_models=len(models),
             start_timeout_s=options.start_timeout_s,
             repeat_complaints=options.log_file is not None,
+            ask=partial(check, f"{host}:{options.http_port}"),
+            hang_timeout_s=options.hang_timeout_s if set(models) >= PROBED_MODELS else 0.0,
+            drain=drain,
         )
         return Supervisor(start, supervision).run()
 
@@ -293,15 +334,16 @@ class RunningServer:
 
     @property
     def pid(self) -> int:
-        """Process id of tritonserver, the launcher's only child.
+        """Process id of tritonserver, the only child of the launcher that leads a process group.
 
         Raises:
             ConfigError: it is not running.
         """
-        children = child_processes(self.launcher.pid)
-        if not children:
-            raise ConfigError(f"tritonserver is not running; its log is {self.log_path}")
-        return next(iter(children))
+        for pid in child_processes(self.launcher.pid):
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                if os.getpgid(pid) == pid:
+                    return pid
+        raise ConfigError(f"tritonserver is not running; its log is {self.log_path}")
 
     def stop(self) -> int:
         """Stop the server and wait for its end; the launcher's exit status."""
@@ -312,7 +354,12 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    model_repository: Path, *, log_path: Path, flags: Sequence[str] = (), start_timeout_s: float = 600.0
+    model_repository: Path,
+    *,
+    log_path: Path,
+    flags: Sequence[str] = (),
+    launcher_flags: Sequence[str] = (),
+    start_timeout_s: float = 600.0,
 ) -> Iterator[RunningServer]:
     """A server on free ports of 127.0.0.1 for the length of the block; it ends with the calling thread, too.
 
@@ -320,6 +367,7 @@ def running_server(
         model_repository: folder of models, as `python -m export` writes it.
         log_path: file that tritonserver's log is appended to; progress goes to stderr.
         flags: further flags for tritonserver.
+        launcher_flags: further flags for the launcher.
         start_timeout_s: how long loading the models may take.
 
     Raises:
@@ -329,7 +377,8 @@ def running_server(
     check_repository(model_repository)
     command = [sys.executable, "-m", "chattts_serving.server", f"--model-repository={model_repository}"]
     command += [f"{option}=0" for option in PORT_OPTIONS.values()]
-    command += [f"--log-file={log_path}", f"--start-timeout={start_timeout_s}", "--exit-with-parent", "--", *flags]
+    command += [f"--log-file={log_path}", f"--start-timeout={start_timeout_s}", "--exit-with-parent"]
+    command += [*launcher_flags, "--", *flags]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as launcher:  # noqa: S603
         try:

@@ -2,7 +2,7 @@
 
 A Python model runs in a process of its own, a "stub". Triton does not notice when one dies: its requests hang, later
 ones fail, and server and model go on saying that they are ready. So `Supervisor` looks after the stubs, and starts the
-whole server anew when one died.
+whole server anew when one died, when tritonserver itself died, and when it does not answer any more.
 
 One thread does everything: it waits on the log's pipe for POLL_S at a time and looks at the rest in between.
 """
@@ -15,6 +15,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,11 +28,15 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-EXIT_FAILED = 1  # the server ended on its own, or never got ready
+from chattts_serving.draining import Drain
+from chattts_serving.watchdog import Watchdog
+
+EXIT_FAILED = 1  # the server never got ready, or was not to be kept running
 POLL_S = 0.2
 STUB_CHECK_S = 1.0
 PROGRESS_S = 5.0  # between two progress lines while nothing changes
-STOP_TIMEOUT_S = 7.0  # from SIGTERM to SIGKILL; leaves 3 s of the 10 that a stop may take
+STOP_TIMEOUT_S = 7.0  # from SIGTERM to SIGKILL
+ABORT_TIMEOUT_S = 1.0  # likewise, of a server that cannot answer any more: some callers still get an error
 MAX_RESTARTS = 5
 FIRST_BACKOFF_S = 1.0  # doubles with each restart
 STEADY_S = 600.0  # a server that ran this long has its restarts forgiven
@@ -144,9 +149,12 @@ class TritonProcess:
         self._dead_stubs = zombies
         return bool(stayed)
 
-    def stop(self) -> None:
-        """End the server and all it started, and give back its shared memory, in at most STOP_TIMEOUT_S + 2 s."""
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+    def stop(self, timeout_s: float) -> None:
+        """End the server and all it started, and give back its shared memory.
+
+        It gets `timeout_s` seconds to end by itself; at most 2 s more pass.
+        """
+        deadline = time.monotonic() + timeout_s
         self._process.terminate()
         while self.exit_status is None and time.monotonic() < deadline:
             self.pump(POLL_S)
@@ -173,8 +181,9 @@ class Ending(Enum):
 
     STOPPED = auto()  # by a signal to the launcher
     EXITED = auto()
+    TIMED_OUT = auto()  # did not get ready
     STUB_DIED = auto()
-    TIMED_OUT = auto()  # never got ready
+    HANGS = auto()
 
 
 @dataclass(frozen=True)
@@ -183,28 +192,38 @@ class Supervision:
 
     Attributes:
         health: address and port of its HTTP service.
+        metrics: those of its metrics, which start last; None where it has none.
         ready_line: printed on stdout once, when it is ready first.
         num_models: that it loads.
         start_timeout_s: how long that may take.
         repeat_complaints: tell what the log complains of when the server fails (the user does not see the log).
+        ask: as `Watchdog` takes it.
+        hang_timeout_s: seconds without a good answer after which the server is started anew; 0: never.
+        drain: how it ends.
     """
 
     health: tuple[str, int]
+    metrics: tuple[str, int] | None
     ready_line: str
     num_models: int
     start_timeout_s: float
     repeat_complaints: bool
+    ask: Callable[[float], None]
+    hang_timeout_s: float
+    drain: Drain
 
 
 class Supervisor:
-    """Keeps tritonserver running until SIGINT, SIGTERM or SIGHUP."""
+    """Keeps tritonserver running until SIGINT, SIGTERM or SIGHUP; a second one does not let open requests end."""
 
     def __init__(self, start: Callable[[], TritonProcess], supervision: Supervision) -> None:
         """`start` starts one run of the server."""
         self._start = start
         self._supervision = supervision
         self._signal = 0
-        self._announced = False
+        self._num_signals = 0
+        self._announced = False  # the server was ready once
+        self._is_serving = False  # this run of it was
 
     def run(self) -> int:
         """Serve until stopped; the exit status for the shell."""
@@ -225,22 +244,22 @@ class Supervisor:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signal = number
+        self._num_signals += 1
 
     def _run(self) -> int:
         restarts = 0
         while True:
             started = time.monotonic()
-            ending = self._run_once()
-            if ending is Ending.STOPPED:
+            if self._run_once() is Ending.STOPPED:
                 return 0
-            if ending is not Ending.STUB_DIED:
+            if not self._announced:  # what is wrong from the start stays wrong
                 return EXIT_FAILED
             restarts = 1 if time.monotonic() - started > STEADY_S else restarts + 1
             if restarts > MAX_RESTARTS:
-                say(f"error: a Python model's process died again after {MAX_RESTARTS} restarts; giving up")
+                say(f"error: the server failed again after {MAX_RESTARTS} restarts; giving up")
                 return EXIT_FAILED
             backoff_s = FIRST_BACKOFF_S * 2 ** (restarts - 1)
-            say(f"a Python model's process died: restart {restarts} of {MAX_RESTARTS} in {backoff_s:.0f} s")
+            say(f"restart {restarts} of {MAX_RESTARTS} in {backoff_s:.0f} s")
             self._sleep(backoff_s)
 
     def _sleep(self, seconds: float) -> None:
@@ -252,10 +271,14 @@ class Supervisor:
         if self._signal:
             return Ending.STOPPED
         server = self._start()
+        self._is_serving = False
+        timeout_s = STOP_TIMEOUT_S
         try:
             ending = self._wait_until_ready(server) or self._watch(server)
+            if ending in (Ending.STUB_DIED, Ending.HANGS):
+                timeout_s = ABORT_TIMEOUT_S
         finally:
-            server.stop()
+            server.stop(timeout_s)
         if ending is Ending.EXITED:
             self._report_exit(server)
         return ending
@@ -265,9 +288,11 @@ class Supervisor:
         started = told = time.monotonic()
         shown = -1
         while not self._is_ready():
-            ending = self._ending(server)
-            if ending:
-                return ending
+            if self._signal:
+                say(f"{signal.Signals(self._signal).name} received: stopping")
+                return Ending.STOPPED
+            if server.exit_status is not None:
+                return Ending.EXITED
             now = time.monotonic()
             if now - started > self._supervision.start_timeout_s:
                 say(f"error: not ready after {now - started:.0f} s (--start-timeout); stopping")
@@ -276,6 +301,7 @@ class Supervisor:
                 say(f"loading: {server.num_loaded} of {self._supervision.num_models} models, {now - started:.0f} s")
                 shown, told = server.num_loaded, now
             server.pump(POLL_S)
+        self._is_serving = True
         if self._announced:
             say(f"ready again after {time.monotonic() - started:.0f} s")
         else:
@@ -286,36 +312,51 @@ class Supervisor:
     def _watch(self, server: TritonProcess) -> Ending:
         """Stay with a server that is ready, until it ends or must."""
         checked = time.monotonic()
-        while True:
-            server.pump(POLL_S)
-            ending = self._ending(server)
-            if ending:
-                return ending
-            if time.monotonic() - checked > STUB_CHECK_S:
-                checked = time.monotonic()
-                if server.has_dead_stub():
-                    return Ending.STUB_DIED
+        watchdog = Watchdog(self._supervision.ask, self._supervision.hang_timeout_s)
+        try:
+            while not self._signal:
+                server.pump(POLL_S)
+                if server.exit_status is not None:
+                    return Ending.EXITED
+                if time.monotonic() - checked > STUB_CHECK_S:
+                    checked = time.monotonic()
+                    if server.has_dead_stub():
+                        say("error: a Python model's process died")
+                        return Ending.STUB_DIED
+                if watchdog.hangs():
+                    say(f"error: no good answer for {self._supervision.hang_timeout_s:.0f} s (--hang-timeout)")
+                    return Ending.HANGS
+        finally:
+            watchdog.close()
+        self._drain(server)
+        return Ending.STOPPED
 
-    def _ending(self, server: TritonProcess) -> Ending | None:
-        if self._signal:
-            say(f"{signal.Signals(self._signal).name} received: stopping")
-            return Ending.STOPPED
-        return None if server.exit_status is None else Ending.EXITED
+    def _drain(self, server: TritonProcess) -> None:
+        """Let open requests end, until a second signal."""
+        drain = self._supervision.drain
+        say(f"{signal.Signals(self._signal).name} received: stopping; open requests have {drain.limit_s:.0f} s to end")
+        drain.begin()
+        while self._num_signals == 1 and server.exit_status is None and not drain.is_over():
+            server.pump(POLL_S)
 
     def _is_ready(self) -> bool:
-        """Whether the server says that it and all its models are ready."""
+        """Whether the server says that it and all its models are ready, and its last service has started."""
         connection = http.client.HTTPConnection(*self._supervision.health, timeout=1.0)
         try:
             connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == http.client.OK
+            if connection.getresponse().status != http.client.OK:
+                return False
+            if self._supervision.metrics is not None:
+                socket.create_connection(self._supervision.metrics, timeout=1.0).close()
         except (OSError, http.client.HTTPException):
             return False
         finally:
             connection.close()
+        return True
 
     def _report_exit(self, server: TritonProcess) -> None:
         if self._supervision.repeat_complaints and server.complaints:
             say("\n".join(server.complaints))
         status = server.exit_status or 0
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        say(f"error: tritonserver {how} {'while serving' if self._announced else 'before it was ready'}")
+        say(f"error: tritonserver {how} {'while serving' if self._is_serving else 'before it was ready'}")

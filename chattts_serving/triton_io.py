@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ _TRITON_CODES = {  # ServingError.status -> attribute of pb_utils.TritonError
 }
 
 CALLS_AT_ONCE = 320  # of other models by one model; each takes a thread on both sides while it lasts
+
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 # where the Python backend keeps tensors
+LARGE_ANSWER_BYTES = 4 * 2**20  # 43 s of audio; the launcher gives each process 16 MiB
 
 _ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")  # Triton's, in front of the message of the step that failed
 
@@ -91,6 +95,25 @@ def failure(pb_utils: Any, error: Exception) -> Any:
         error = EngineError("the request failed; the server's log has the cause")
     code = getattr(pb_utils.TritonError, _TRITON_CODES[error.status])
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+
+
+def send_last(pb_utils: Any, sender: Any, response: Any) -> None:
+    """Send the one response of a request. Where that fails, which its caller never hears, the log says so."""
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception:
+        logger.exception("an answer could not be sent")
+
+
+def check_shared_memory(num_bytes: int) -> None:
+    """Refuse an answer that would find no room: Triton 2.51 takes it as given before it copies it, and never sends it.
+
+    Raises:
+        EngineError: `num_bytes` are more than a model's process has from the start, and than are free.
+    """
+    space = os.statvfs(SHARED_MEMORY)
+    if max(LARGE_ANSWER_BYTES, space.f_bavail * space.f_frsize) < num_bytes:
+        raise EngineError(f"an answer of {num_bytes:,} bytes finds no room in {SHARED_MEMORY}; take it as a stream")
 
 
 def call_model(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], request_id: str = "") -> Outputs:

@@ -10,17 +10,30 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chattts_serving import supervisor, tritonserver
+from chattts_serving import draining, supervisor, tritonserver
+from chattts_serving.draining import Drain
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import ServerOptions, choose_ports, main, parse_arguments, tritonserver_flags
+from chattts_serving.probe import ProbeError
+from chattts_serving.server import (
+    PORT_OPTIONS,
+    ServerOptions,
+    choose_ports,
+    hold_ports,
+    main,
+    parse_arguments,
+    tritonserver_flags,
+)
 from chattts_serving.supervisor import Supervision, Supervisor, TritonProcess, child_processes
 from chattts_serving.tritonserver import (
     Installation,
@@ -29,6 +42,7 @@ from chattts_serving.tritonserver import (
     find_installation,
     lay_out_backends,
 )
+from chattts_serving.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -102,6 +116,8 @@ def test_a_short_form_of_our_flags_is_not_taken_for_ours() -> None:
         (["--", "--http-port=9000"], "--http-port=9000 cannot be passed on"),
         (["serve"], "'serve' is no flag; those for tritonserver are written --NAME=VALUE"),
         (["--", "--log-verbose", "1"], "'1' is no flag"),
+        (["--drain-timeout=-1"], "--drain-timeout is -1; allowed is 0 to 86400 seconds"),
+        (["--hang-timeout=nan"], "--hang-timeout is nan; allowed is 0 to 86400 seconds"),
     ],
 )
 def test_options_out_of_range_are_refused(
@@ -133,6 +149,18 @@ def test_connections_of_a_server_that_has_ended_do_not_take_its_port() -> None:
         with socket.create_connection(("127.0.0.1", port)):
             ended.accept()[0].close()  # who closes first keeps the port in TIME_WAIT
     assert choose_ports(ServerOptions(http_port=port, grpc_port=0, metrics_port=0)).http_port == port
+
+
+def test_a_held_port_is_free_for_the_server_and_for_nobody_who_wants_any() -> None:
+    chosen = [choose_ports(ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) for _ in range(100)]
+    with ExitStack() as held:
+        for options in chosen:
+            hold_ports(options, held)
+        ports = {getattr(options, name) for options in chosen for name in PORT_OPTIONS}
+        others = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(500)]
+        assert not ports & set(others)
+        for port in sorted(ports)[:3]:
+            socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_an_unknown_host_is_named() -> None:
@@ -290,6 +318,9 @@ def test_a_child_is_seen_until_it_is_waited_for() -> None:
     assert child.pid not in child_processes(os.getpid())
 
 
+STOP_S = 5.0
+
+
 def start_script(script: str, log: Callable[[bytes], object], shm_prefix: str = "chattts_test_") -> TritonProcess:
     """A run of a Python script in tritonserver's place."""
     return TritonProcess([sys.executable, "-c", script], dict(os.environ), Path.cwd(), shm_prefix, log)
@@ -310,7 +341,7 @@ print("+---+", "| a |", "E1122 model.cc:1] it broke", "error: creating server", 
 """
     run = start_script(script, log.extend)
     pump_until(run, lambda: run.exit_status is not None)
-    run.stop()
+    run.stop(STOP_S)
     assert log.decode().splitlines()[1:3] == ["+---+", "| a |"]
     assert run.num_loaded == 1
     assert list(run.complaints) == ["E1122 model.cc:1] it broke", "error: creating server"]
@@ -322,11 +353,10 @@ def test_a_log_that_cannot_be_written_does_not_end_the_service() -> None:
 
     run = start_script("print(\"successfully loaded 'vocos'\")", full)
     pump_until(run, lambda: run.num_loaded == 1)
-    run.stop()
+    run.stop(STOP_S)
 
 
-def test_stop_ends_even_who_will_not_and_takes_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "STOP_TIMEOUT_S", 0.2)
+def test_stop_ends_even_who_will_not_and_takes_the_shared_memory() -> None:
     segment = supervisor.SHARED_MEMORY / f"chattts_test_{os.getpid()}_segment"
     segment.touch()
     script = """
@@ -338,7 +368,7 @@ time.sleep(3600)
     log = bytearray()
     run = start_script(script, log.extend, f"chattts_test_{os.getpid()}_")
     pump_until(run, lambda: b"\n" in log)
-    run.stop()
+    run.stop(0.2)
     assert run.exit_status == -signal.SIGKILL
     assert not segment.exists()
     left = Path(f"/proc/{int(log)}/stat")  # a zombie where nobody waits for orphans
@@ -351,17 +381,17 @@ def test_only_a_stub_that_stays_dead_counts(monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(supervisor, "child_processes", lambda _: next(looks))
         assert [run.has_dead_stub() for _ in range(3)] == [False, False, True]
-    run.stop()
+    run.stop(STOP_S)
 
 
 class FakeRun:
-    """One run of a server that is never ready for long: it ends in the way that it is told."""
+    """One run of a server that is ready at once and ends in the way that it is told."""
 
     pid = 1
 
     def __init__(self, *, exit_status: int | None = None, dead_stub: bool = False) -> None:
         self.exit_status, self.dead_stub = exit_status, dead_stub
-        self.num_loaded, self.complaints, self.stopped = 0, ["E it broke"], False
+        self.num_loaded, self.complaints, self.stopped_within_s = 0, ["E it broke"], -1.0
 
     def pump(self, timeout_s: float) -> None:
         pass
@@ -369,13 +399,31 @@ class FakeRun:
     def has_dead_stub(self) -> bool:
         return self.dead_stub
 
-    def stop(self) -> None:
-        self.stopped = True
+    def stop(self, timeout_s: float) -> None:
+        self.stopped_within_s = timeout_s
 
 
-SUPERVISION = Supervision(
-    health=("127.0.0.1", 0), ready_line="ready", num_models=1, start_timeout_s=60.0, repeat_complaints=True
-)
+def refuse(timeout_s: float) -> None:
+    """The question to a server that never gives a good answer."""
+    raise ProbeError("status 500")
+
+
+NOWHERE = ("127.0.0.1", 0)
+
+
+@pytest.fixture
+def supervision(tmp_path: Path) -> Supervision:
+    return Supervision(
+        health=NOWHERE,
+        metrics=None,
+        ready_line="ready",
+        num_models=1,
+        start_timeout_s=60.0,
+        repeat_complaints=True,
+        ask=lambda _: None,
+        hang_timeout_s=0.0,
+        drain=Drain(tmp_path / "drain", 0.0, NOWHERE),
+    )
 
 
 @pytest.fixture
@@ -385,36 +433,297 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Supervisor, "_is_ready", lambda _: True)
 
 
-@pytest.mark.usefixtures("no_waiting")
-def test_dying_stubs_are_given_up_after_the_last_restart(capsys: pytest.CaptureFixture[str]) -> None:
+def runs_of(make_run: Callable[[], FakeRun], supervision: Supervision) -> tuple[int, list[FakeRun]]:
+    """The exit status of a launcher whose server runs like this, and every run of it."""
     runs: list[FakeRun] = []
 
     def start() -> Any:
-        runs.append(FakeRun(dead_stub=True))
+        runs.append(make_run())
         return runs[-1]
 
-    assert Supervisor(start, SUPERVISION).run() == 1
-    assert len(runs) == 1 + supervisor.MAX_RESTARTS
-    assert all(run.stopped for run in runs)
-    printed = capsys.readouterr()
-    assert printed.out == "ready\n"
-    assert "giving up" in printed.err
+    return Supervisor(start, supervision).run(), runs
+
+
+FAILURES: dict[str, tuple[Callable[[], FakeRun], dict[str, Any], str]] = {
+    "a dead stub": (lambda: FakeRun(dead_stub=True), {}, "error: a Python model's process died"),
+    "an exit": (lambda: FakeRun(exit_status=3), {}, "error: tritonserver exited with status 3 while serving"),
+    "a kill": (lambda: FakeRun(exit_status=-9), {}, "error: tritonserver was ended by SIGKILL while serving"),
+    "no answer": (FakeRun, {"ask": refuse, "hang_timeout_s": 0.01}, "error: no good answer for 0 s (--hang-timeout)"),
+}
 
 
 @pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_server_that_fails_again_and_again_is_given_up_after_the_last_restart(
+    failure: str, supervision: Supervision, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run, changes, words = FAILURES[failure]
+    status, runs = runs_of(make_run, replace(supervision, **changes))
+    assert status == 1
+    assert len(runs) == 1 + supervisor.MAX_RESTARTS
+    assert all(run.stopped_within_s >= 0 for run in runs)
+    printed = capsys.readouterr()
+    assert printed.out == "ready\n"
+    assert printed.err.count(words) == len(runs)
+    assert f"restart {supervisor.MAX_RESTARTS} of {supervisor.MAX_RESTARTS} in 0 s" in printed.err
+    assert printed.err.endswith(f"failed again after {supervisor.MAX_RESTARTS} restarts; giving up\n")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_restart_that_fails_to_load_is_tried_again_and_reported_as_that(
+    supervision: Supervision, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = iter([True])
+    monkeypatch.setattr(Supervisor, "_is_ready", lambda _: next(first, False))
+    status, runs = runs_of(lambda: FakeRun(exit_status=1), supervision)
+    assert status == 1
+    assert len(runs) == 1 + supervisor.MAX_RESTARTS
+    printed = capsys.readouterr().err
+    assert printed.count("exited with status 1 while serving") == 1
+    assert printed.count("exited with status 1 before it was ready") == supervisor.MAX_RESTARTS
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_restarts_are_forgiven_after_a_steady_time(supervision: Supervision, monkeypatch: pytest.MonkeyPatch) -> None:
+    steady = 2 * supervisor.MAX_RESTARTS  # runs that were steady, before those that were not
+    times = iter([supervisor.STEADY_S + 1] * steady + [0.0] * 100)
+
+    class SteadyRun(FakeRun):
+        def pump(self, timeout_s: float) -> None:
+            now[0] += next(times)
+
+    now = [0.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    status, runs = runs_of(lambda: SteadyRun(exit_status=-9), supervision)
+    assert status == 1
+    assert len(runs) == steady + supervisor.MAX_RESTARTS
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_server_that_cannot_answer_is_ended_soon_and_one_that_can_gets_its_time(supervision: Supervision) -> None:
+    _, broken = runs_of(lambda: FakeRun(dead_stub=True), supervision)
+    assert {run.stopped_within_s for run in broken} == {supervisor.ABORT_TIMEOUT_S}
+    _, ended = runs_of(lambda: FakeRun(exit_status=1), supervision)
+    assert {run.stopped_within_s for run in ended} == {supervisor.STOP_TIMEOUT_S}
+
+
 @pytest.mark.parametrize(("status", "how"), [(3, "exited with status 3"), (-9, "was ended by SIGKILL")])
-def test_a_server_that_ends_is_reported_with_its_log(status: int, how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run: Any = FakeRun(exit_status=status)
-    assert Supervisor(lambda: run, SUPERVISION).run() == 1
-    assert run.stopped
-    assert capsys.readouterr().err.splitlines() == ["E it broke", f"error: tritonserver {how} while serving"]
+def test_a_server_that_ends_before_it_was_ever_ready_is_reported_with_its_log_and_not_restarted(
+    status: int,
+    how: str,
+    supervision: Supervision,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Supervisor, "_is_ready", lambda _: False)
+    launcher, runs = runs_of(lambda: FakeRun(exit_status=status), supervision)
+    assert launcher == 1
+    assert len(runs) == 1
+    assert capsys.readouterr().err.splitlines() == ["E it broke", f"error: tritonserver {how} before it was ready"]
+
+
+def test_a_server_is_ready_when_its_last_service_has_started(peer: Any, supervision: Supervision) -> None:
+    address = ("127.0.0.1", peer.server_port)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        started = replace(supervision, health=address, metrics=service.getsockname())
+        assert Supervisor(Any, started)._is_ready()
+    assert not Supervisor(Any, started)._is_ready()
+    assert Supervisor(Any, replace(started, metrics=None))._is_ready()
+    peer.status = 400
+    assert not Supervisor(Any, replace(started, metrics=None))._is_ready()
 
 
 def test_a_server_that_never_gets_ready_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    supervision: Supervision, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Supervisor, "_is_ready", lambda _: False)
-    run: Any = FakeRun()
-    assert Supervisor(lambda: run, replace(SUPERVISION, start_timeout_s=0.0)).run() == 1
-    assert run.stopped
+    status, runs = runs_of(FakeRun, replace(supervision, start_timeout_s=0.0))
+    assert status == 1
+    assert len(runs) == 1
+    assert runs[0].stopped_within_s >= 0
     assert "not ready after 0 s" in capsys.readouterr().err
+
+
+# The watchdog
+
+
+def hangs_within(dog: Watchdog, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if dog.hangs():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def never(timeout_s: float) -> None:
+    """The question to a server that hangs, which waits as long as it may."""
+    time.sleep(timeout_s)
+    raise ProbeError("timed out")
+
+
+@pytest.mark.parametrize("ask", [refuse, never])
+def test_no_good_answer_for_the_limit_is_a_hang(ask: Callable[[float], None]) -> None:
+    started = time.monotonic()
+    dog = Watchdog(ask, 0.4)
+    assert hangs_within(dog, 30)
+    assert time.monotonic() - started >= 0.4
+    dog.close()
+
+
+def test_a_good_answer_now_and_then_is_none(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+
+    def ask_every_other_time(_: float) -> None:  # in a process of its own, which forgets
+        with asked.open("a") as file:
+            file.write(".")
+        if asked.stat().st_size % 2:
+            raise ProbeError("not this time")
+
+    dog = Watchdog(ask_every_other_time, 0.4)
+    assert not hangs_within(dog, 1.5)
+    dog.close()
+    assert asked.stat().st_size > 3
+
+
+def test_a_limit_of_zero_never_asks() -> None:
+    dog = Watchdog(refuse, 0)
+    assert not hangs_within(dog, 0.2)
+
+
+def test_a_question_under_way_ends_with_the_watchdog() -> None:
+    dog = Watchdog(lambda _: time.sleep(3600), 0.1)
+    before = set(child_processes(os.getpid()))
+    assert not hangs_within(dog, 0.2)
+    [asking] = set(child_processes(os.getpid())) - before
+    dog.close()
+    assert asking not in child_processes(os.getpid())
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Answers every question with the server's `status` and `text`."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        self.send_response(server.status)
+        self.end_headers()
+        self.wfile.write(server.text.encode())
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def peer() -> Iterator[Any]:
+    """An HTTP server whose `status` and `text` may be set."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.status, server.text = 200, ""  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+# Draining
+
+
+def metrics(num_open: int, *ended: int) -> str:
+    lines = [f'nv_inference_request_success{{model="m{place}"}} {number}\n' for place, number in enumerate(ended)]
+    return f"chattts_requests_open {num_open}\n{''.join(lines)}"
+
+
+def test_the_file_of_a_drain_says_when_it_ends(tmp_path: Path) -> None:
+    drain = Drain(tmp_path / "drain", 30.0, NOWHERE)
+    assert drain.environment() == {"CHATTTS_DRAIN_FILE": str(tmp_path / "drain")}
+    assert not drain.file.exists()
+    before = time.monotonic()
+    drain.begin()
+    assert before + 30.0 <= float(drain.file.read_text()) <= time.monotonic() + 30.0
+    assert [path.name for path in tmp_path.iterdir()] == ["drain"]
+
+
+def test_a_drain_is_over_when_nothing_is_open_and_nothing_ends_any_more(
+    peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(draining.time, "monotonic", lambda: now[0])
+    drain = Drain(tmp_path / "drain", 30.0, ("127.0.0.1", peer.server_port))
+    drain.begin()
+
+    def is_over_after(seconds: float, text: str) -> bool:
+        now[0] += seconds
+        peer.text = text
+        return drain.is_over()
+
+    assert not is_over_after(0.0, metrics(0, 5, 2))
+    assert not is_over_after(draining.QUIET_S / 2, metrics(0, 5, 2))
+    assert not is_over_after(draining.QUIET_S / 2, metrics(0, 5, 3))  # one has ended
+    assert is_over_after(draining.QUIET_S, metrics(0, 5, 3))
+    assert not is_over_after(0.0, metrics(1, 5, 3))
+    assert not is_over_after(draining.QUIET_S, metrics(0, 5, 3))
+    assert not is_over_after(draining.QUIET_S, metrics(0, 5, 3))  # its last chunk may be in the vocoder
+    assert not is_over_after(draining.LAST_CHUNK_S / 2, metrics(0, 5, 4))
+    assert is_over_after(draining.LAST_CHUNK_S, metrics(0, 5, 4))
+
+
+def test_a_drain_is_over_after_its_time_and_that_of_the_last_errors(
+    peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(draining.time, "monotonic", lambda: now[0])
+    drain = Drain(tmp_path / "drain", 30.0, ("127.0.0.1", peer.server_port))
+    drain.begin()
+    peer.text = metrics(7)
+    now[0] += 30.0 + draining.ANSWERS_S - 0.01
+    assert not drain.is_over()
+    now[0] += 0.02
+    assert drain.is_over()
+
+
+def test_a_server_without_metrics_is_given_the_whole_time_and_one_without_our_models_none(
+    peer: Any, tmp_path: Path
+) -> None:
+    deaf = Drain(tmp_path / "drain", 30.0, ("127.0.0.1", 9))
+    deaf.begin()
+    assert not deaf.is_over()
+    others = Drain(tmp_path / "drain", 30.0, ("127.0.0.1", peer.server_port))
+    others.begin()
+    assert others.is_over()
+
+
+class Signalled(FakeRun):
+    """Sends this process SIGTERM at the first and, if wanted, at the tenth look at its log."""
+
+    def __init__(self, *, again: bool) -> None:
+        super().__init__()
+        self.again, self.num_looks = again, 0
+
+    def pump(self, timeout_s: float) -> None:
+        self.num_looks += 1
+        if self.num_looks == 1 or (self.again and self.num_looks == 10):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_the_first_signal_drains_and_the_second_stops_at_once(peer: Any, supervision: Supervision) -> None:
+    peer.text = metrics(1)
+    drain = replace(supervision.drain, limit_s=3600.0, metrics=("127.0.0.1", peer.server_port))
+    status, [run] = runs_of(lambda: Signalled(again=True), replace(supervision, drain=drain))
+    assert status == 0
+    assert isinstance(run, Signalled)
+    assert run.num_looks == 10
+    assert drain.file.exists()
+    assert run.stopped_within_s == supervisor.STOP_TIMEOUT_S
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_drain_that_is_over_stops_the_server(peer: Any, supervision: Supervision) -> None:
+    peer.text = metrics(0)
+    drain = replace(supervision.drain, limit_s=3600.0, metrics=("127.0.0.1", peer.server_port))
+    status, [run] = runs_of(lambda: Signalled(again=False), replace(supervision, drain=drain))
+    assert status == 0
+    assert run.stopped_within_s == supervisor.STOP_TIMEOUT_S

@@ -169,3 +169,21 @@ def test_an_error_of_a_called_model_that_has_no_status_is_internal():
     with pytest.raises(errors.CalledModelError, match="no such model") as caught:
         call(blocking=True)
     assert caught.value.status == "INTERNAL"
+
+
+def test_an_answer_that_cannot_be_sent_is_logged(caplog):
+    sender = pb.ResponseSender()
+    sender.final = True  # takes nothing more
+    triton_io.send_last(pb, sender, triton_io.success(pb, {}))
+    assert "an answer could not be sent" in caplog.text
+
+
+@pytest.mark.parametrize(("num_bytes", "fits"), [(4 * 2**20, True), (4 * 2**20 + 1, False), (2**40, False)])
+def test_a_large_answer_needs_room_in_the_shared_memory(num_bytes, fits, monkeypatch):
+    full = SimpleNamespace(f_bavail=2, f_frsize=4_096)
+    monkeypatch.setattr("os.statvfs", lambda _: full)
+    if fits:
+        triton_io.check_shared_memory(num_bytes)
+        return
+    with pytest.raises(errors.EngineError, match="finds no room in /dev/shm"):
+        triton_io.check_shared_memory(num_bytes)

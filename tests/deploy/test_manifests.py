@@ -133,7 +133,7 @@ def test_only_the_gpu_overlay_asks_for_a_gpu(overlay: str, gpus: str | None) -> 
 def test_a_server_is_ended_after_its_drain_and_not_before() -> None:
     pod = pod_of("chattts-server", built("cpu"))
     command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    drain_s, stop_s = int(command[command.index("--wait-idle") + 1]), 10
+    drain_s, stop_s = int(command[command.index("--wait-idle") + 1]), 16
     assert pod["terminationGracePeriodSeconds"] >= drain_s + stop_s
 
 

@@ -166,26 +166,29 @@ def test_a_killed_launcher_takes_the_server_along(tmp_path: Path, monkeypatch: p
         assert not segments(server.launcher.pid)
 
 
-def test_a_killed_server_ends_the_launcher_with_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with running_server(python_repository(tmp_path / "models"), log_path=tmp_path / "log") as server:
-        pids = processes_of(server)
-        os.kill(server.pid, signal.SIGKILL)
-        assert server.launcher.wait(timeout=DEADLINE_S) == 1
-        assert not [pid for pid in pids if is_running(pid)]
-        assert not segments(server.launcher.pid)
-    assert "error: tritonserver was ended by SIGKILL while serving" in capfd.readouterr().err
+VICTIMS = {
+    "tritonserver": (lambda server: server.pid, "error: tritonserver was ended by SIGKILL while serving"),
+    "a Python model": (
+        lambda server: next(iter(child_processes(server.pid))),
+        "error: a Python model's process died",
+    ),
+}
 
 
-def test_a_killed_python_model_is_back_after_a_restart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_what_is_killed_is_back_after_a_restart(victim: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    find, words = VICTIMS[victim]
     with running_server(python_repository(tmp_path / "models"), log_path=tmp_path / "log") as server:
-        before = server.pid
-        [stub] = child_processes(before)
-        os.kill(stub, signal.SIGKILL)
-        assert eventually(lambda: not is_running(before))
+        before = processes_of(server)
+        os.kill(find(server), signal.SIGKILL)
+        assert eventually(lambda: not any(map(is_running, before)))
         assert eventually(lambda: echoes(server))
-        assert server.pid != before
+        assert server.pid not in before
         assert len(segments(server.launcher.pid)) == 1
-    assert "a Python model's process died: restart 1 of 5" in capfd.readouterr().err
+        assert server.stop() == 0
+    printed = capfd.readouterr().err
+    assert words in printed
+    assert "restart 1 of 5 in 1 s" in printed
 
 
 def test_a_taken_port_ends_the_launcher_before_anything_starts(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class TritonPythonModel:
                     raise outcome
                 return {name: value for name, value in outcome.items() if name in wanted}
 
-            sender.send(triton_io.answer(pb_utils, outputs), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            triton_io.send_last(pb_utils, sender, triton_io.answer(pb_utils, outputs))
 
         try:
             self._start(request, reply)

@@ -30,7 +30,7 @@ class TritonPythonModel:
                 (speaker,) = triton_io.read_array(request, "speaker_embedding")
             except Exception as error:
                 report.ended(error)
-                _send(sender, triton_io.failure(pb_utils, error))
+                triton_io.send_last(pb_utils, sender, triton_io.failure(pb_utils, error))
             else:
                 prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
                 call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id())
@@ -44,6 +44,7 @@ class TritonPythonModel:
     async def _speak(self, sender, report, call, prepared):
         try:
             outputs = await session.speak(call, self._plan, prepared)
+            triton_io.check_shared_memory(outputs["audio"].nbytes)
             response = triton_io.success(pb_utils, outputs)
         except Exception as error:
             report.ended(error)
@@ -51,8 +52,4 @@ class TritonPythonModel:
         else:
             report.heard(outputs)
             report.ended()
-        _send(sender, response)
-
-
-def _send(sender, response):
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        triton_io.send_last(pb_utils, sender, response)

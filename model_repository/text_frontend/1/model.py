@@ -64,7 +64,7 @@ class TritonPythonModel:
             except Exception as error:
                 _refuse(sender, report, error)
             else:
-                _send(sender, response)
+                triton_io.send_last(pb_utils, sender, response)
 
     def _prepare(self, synthesis):
         generation, embedding, speaker = self._frontend.prepare(synthesis)
@@ -73,8 +73,4 @@ class TritonPythonModel:
 
 def _refuse(sender, report, error):
     report.ended(error)
-    _send(sender, triton_io.failure(pb_utils, error))
-
-
-def _send(sender, response):
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    triton_io.send_last(pb_utils, sender, triton_io.failure(pb_utils, error))

@@ -149,7 +149,7 @@ def _parse() -> argparse.Namespace:
         "--callers", type=int, metavar="N", help="at once at capacity (default: looked for, on a server of its own)"
     )
     overload.add_argument(
-        "--max-requests", type=int, metavar="N", help="that the server takes at once (default 1.5 x callers)"
+        "--max-requests", type=int, metavar="N", help="that the server takes at once (default 1.25 x callers)"
     )
     overload.add_argument(
         "--factor", type=float, default=4.0, metavar="X", help="arrivals, as a multiple of capacity (default 4)"

@@ -35,7 +35,7 @@ from client import AsyncTTSClient, SynthesisOptions
 from client.transport import ProtocolName
 
 KNEE = 0.95  # of the best throughput: what the fewest callers that are enough reach
-ROOM = 1.5  # requests that the server has room for, for each of those callers
+ROOM = 1.25  # requests that the server has room for, for each of those callers
 PROBES = 8  # requests of the one caller who measures the unloaded latency
 RECOVERED = 1.2  # of the unloaded latency: the most that counts as recovered
 IN_A_ROW = 3  # requests that must be within it, so that chance does not decide

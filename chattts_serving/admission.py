@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
+import time
+from collections import deque
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from chattts_serving.draining import DRAIN_FILE
 from chattts_serving.errors import OverloadedError, ShuttingDownError
 
+PASSAGE_S = 0.2  # from text_frontend to gpt_decoder, at most, on a busy machine
 _LAYOUT = struct.Struct("<4q")  # of a Room
 
 
@@ -79,6 +83,39 @@ class RoomSign:
             except FileNotFoundError:  # gpt_decoder has not been loaded
                 return None
         return self._file
+
+
+class Door:
+    """Where text_frontend refuses what gpt_decoder would refuse; it lets in one thread and out another."""
+
+    def __init__(self) -> None:
+        """Nobody is inside."""
+        self._sign = RoomSign()
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._passed: deque[float] = deque()  # when those who are on their way to gpt_decoder left
+
+    def enter(self, *, is_batch: bool) -> None:
+        """Let a request in.
+
+        Raises:
+            ServingError: there is no room, or the server is about to end.
+        """
+        check_not_drained()
+        room = self._sign.read()
+        with self._lock:
+            if room is not None:
+                while self._passed and time.monotonic() > self._passed[0] + PASSAGE_S:
+                    self._passed.popleft()
+                room.check(is_batch=is_batch, num_ahead=self._num_inside + len(self._passed))
+            self._num_inside += 1
+
+    def leave(self, *, passes: bool) -> None:
+        """Let it out; one that `passes` goes to gpt_decoder."""
+        with self._lock:
+            self._num_inside -= 1
+            if passes:
+                self._passed.append(time.monotonic())
 
 
 def drained_until() -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ Outputs = Mapping[str, npt.NDArray[Any] | str]
 Reply = Callable[[Outputs | Exception], None]
 
 MAX_STREAM_ID_CHARACTERS = 64
+YIELDING = 10  # niceness of threads that compute without an end, so that those that only talk get a core at once
 
 
 class Decoder:
@@ -131,6 +133,7 @@ def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
         ConfigError: as `Decoder`.
     """
     if device == "cpu":
+        os.nice(YIELDING)  # this thread, which computes, and those that it starts
         num_threads = config.num_threads or available_cpus()
         return CpuRunner.load(folder, config.precision or Precision.FP32, config.kv_cache_gb, num_threads)
     # PyTorch takes seconds and 200 MB, which CPUs do without.

@@ -76,7 +76,11 @@ def refuse_parameters(request: Any) -> None:
     Raises:
         InvalidInputError: there is one.
     """
-    for name, value in json.loads(request.parameters()).items():
+    try:
+        parameters = json.loads(request.parameters())
+    except UnicodeDecodeError as error:
+        raise InvalidInputError("parameters", error.object, "UTF-8 text") from error
+    for name, value in parameters.items():
         raise InvalidInputError(name, value, "nothing: there is no such input")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chattts_serving.admission import Room, RoomSign
+from chattts_serving.admission import PASSAGE_S, Door, Room, RoomSign
 from chattts_serving.draining import DRAIN_FILE
 from chattts_serving.errors import ConfigError
 from chattts_serving.request import GenerationRequest, SynthesisRequest
@@ -170,13 +170,14 @@ def test_several_texts_in_one_request_are_refused(model):
 def sign(tmp_path, monkeypatch, model) -> RoomSign:
     """Where gpt_decoder writes what it has open."""
     monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "drain"))
-    monkeypatch.setattr(model, "_sign", RoomSign())
+    monkeypatch.setattr(model, "_door", Door())
     return RoomSign()
 
 
 def refused(model, **values) -> str:
     """The message with which a request is told UNAVAILABLE; empty where it is answered."""
     (response,) = answers(model, [request(text="Hello", **values)])
+    time.sleep(PASSAGE_S)
     if not response.has_error():
         return ""
     assert response.error().code() == pb.TritonError.UNAVAILABLE
@@ -225,3 +226,11 @@ def refusals() -> Counter[str]:
 def test_nobody_is_let_into_a_server_that_is_about_to_end(model, sign, tmp_path):
     (tmp_path / "drain").write_text("1.0")
     assert refused(model) == "the server is shutting down"
+
+
+def test_those_on_their_way_to_gpt_decoder_take_room_until_they_must_have_come(model, sign):
+    sign.write(Room(num_open=7, num_batch=0, max_open=8, max_batch=8))
+    outcomes = [answers(model, [request(text="Hello")])[0].has_error() for _ in range(2)]
+    time.sleep(PASSAGE_S)
+    assert outcomes[0] is False
+    assert refused(model) == ""

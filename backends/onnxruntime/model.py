@@ -51,6 +51,7 @@ DEVICE_ALLOCATOR = "session.use_device_allocator_for_initializers"
 ALLOW_SPINNING = "session.intra_op.allow_spinning"
 ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 TOPOLOGY = Path("/sys/devices/system/cpu")
+YIELDING = 10  # niceness of a process that computes, so that those that only talk get a core at once
 # `parameters` of the config that the C++ backend still takes for CUDA, numbers standing for names
 CUDA_PARAMETERS: dict[str, tuple[str, ...]] = {
     "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
@@ -116,6 +117,8 @@ class TritonPythonModel:
                 ort.preload_dlls()
         elif _accelerators(config, "cpu_execution_accelerator"):
             raise _error(name, "cpu_execution_accelerator needs the C++ ONNX Runtime backend")
+        if args["model_instance_kind"] == "CPU":
+            os.nice(YIELDING)
         self._session = _open(_model_path(config), _session_options(config), providers, name)
         _check_providers(self._session, providers, name)
         self._run_options = _run_options(config)

@@ -1,18 +1,21 @@
 """Text frontend: normalisation, sentences, prompts and voice; see config.pbtxt for its tensors."""
 
 import queue
+import sys
 import threading
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 from chattts_serving import triton_io
-from chattts_serving.admission import RoomSign, check_not_drained
+from chattts_serving.admission import Door
 from chattts_serving.frontend import TextFrontend
 from chattts_serving.metrics import Metrics
 from chattts_serving.reports import RequestReports
 from chattts_serving.request import request_from_inputs
 from chattts_serving.voices import voices_from_triton
+
+SWITCH_S = 0.0005  # after which the thread that works lets the one that refuses go on; Python's default is 5 ms
 
 
 class TritonPythonModel:
@@ -27,10 +30,11 @@ class TritonPythonModel:
         self._frontend = TextFrontend(folder, voices_from_triton(args["model_config"]))
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
-        self._sign = RoomSign()
+        self._door = Door()
         self._waiting = queue.SimpleQueue()  # (sender, report, request); None ends the thread
         self._thread = threading.Thread(target=self._work, name="text", daemon=True)
         self._thread.start()
+        sys.setswitchinterval(SWITCH_S)
 
     def execute(self, requests):
         """Refuse what is wrong or too much, hand the rest on, and return at once."""
@@ -38,7 +42,7 @@ class TritonPythonModel:
             sender, report = request.get_response_sender(), self._reports.arrived(request)
             try:
                 synthesis = request_from_inputs(triton_io.read_scalars(request))
-                self._check_room(synthesis)
+                self._door.enter(is_batch=synthesis.priority == "batch")
             except Exception as error:
                 _refuse(sender, report, error)
             else:
@@ -50,20 +54,16 @@ class TritonPythonModel:
         self._thread.join()
         self._metrics.close()
 
-    def _check_room(self, synthesis):
-        check_not_drained()
-        room = self._sign.read()
-        if room is not None:
-            room.check(is_batch=synthesis.priority == "batch", num_ahead=self._waiting.qsize())
-
     def _work(self):
         while (one := self._waiting.get()) is not None:
             sender, report, synthesis = one
             try:
                 response = triton_io.success(pb_utils, self._prepare(synthesis))
             except Exception as error:
+                self._door.leave(passes=False)
                 _refuse(sender, report, error)
             else:
+                self._door.leave(passes=True)
                 triton_io.send_last(pb_utils, sender, response)
 
     def _prepare(self, synthesis):

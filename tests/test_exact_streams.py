@@ -38,7 +38,7 @@ HIDDEN = 32  # as narrow as the layers allow, and as deep as the official model
 LONGEST = 200
 TOLERANCE = 1e-4  # of samples, whose rms is 0.13: what windows of other lengths round differently
 ONES = ReadingPlan((1,), 1)
-END = -1  # token of the stand-in
+END = 10**6  # token of the stand-in
 
 Array = np.ndarray
 Render = Callable[[Array], Array]
@@ -99,7 +99,8 @@ class ScriptedEngine:
     It works while a read waits and rests in between, so that chunks depend on `arrivals` and not on the clock.
     """
 
-    num_waiting = num_used_cache_tokens = 0
+    num_waiting = num_used_cache_tokens = num_cache_tokens = batch_size = 0
+    num_generated: dict[Any, int] = {}  # noqa: RUF012
 
     def __init__(self, sentences: Sequence[Array], arrivals: Sequence[int]) -> None:
         self._sentences = sentences

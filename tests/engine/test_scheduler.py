@@ -57,7 +57,7 @@ def test_interactive_sequences_go_first_and_push_the_youngest_of_the_batch_out()
 
 def test_a_full_cache_makes_room_at_the_cost_of_the_batch():
     queue = scheduler(cache=2_000)
-    batch, interactive = sequence(prompt=1_500, priority=Priority.BATCH), sequence(prompt=700)
+    batch, interactive = sequence(prompt=1_500, max_new=400, priority=Priority.BATCH), sequence(prompt=700)
     queue.add(batch)
     assert queue.schedule() == [batch]
     queue.add(interactive)

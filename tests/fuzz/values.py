@@ -174,7 +174,7 @@ def _sample_text() -> Values:
     most = limits.MAX_SAMPLE_TEXT_CHARACTERS
     return st.one_of(
         _said(st.just(b""), Expected.ANSWER),
-        _any_text().map(str.encode).map(_judged_text),
+        _any_text().filter(bool).map(str.encode).map(_judged_text),
         _said(st.integers(1, 5_000).map(lambda more: _long("word ", most + more)), Expected.REFUSAL),
         _broken_text(),
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import threading
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from bench import report
 from bench.load import Loaded, Outcome, Speak, closed_loop, open_loop, percentile, poisson_arrivals, summarize
 from bench.plots import draw_beside
-from bench.repository import FOLDER, precision_of, sentence, with_precision
+from bench.repository import FOLDER, precision_of, sentence, setting, with_precision, with_settings
 from bench.server import DEFAULT_CONCURRENCY, Load, Target, measure_levels
 from bench.watch import Usage, Watch
 from chattts_serving.errors import ConfigError
@@ -43,7 +42,6 @@ RETRY_S = 0.1  # until a caller in the recovery comes again who was refused
 INTERACTIVE, BATCH = "interactive", "batch"
 REFUSED = "UNAVAILABLE"
 LOST = ("DEADLINE_EXCEEDED", "CONNECTION_FAILED")  # errors of requests that the server left without an answer in time
-_LIMITS = re.compile(r'key: "(max_requests|max_batch_requests)" value: \{ string_value: "(\d+)"')
 COLUMNS = {  # of the table, by field
     "requests": "requests",
     "answered": "answered",
@@ -234,22 +232,16 @@ def with_max_requests(repository: Path, precision: str, max_requests: int) -> Pa
     """As `with_precision`, with room for `max_requests` requests at once, the same share of them for batch ones.
 
     Raises:
-        ConfigError: as `precision_of`; or the repository does not set both limits once.
+        ConfigError: as `setting`.
     """
-    copy = with_precision(repository, precision)
-    config = copy / "gpt_decoder" / "config.pbtxt"
-    text = config.read_text()
-    found = dict(_LIMITS.findall(text))
-    if len(_LIMITS.findall(text)) != len(found) or len(found) != 2:
-        raise ConfigError(f"{config} does not set max_requests and max_batch_requests once each")
-    batch = int(found["max_batch_requests"]) * max_requests // int(found["max_requests"])
-    limits = {"max_requests": max_requests, "max_batch_requests": batch}
-    config.write_text(_LIMITS.sub(lambda setting: _limit(setting[1], limits[setting[1]]), text))
-    return copy
-
-
-def _limit(name: str, value: int) -> str:
-    return f'key: "{name}" value: {{ string_value: "{value}"'
+    batch = int(setting(repository, "max_batch_requests")) * max_requests // int(setting(repository, "max_requests"))
+    return with_settings(
+        repository,
+        FOLDER / f"repository_{precision}",
+        precision=precision,
+        max_requests=max_requests,
+        max_batch_requests=batch,
+    )
 
 
 @contextmanager

@@ -16,7 +16,6 @@ SENTENCES = (
     "今天的会议推迟到下午三点，请大家准时参加。",
     "昨天晚上下了一场大雨，路上有很多积水。",
 )
-_PRECISION = re.compile(r'(key: "precision" value: \{ string_value: ")(\w+)')
 
 
 def sentence(number: int) -> str:
@@ -24,36 +23,53 @@ def sentence(number: int) -> str:
     return SENTENCES[number % len(SENTENCES)]
 
 
-def precision_of(repository: Path) -> str:
-    """The precision that `repository` sets for its GPT.
+def setting(repository: Path, name: str) -> str:
+    """What `repository` sets for the parameter `name` of its GPT.
 
     Raises:
-        ConfigError: there is no such repository, or it does not set a precision once.
+        ConfigError: there is no such repository, or it does not set the parameter once.
     """
     config = repository / "gpt_decoder" / "config.pbtxt"
     try:
-        found = _PRECISION.findall(config.read_text())
+        found = re.findall(_parameter(name), config.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {config}: {error.strerror}; run python -m export") from error
     if len(found) != 1:
-        raise ConfigError(f"{config} sets 'precision' {len(found)} times, not once")
+        raise ConfigError(f"{config} sets '{name}' {len(found)} times, not once")
     return str(found[0][1])
 
 
-def with_precision(repository: Path, precision: str) -> Path:
-    """A copy of `repository` in FOLDER, its artifacts linked, whose GPT runs in `precision`.
+def precision_of(repository: Path) -> str:
+    """The precision that `repository` sets for its GPT; errors as `setting`."""
+    return setting(repository, "precision")
+
+
+def with_settings(repository: Path, copy: Path, **values: object) -> Path:
+    """`copy`, made anew from `repository` with its artifacts linked, whose GPT has these parameters.
 
     Raises:
-        ConfigError: as `precision_of`.
+        ConfigError: as `setting`, for each of `values`.
     """
-    precision_of(repository)
-    copy = FOLDER / f"repository_{precision}"
+    for name in values:
+        setting(repository, name)
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(
         repository, copy, copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve())
     )
     config = copy / "gpt_decoder" / "config.pbtxt"
-    text = _PRECISION.sub(rf"\g<1>{precision}", config.read_text())
+    text = config.read_text("utf-8")
+    for name, value in values.items():
+        text = re.sub(_parameter(name), rf"\g<1>{value}", text)
     config.unlink()  # the link, not the file
-    config.write_text(text)
+    config.write_text(text, "utf-8")
     return copy
+
+
+def with_precision(repository: Path, precision: str) -> Path:
+    """`with_settings` in FOLDER, for a GPT that runs in `precision`."""
+    return with_settings(repository, FOLDER / f"repository_{precision}", precision=precision)
+
+
+def _parameter(name: str) -> str:
+    """A pattern: what stands before the value of a parameter, and the value."""
+    return rf'(key: "{name}" value: \{{ string_value: ")([^"]*)'

@@ -19,7 +19,7 @@ from chattts_serving.draining import DRAIN_FILE
 from chattts_serving.errors import OverloadedError, ShuttingDownError
 
 PASSAGE_S = 0.2  # from text_frontend to gpt_decoder, at most, on a busy machine
-_LAYOUT = struct.Struct("<4q")  # of a Room
+_LAYOUT = struct.Struct("<5q")  # of a Room
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Room:
     Attributes:
         num_open, num_batch: all, and those of priority "batch".
         max_open, max_batch: the most of them.
+        num_arrived: how many ever came to gpt_decoder, let in or not.
     """
 
     num_open: int
     num_batch: int
     max_open: int
     max_batch: int
+    num_arrived: int = 0
 
     def check(self, *, is_batch: bool, num_ahead: int = 0) -> None:
         """Let one more in, of priority "batch" or not, behind `num_ahead` that are not open yet.
@@ -94,6 +96,7 @@ class Door:
         self._lock = threading.Lock()
         self._num_inside = 0
         self._passed: deque[float] = deque()  # when those who are on their way to gpt_decoder left
+        self._num_arrived = 0  # of the room that was read last
 
     def enter(self, *, is_batch: bool) -> None:
         """Let a request in.
@@ -105,8 +108,7 @@ class Door:
         room = self._sign.read()
         with self._lock:
             if room is not None:
-                while self._passed and time.monotonic() > self._passed[0] + PASSAGE_S:
-                    self._passed.popleft()
+                self._forget_arrived(room)
                 room.check(is_batch=is_batch, num_ahead=self._num_inside + len(self._passed))
             self._num_inside += 1
 
@@ -116,6 +118,12 @@ class Door:
             self._num_inside -= 1
             if passes:
                 self._passed.append(time.monotonic())
+
+    def _forget_arrived(self, room: Room) -> None:
+        num_arrived, self._num_arrived = room.num_arrived - self._num_arrived, room.num_arrived
+        while self._passed and (num_arrived > 0 or time.monotonic() > self._passed[0] + PASSAGE_S):
+            self._passed.popleft()
+            num_arrived -= 1
 
 
 def drained_until() -> float | None:

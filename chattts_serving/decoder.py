@@ -44,6 +44,8 @@ class Decoder:
         self._config = GPTConfig.load(folder)
 
         def make_engine() -> Engine:
+            if device == "cpu":
+                os.nice(YIELDING)  # the engine's thread, which computes, and those that it starts
             runner = make_runner(folder, device, config)
             engine = Engine(runner, max_sequences=config.max_sequences, max_prefill_tokens=config.max_prefill_tokens)
             runner.warm_up()
@@ -133,7 +135,6 @@ def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
         ConfigError: as `Decoder`.
     """
     if device == "cpu":
-        os.nice(YIELDING)  # this thread, which computes, and those that it starts
         num_threads = config.num_threads or available_cpus()
         return CpuRunner.load(folder, config.precision or Precision.FP32, config.kv_cache_gb, num_threads)
     # PyTorch takes seconds and 200 MB, which CPUs do without.

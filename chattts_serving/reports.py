@@ -20,8 +20,8 @@ from chattts_serving.engine.sequence import Kind
 from chattts_serving.errors import ServingError
 from chattts_serving.metrics import Metrics
 from chattts_serving.synthesis import Load, Step
+from chattts_serving.triton_io import LOG_VARIABLE
 
-LOG_VARIABLE = "CHATTTS_LOG_REQUESTS"
 STEP_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FIRST_AUDIO_BOUNDS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)

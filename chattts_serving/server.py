@@ -36,7 +36,7 @@ from chattts_serving.supervisor import (
     end_with_parent,
     say,
 )
-from chattts_serving.triton_io import CALLS_AT_ONCE
+from chattts_serving.triton_io import CALLS_AT_ONCE, LOG_VARIABLE
 from chattts_serving.tritonserver import (
     ROOT,
     check_repository,
@@ -228,6 +228,8 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
         f"--metrics-address={options.host}",
         *(f"{option}={getattr(options, name)}" for name, option in PORT_OPTIONS.items()),
         f"--allow-gpu-metrics={str(has_gpu()).lower()}",
+        # By default Triton keeps eight whole answers and eight chunks for reuse, each as large as its largest was.
+        "--grpc-infer-allocation-pool-size=0",
     ]
     for backend, prefix in shm_prefixes.items():
         flags += [
@@ -274,7 +276,7 @@ def serve(options: ServerOptions) -> int:
         drain = Drain(folder / "drain", options.drain_timeout_s, (host, options.metrics_port))
         env = {**environment(installation, folder / "lib"), **drain.environment()}
         if options.log_requests:
-            env["CHATTTS_LOG_REQUESTS"] = "1"
+            env[LOG_VARIABLE] = "1"
 
         def start() -> TritonProcess:
             # In the checkout: Python models have their working directory first on their path, for chattts_serving.

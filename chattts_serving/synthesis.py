@@ -251,6 +251,8 @@ class Synthesizer:
         check_not_drained()
         with self._lock:
             self._check_open()
+            self._room = replace(self._room, num_arrived=self._room.num_arrived + 1)
+            self._sign.write(self._room)
             self._room.check(is_batch=job.is_batch)
             self._count(job, 1)
             self._arrivals.put(lambda: self._open(job, reply))

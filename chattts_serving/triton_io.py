@@ -26,6 +26,7 @@ _TRITON_CODES = {  # ServingError.status -> attribute of pb_utils.TritonError
     "INTERNAL": "INTERNAL",
 }
 
+LOG_VARIABLE = "CHATTTS_LOG_REQUESTS"  # of the environment: 1 has the models log each request
 CALLS_AT_ONCE = 320  # of other models by one model; each takes a thread on both sides while it lasts
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 # where the Python backend keeps tensors

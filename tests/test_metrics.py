@@ -9,8 +9,9 @@ import pytest
 from chattts_serving.engine.sequence import Kind
 from chattts_serving.errors import CalledModelError, DeadlineExceededError, InvalidInputError, OverloadedError
 from chattts_serving.metrics import Metrics
-from chattts_serving.reports import LOG_VARIABLE, EngineReports, RequestReports
+from chattts_serving.reports import EngineReports, RequestReports
 from chattts_serving.synthesis import Load, Step
+from chattts_serving.triton_io import LOG_VARIABLE
 from tests import fake_pb_utils as pb
 
 

@@ -646,13 +646,25 @@ def test_the_file_of_a_drain_says_when_it_ends(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["drain"]
 
 
-def test_a_drain_is_over_when_nothing_is_open_and_nothing_ends_any_more(
-    peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of drains, which tests set."""
     now = [1000.0]
     monkeypatch.setattr(draining.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def drain(peer: Any, tmp_path: Path, now: list[float]) -> Drain:
+    """One that has begun, of a server whose metrics `peer` tells."""
     drain = Drain(tmp_path / "drain", 30.0, ("127.0.0.1", peer.server_port))
     drain.begin()
+    return drain
+
+
+def test_a_drain_is_over_when_nothing_is_open_and_nothing_ends_any_more(
+    peer: Any, drain: Drain, now: list[float]
+) -> None:
 
     def is_over_after(seconds: float, text: str) -> bool:
         now[0] += seconds
@@ -670,13 +682,7 @@ def test_a_drain_is_over_when_nothing_is_open_and_nothing_ends_any_more(
     assert is_over_after(draining.LAST_CHUNK_S, metrics(0, 5, 4))
 
 
-def test_a_drain_is_over_after_its_time_and_that_of_the_last_errors(
-    peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(draining.time, "monotonic", lambda: now[0])
-    drain = Drain(tmp_path / "drain", 30.0, ("127.0.0.1", peer.server_port))
-    drain.begin()
+def test_a_drain_is_over_after_its_time_and_that_of_the_last_errors(peer: Any, drain: Drain, now: list[float]) -> None:
     peer.text = metrics(7)
     now[0] += 30.0 + draining.ANSWERS_S - 0.01
     assert not drain.is_over()

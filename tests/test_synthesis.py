@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from chattts_serving import synthesis
+from chattts_serving.admission import Room
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.draining import DRAIN_FILE
 from chattts_serving.engine.sequence import Kind
@@ -474,6 +475,7 @@ def test_batch_requests_leave_room_for_interactive_ones(synthesizer):
     interactive = [Stream(synthesizer, endless()) for _ in range(4)]
     with pytest.raises(OverloadedError, match="overloaded: 8 requests are open, of 8 allowed"):
         Stream(synthesizer, request())
+    assert synthesizer._room == Room(8, 4, 8, 4, num_arrived=10)
     assert all(is_answered(stream.next()) for stream in [*batch, *interactive])
     assert is_answered(answer(synthesizer, request(priority="batch"))[-1])
 

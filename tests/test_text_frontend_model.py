@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chattts_serving import admission
 from chattts_serving.admission import PASSAGE_S, Door, Room, RoomSign
 from chattts_serving.draining import DRAIN_FILE
 from chattts_serving.errors import ConfigError
@@ -228,9 +229,21 @@ def test_nobody_is_let_into_a_server_that_is_about_to_end(model, sign, tmp_path)
     assert refused(model) == "the server is shutting down"
 
 
-def test_those_on_their_way_to_gpt_decoder_take_room_until_they_must_have_come(model, sign):
+def test_those_on_their_way_to_gpt_decoder_take_room_until_they_must_have_come(model, sign, monkeypatch):
+    monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
     sign.write(Room(num_open=7, num_batch=0, max_open=8, max_batch=8))
-    outcomes = [answers(model, [request(text="Hello")])[0].has_error() for _ in range(2)]
-    time.sleep(PASSAGE_S)
-    assert outcomes[0] is False
+    (response,) = answers(model, [request(text="Hello")])
+    assert not response.has_error()
+    assert refused(model) == "overloaded: 8 requests are open, of 8 allowed; try again later"
+    monkeypatch.setattr(admission, "PASSAGE_S", 0.0)
     assert refused(model) == ""
+
+
+def test_those_that_came_to_gpt_decoder_are_counted_once(model, sign, monkeypatch):
+    monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
+    sign.write(Room(num_open=0, num_batch=0, max_open=4, max_batch=4, num_arrived=70))
+    for num_open in range(4):
+        (response,) = answers(model, [request(text="Hello")])
+        assert not response.has_error()
+        sign.write(Room(num_open + 1, num_batch=0, max_open=4, max_batch=4, num_arrived=71 + num_open))
+    assert refused(model) == "overloaded: 4 requests are open, of 4 allowed; try again later"

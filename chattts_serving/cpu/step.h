@@ -73,6 +73,16 @@ INLINE float largest_of(vf x) {
     return most;
 }
 
+/* Of values that are not negative, by their bits, which have the same order and NaN at its end: it is not lost. */
+INLINE vf largest_or_nan(vf a, vf b) { return choose((vi)a > (vi)b, a, b); }
+
+INLINE float largest_or_nan_of(vf x) {
+    const vi bits = (vi)x;
+    int most = 0;
+    for (int lane = 1; lane < VL; lane++) most = bits[lane] > bits[most] ? lane : most;
+    return x[most];
+}
+
 /* e to the x: range reduction by powers of two, then Cephes' polynomial; relative error about 1e-7. */
 INLINE vf exponential(vf x) {
     const vf low = all(-87.0f), high = all(88.0f);
@@ -129,14 +139,14 @@ INLINE void normalise(const Model *model, const float *x, const float *weight, f
     for (int k = 0; k < hidden; k += VL) *(vf *)(out + k) = *(const vf *)(x + k) * scale * *(const vf *)(weight + k);
 }
 
-/* 8-bit integers of one row, OFFSET added, and what they have to be multiplied by. */
+/* 8-bit integers of one row, OFFSET added, and what they have to be multiplied by: NaN where the row has one. */
 INLINE float quantise(const float *x, int count, uint8_t *out) {
     vf most = {0};
     for (int k = 0; k < count; k += VL) {
         vf v = *(const vf *)(x + k);
-        most = largest(most, (vf)((vi)v & 0x7FFFFFFF));
+        most = largest_or_nan(most, (vf)((vi)v & 0x7FFFFFFF));
     }
-    const float scale = largest_of(largest(most, all(1e-8f))) / 127.0f, round = 12582912.0f;
+    const float scale = largest_or_nan_of(largest_or_nan(most, all(1e-8f))) / 127.0f, round = 12582912.0f;
     for (int k = 0; k < count; k += VL) {
         vf v = (*(const vf *)(x + k) / scale + round) - round;
         vi number = __builtin_convertvector(v, vi) + OFFSET;

@@ -1,7 +1,6 @@
 """Callers who go away: whatever they had in the engine is dropped, and nobody else hears of it."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from bench.repository import with_settings
 from chattts_serving.server import running_server
 from chattts_serving.supervisor import child_processes
 from chattts_serving.windows import ReadingPlan
@@ -23,7 +23,7 @@ from tests.streams import GrpcStream, HttpStream, StreamError, joined, read_stre
 ROOT = Path(__file__).parent.parent.parent
 DROPPED_WITHIN_S = 2.0  # far above what it takes, so that a busy machine does not decide
 LEASE_S = 3.0
-SETTINGS = {"max_sequences": "4", "lease_s": str(LEASE_S)}
+SETTINGS = {"max_sequences": 4, "lease_s": LEASE_S}
 MOST_TOKENS = 112  # of a chunk, in the config.pbtxt of chattts_stream
 
 SPOKEN = {"skip_refine": True, "seed": 1}
@@ -38,14 +38,7 @@ LONG_PROMPT = ENDLESS | {"speaker_sample": packed_sample(RECORDING.shape, RECORD
 @pytest.fixture(scope="module")
 def server(tiny, tmp_path_factory):
     """The tiny checkpoint with room for four sequences, which two neighbours fill."""
-    repository = tmp_path_factory.mktemp("cancel") / "models"
-    shutil.copytree(tiny.repository, repository)
-    config = repository / "gpt_decoder" / "config.pbtxt"
-    lines = config.read_text("utf-8").splitlines()
-    for name, value in SETTINGS.items():
-        [place] = [place for place, line in enumerate(lines) if f'key: "{name}"' in line]
-        lines[place] = f'  {{ key: "{name}" value: {{ string_value: "{value}" }} }},'
-    config.write_text("\n".join(lines).replace("},\n]", "}\n]"), "utf-8")
+    repository = with_settings(tiny.repository, tmp_path_factory.mktemp("cancel") / "models", **SETTINGS)
     with running_server(repository, log_path=repository.parent / "server.log") as running:
         yield running
 

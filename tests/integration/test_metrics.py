@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from threading import Event
 
 import pytest
 
+from bench.repository import with_settings
 from chattts_serving.reports import BATCH_BOUNDS, FIRST_AUDIO_BOUNDS_S, REALTIME_BOUNDS, STEP_BOUNDS_S
 from chattts_serving.server import running_server
 from client import DeadlineExceededError, InvalidInputError, OverloadedError, TTSClient
@@ -41,13 +41,8 @@ HISTOGRAMS = {
 @pytest.fixture(scope="module")
 def server(tiny, tmp_path_factory):
     """The tiny checkpoint with room for few requests."""
-    repository = tmp_path_factory.mktemp("metrics") / "models"
-    shutil.copytree(tiny.repository, repository)
-    config = repository / "gpt_decoder" / "config.pbtxt"
-    limit = r'(key: "max_requests" value: \{ string_value: )"\d+"'
-    text, number = re.subn(limit, rf'\1"{MAX_REQUESTS}"', config.read_text("utf-8"))
-    assert number == 1
-    config.write_text(text, "utf-8")
+    folder = tmp_path_factory.mktemp("metrics")
+    repository = with_settings(tiny.repository, folder / "models", max_requests=MAX_REQUESTS)
     with running_server(repository, log_path=repository.parent / "server.log") as running:
         yield running
 

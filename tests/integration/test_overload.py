@@ -4,7 +4,6 @@ import asyncio
 import http.client
 import json
 import re
-import shutil
 from collections import Counter
 from contextlib import ExitStack
 
@@ -13,14 +12,15 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from bench.repository import with_settings
 from chattts_serving.server import running_server
 from client import AsyncTTSClient, SynthesisOptions
 from client.errors import DeadlineExceededError, OverloadedError, TTSError
-from tests.metrics import scrape, time_to_rest
+from tests.metrics import time_to_rest, wait_until
 from tests.streams import StreamError, open_stream, speak, tensors
 
 ROOM = 4
-SETTINGS = {"max_requests": str(ROOM), "max_batch_requests": str(ROOM // 2)}
+SETTINGS = {"max_requests": ROOM, "max_batch_requests": ROOM // 2}
 BURST = 15 * ROOM
 MANY = 1_000
 ENTRANCES = ("grpc", "grpc stream", "http", "http stream")
@@ -33,14 +33,7 @@ ENDLESS = {"text": "This sentence takes very long to say. " * 8, "skip_refine": 
 @pytest.fixture(scope="module")
 def server(tiny, tmp_path_factory):
     """The tiny checkpoint with room for ROOM requests."""
-    repository = tmp_path_factory.mktemp("overload") / "models"
-    shutil.copytree(tiny.repository, repository)
-    config = repository / "gpt_decoder" / "config.pbtxt"
-    text = config.read_text("utf-8")
-    for name, value in SETTINGS.items():
-        text, count = re.subn(rf'(key: "{name}" value: {{ string_value: )"\d+"', rf'\g<1>"{value}"', text)
-        assert count == 1
-    config.write_text(text, "utf-8")
+    repository = with_settings(tiny.repository, tmp_path_factory.mktemp("overload") / "models", **SETTINGS)
     with running_server(repository, log_path=repository.parent / "server.log") as running:
         yield running
 
@@ -103,7 +96,7 @@ def test_a_burst_is_answered_with_what_each_gets_alone_or_refused(server, alone,
 
 @pytest.mark.parametrize("entrance", ["grpc", "http"])
 def test_of_a_thousand_at_once_none_is_left_without_an_answer(server, entrance):
-    """Refusals by Triton itself, past a `max_queue_size` of text_frontend, got lost over HTTP."""
+    """Of refusals that came all at once Triton lost many over HTTP."""
     outcomes = burst(server, entrance, MANY, timeout_s=30.0, **SPOKEN)
     assert set(kinds(outcomes)) == {np.ndarray, OverloadedError}
     time_to_rest(server)
@@ -113,7 +106,7 @@ def test_of_a_thousand_at_once_none_is_left_without_an_answer(server, entrance):
 def test_a_full_server_refuses_all(full, entrance):
     outcomes = burst(full, entrance, BURST, **SPOKEN)
     assert kinds(outcomes) == {OverloadedError: BURST}
-    assert scrape(full).requests_open == ROOM
+    wait_until(full, lambda engine: engine.requests_open == ROOM, WAIT_S)
 
 
 def test_a_refusal_is_unavailable_over_grpc(full):

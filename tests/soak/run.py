@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bench.repository import with_settings
 from chattts_serving.server import RunningServer
 from client import Speech, TTSClient, TTSError
 from tests.soak import answers
@@ -26,7 +26,7 @@ from tests.soak.texts import CONTROL, CONTROL_OPTIONS
 
 CALLERS = 8  # calls under way at once, of the burst more
 MAX_REQUESTS = 48  # that the server takes at once, so that a burst can fill it
-SETTINGS = {"max_requests": str(MAX_REQUESTS), "max_batch_requests": str(MAX_REQUESTS // 2)}
+SETTINGS = {"max_requests": MAX_REQUESTS, "max_batch_requests": MAX_REQUESTS // 2}
 BURST = MAX_REQUESTS + 16
 REST_WITHIN_S = 60.0
 LOOK_EVERY_S = 5.0  # under load
@@ -92,19 +92,7 @@ class ServerEndedError(Exception):
 
 def with_few_requests(repository: Path, folder: Path) -> Path:
     """A copy of `repository` in `folder`, its artifacts linked, that takes as few requests as SETTINGS say."""
-    copy = folder / "models"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(
-        repository, copy, copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve())
-    )
-    config = copy / "gpt_decoder" / "config.pbtxt"
-    lines = config.read_text("utf-8").splitlines()
-    for name, value in SETTINGS.items():
-        [place] = [place for place, line in enumerate(lines) if f'key: "{name}"' in line]
-        lines[place] = f'  {{ key: "{name}" value: {{ string_value: "{value}" }} }},'
-    config.unlink()  # the link, not the file
-    config.write_text("\n".join(lines) + "\n", "utf-8")
-    return copy
+    return with_settings(repository, folder / "models", **SETTINGS)
 
 
 def run(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.repository import setting
 from bench.watch import MB
 from tests.soak.calls import FULL, NO_ANSWER, WRONG
 from tests.soak.health import Process, Rest
@@ -80,9 +80,7 @@ class Verdict:
 
 def cache_mb(repository: Path) -> float:
     """The size of the key-value cache that the configuration of `repository` sets, 10**6 bytes."""
-    text = (repository / "gpt_decoder" / "config.pbtxt").read_text("utf-8")
-    [size] = re.findall(r'key: "kv_cache_gb" value: \{ string_value: "([\d.]+)" \}', text)
-    return float(size) * 1e9 / MB
+    return float(setting(repository, "kv_cache_gb")) * 1e9 / MB
 
 
 def judge(record: Record, deck: Iterable[str], limits: Limits, cache_mb: float) -> Verdict:

@@ -3,6 +3,7 @@
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -15,13 +16,16 @@ from chattts_serving.reports import RequestReports
 from chattts_serving.request import request_from_inputs
 from chattts_serving.voices import voices_from_triton
 
-SWITCH_S = 0.0005  # after which the thread that works lets the one that refuses go on; Python's default is 5 ms
+SWITCH_S = 0.0005  # after which the thread that works lets those that refuse go on; Python's default is 5 ms
+# Between two refusals. Triton's HTTP server loses answers when more than some 277 wait for one of its threads: it hands
+# them over through a socket, and does not look whether they fit (libevhtp's evthr_defer, 212,992 bytes by default).
+PACE_S = 0.001
 
 
 class TritonPythonModel:
     """Python backend model: a caller's inputs -> what the language model is to do, and in whose voice.
 
-    A thread does the work and answers, so that those who find no room hear so at once.
+    One thread does the work and answers, another one refuses, so that those who find no room hear so at once.
     """
 
     def initialize(self, args):
@@ -32,8 +36,10 @@ class TritonPythonModel:
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
         self._door = Door()
         self._waiting = queue.SimpleQueue()  # (sender, report, request); None ends the thread
-        self._thread = threading.Thread(target=self._work, name="text", daemon=True)
-        self._thread.start()
+        self._refused = queue.SimpleQueue()  # (sender, report, error); None ends the thread
+        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._work, self._refuse)]
+        for thread in self._threads:
+            thread.start()
         sys.setswitchinterval(SWITCH_S)
 
     def execute(self, requests):
@@ -44,14 +50,15 @@ class TritonPythonModel:
                 synthesis = request_from_inputs(triton_io.read_scalars(request))
                 self._door.enter(is_batch=synthesis.priority == "batch")
             except Exception as error:
-                _refuse(sender, report, error)
+                self._refused.put((sender, report, error))
             else:
                 self._waiting.put((sender, report, synthesis))
 
     def finalize(self):
-        """End the thread."""
-        self._waiting.put(None)
-        self._thread.join()
+        """End the threads."""
+        for waiting, thread in zip((self._waiting, self._refused), self._threads, strict=True):
+            waiting.put(None)
+            thread.join()
         self._metrics.close()
 
     def _work(self):
@@ -61,16 +68,18 @@ class TritonPythonModel:
                 response = triton_io.success(pb_utils, self._prepare(synthesis))
             except Exception as error:
                 self._door.leave(passes=False)
-                _refuse(sender, report, error)
+                self._refused.put((sender, report, error))
             else:
                 self._door.leave(passes=True)
                 triton_io.send_last(pb_utils, sender, response)
 
+    def _refuse(self):
+        while (one := self._refused.get()) is not None:
+            sender, report, error = one
+            report.ended(error)
+            triton_io.send_last(pb_utils, sender, triton_io.failure(pb_utils, error))
+            time.sleep(PACE_S)
+
     def _prepare(self, synthesis):
         generation, embedding, speaker = self._frontend.prepare(synthesis)
         return {"generation": generation.to_json(), "speaker_embedding": embedding, "used_speaker": speaker}
-
-
-def _refuse(sender, report, error):
-    report.ended(error)
-    triton_io.send_last(pb_utils, sender, triton_io.failure(pb_utils, error))

@@ -24,7 +24,7 @@ from export.layout import (
     VocosSizes,
     tensor_shapes,
 )
-from export.synthetic_tokenizer import write_tokenizer
+from export.synthetic_tokenizer import CHATTTS_TOKENS, wordpiece_vocabulary, write_tokenizer
 from export.synthetic_weights import make_speaker_statistics, make_tensors
 
 SIZES = {
@@ -122,14 +122,15 @@ def _write_folder(sizes: Sizes, folder: Path, seed: int) -> None:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(make_tensors(sizes, file, shapes, seed), path, metadata={"format": "pt"})
-    _write_gpt_config(sizes.gpt, folder / GPT_CONFIG_FILE)
-    write_tokenizer(sizes.gpt.num_text_tokens, folder / "asset/tokenizer")
+    write_gpt_config(sizes.gpt, folder / GPT_CONFIG_FILE)
+    write_tokenizer(wordpiece_vocabulary(sizes.gpt.num_text_tokens - len(CHATTTS_TOKENS)), folder / "asset/tokenizer")
     if sizes.gpt.hidden != SIZES["synthetic"].gpt.hidden:  # ChatTTS's own statistics fit the official size only
         statistics = make_speaker_statistics(sizes.gpt.hidden, seed)
         (folder / SPEAKER_STATISTICS_FILE).write_text(statistics, encoding="utf-8")
 
 
-def _write_gpt_config(gpt: GPTSizes, path: Path) -> None:
+def write_gpt_config(gpt: GPTSizes, path: Path) -> None:
+    """The config.json of a Llama of these sizes."""
     config = {
         "architectures": ["LlamaModel"],
         "model_type": "llama",

@@ -74,8 +74,8 @@ def wordpiece_vocabulary(num_tokens: int) -> list[str]:
     return vocabulary[:num_tokens]
 
 
-def write_tokenizer(num_tokens: int, folder: Path) -> None:
-    """The three files of a BertTokenizerFast with `num_tokens` tokens, ChatTTS's 50 at the end."""
+def write_tokenizer(vocabulary: list[str], folder: Path) -> None:
+    """The three files of a BertTokenizerFast with the tokens of `vocabulary` and, at the end, ChatTTS's 50."""
     folder.mkdir(parents=True)
     names = {"pad_token": "[PAD]", "unk_token": UNKNOWN, "cls_token": "[CLS]", "sep_token": "[SEP]"}
     special = {**names, "mask_token": "[MASK]", "additional_special_tokens": CHATTTS_TOKENS}
@@ -88,14 +88,13 @@ def write_tokenizer(num_tokens: int, folder: Path) -> None:
         "clean_up_tokenization_spaces": True,
         "model_max_length": 1_000_000,
     }
-    _make_tokenizer(num_tokens).save(str(folder / "tokenizer.json"))
+    _make_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
     for name, values in (("special_tokens_map", special), ("tokenizer_config", config)):
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
-def _make_tokenizer(num_tokens: int) -> Tokenizer:
+def _make_tokenizer(vocabulary: list[str]) -> Tokenizer:
     """BERT's lower-casing WordPiece tokenizer."""
-    vocabulary = wordpiece_vocabulary(num_tokens - len(CHATTTS_TOKENS))
     tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -199,7 +199,7 @@ def _make_layer(name: str, shape: Shape, rng: np.random.Generator, gain: float) 
 
 
 def _mel_buffer(name: str) -> Array:
-    return _mel_filters() if name.endswith("fb") else _hann_window()
+    return mel_filters() if name.endswith("fb") else _hann_window()
 
 
 def _hann_window() -> Array:
@@ -208,7 +208,7 @@ def _hann_window() -> Array:
     return window
 
 
-def _mel_filters() -> Array:
+def mel_filters() -> Array:
     """Triangular filters [NUM_BINS, NUM_MELS] on the HTK mel scale: torchaudio.functional.melscale_fbanks."""
     frequencies = np.linspace(0, SAMPLE_RATE / 2, NUM_BINS)  # Hz
     mels = np.linspace(0, 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700), NUM_MELS + 2)

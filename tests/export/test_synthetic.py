@@ -104,7 +104,7 @@ def test_the_buffers_are_those_of_torchaudio(checkpoint):
 @pytest.mark.parametrize("size", SIZES)
 def test_special_tokens_stand_where_chattts_expects_them(tmp_path, size):
     num_tokens = SIZES[size].gpt.num_text_tokens
-    write_tokenizer(num_tokens, tmp_path / "tokenizer")
+    write_tokenizer(wordpiece_vocabulary(num_tokens - len(CHATTTS_TOKENS)), tmp_path / "tokenizer")
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == num_tokens
     assert [tokenizer.id_to_token(i) for i in range(104)] == BERT_TOKENS

@@ -1,0 +1,99 @@
+"""`python -m training`: the steps that make the demo checkpoint, in this order; each goes on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from training import checkpoint, corpus, language, served, sound
+from training.modules import Codec
+from training.sentences import sentences
+from training.settings import FOLDER, SIZES
+
+
+def main() -> None:
+    """One step."""
+    parser = argparse.ArgumentParser(prog="python -m training", description="Make the demo checkpoint.")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything lies (default %(default)s)")
+    parser.add_argument("--voices", nargs="+", default=list(corpus.VOICES), choices=corpus.VOICES)
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long this run trains (default %(default)s)")
+    steps = parser.add_subparsers(dest="step", required=True)
+    spoken = steps.add_parser("corpus", help="have flite speak")
+    spoken.add_argument("--sentences", type=int, default=12_000, help="for each voice (default %(default)s)")
+    spoken.add_argument("--words", type=int, default=14, help="of a sentence at most (default %(default)s)")
+    steps.add_parser("codec", help="train the DVAE, and encode the corpus")
+    steps.add_parser("encode", help="encode the corpus again, after it grew")
+    steps.add_parser("vocoder", help="train Vocos")
+    spoken = steps.add_parser("language", help="train the language model and the decoder")
+    spoken.add_argument("--rate", type=float, default=2e-3, help="of learning at most (default %(default)s)")
+    spoken.add_argument("--tokens", type=int, default=3_000, help="of audio in a batch (default %(default)s)")
+    spoken.add_argument("--longest", type=int, default=250, help="utterance in audio tokens (default %(default)s)")
+    spoken = steps.add_parser("checkpoint", help="write what was trained in the official layout")
+    spoken.add_argument("--out", type=Path, default=FOLDER / "checkpoint")
+    heard = steps.add_parser("listen", help="serve a checkpoint and count the words that are not understood")
+    heard.add_argument("--checkpoint", type=Path, default=FOLDER / "checkpoint")
+    heard.add_argument("--repository", type=Path, default=FOLDER / "repository", help="where it is exported to")
+    heard.add_argument("--temperature", type=float, default=0.3)
+    heard.add_argument("--out", type=Path, help="folder for the recordings")
+    options = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    _STEPS[options.step](options)
+
+
+def _corpus(options: argparse.Namespace) -> None:
+    for number, voice in enumerate(options.voices):
+        said = sentences(options.sentences, number, options.words)
+        corpus.make(options.folder, voice, said, len(os.sched_getaffinity(0)))
+    print("\n".join(corpus.shares(options.folder, options.voices)))
+
+
+def _codec(options: argparse.Namespace) -> None:
+    sound.train_codec(options.folder, options.voices, options.minutes)
+    _encode(options)
+
+
+def _encode(options: argparse.Namespace) -> None:
+    codec = sound.load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), options.folder / sound.CODEC_FILE)
+    for voice in options.voices:
+        sound.encode(codec, options.folder, voice)
+
+
+def _vocoder(options: argparse.Namespace) -> None:
+    sound.train_vocoder(options.folder, options.voices, options.minutes)
+
+
+def _language(options: argparse.Namespace) -> None:
+    language.train(
+        options.folder,
+        options.voices,
+        options.minutes,
+        rate=options.rate,
+        tokens=options.tokens,
+        longest=options.longest,
+    )
+
+
+def _checkpoint(options: argparse.Namespace) -> None:
+    checkpoint.write(options.folder, options.out)
+
+
+def _listen(options: argparse.Namespace) -> None:
+    served.listen(options.checkpoint, options.repository, options.voices, options.temperature, options.out)
+
+
+_STEPS = {
+    "corpus": _corpus,
+    "codec": _codec,
+    "encode": _encode,
+    "vocoder": _vocoder,
+    "language": _language,
+    "checkpoint": _checkpoint,
+    "listen": _listen,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What was trained as a checkpoint in the official layout, in half precision."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from chattts_serving import base16384
+from export.layout import (
+    DECODER_FILE,
+    DVAE_FILE,
+    EMBED_FILE,
+    GPT_CONFIG_FILE,
+    GPT_FILE,
+    SPEAKER_STATISTICS_FILE,
+    VOCOS_FILE,
+    tensor_shapes,
+)
+from export.synthetic import write_gpt_config
+from export.synthetic_tokenizer import write_tokenizer
+from training import language, sound
+from training.modules import Codec, Vocoder
+from training.settings import SIZES
+from training.vocabulary import VOCABULARY
+
+
+def write(folder: Path, out_dir: Path) -> None:
+    """Write the parts that `folder` has to `out_dir`, which is replaced; `voices.json` beside them has the speakers."""
+    codec = sound.load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / sound.CODEC_FILE)
+    vocoder = sound.load(Vocoder(SIZES.vocos), folder / sound.VOCODER_FILE)
+    state = torch.load(folder / language.FILE, weights_only=True)
+    speaker = language.Speaker(len(state["voices"]))
+    speaker.load_state_dict(state["model"])
+    files = {
+        DECODER_FILE: speaker.decoder.state_dict(),
+        DVAE_FILE: codec.tensors(),
+        EMBED_FILE: speaker.language.embed_tensors(),
+        VOCOS_FILE: vocoder.tensors(),
+        GPT_FILE: speaker.language.gpt_tensors(),
+    }
+    shutil.rmtree(out_dir, ignore_errors=True)
+    for name, shapes in tensor_shapes(SIZES).items():
+        tensors = files[name]
+        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if found != shapes:
+            raise ValueError(f"{name}: {sorted(set(found.items()) ^ set(shapes.items()))[:4]} differ from the layout")
+        path = out_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: tensor.detach().half().contiguous() for key, tensor in tensors.items()}, path, {"format": "pt"})
+    write_gpt_config(SIZES.gpt, out_dir / GPT_CONFIG_FILE)
+    write_tokenizer(VOCABULARY, out_dir / "asset" / "tokenizer")
+    vectors = speaker.language.voice_vectors().detach()
+    statistics = torch.cat([vectors.std(dim=0), vectors.mean(dim=0)]) if len(vectors) > 1 else vectors[0].repeat(2)
+    text = base16384.encode(statistics.half().numpy().tobytes())
+    (out_dir / SPEAKER_STATISTICS_FILE).write_text(text, encoding="utf-8")
+    named = dict(zip(state["voices"], vectors.tolist(), strict=True))
+    (out_dir / "voices.json").write_text(json.dumps(named), encoding="utf-8")

@@ -1,0 +1,86 @@
+"""What the voices learn to say: simple everyday sentences, drawn from a grammar, and those that they never learn.
+
+All words of the grammar are single tokens of the vocabulary, so that the model has to learn words and their order, and
+no spelling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+HELD_OUT_SHARE = 16  # of this many sentences one is held out, whichever voice says it
+_FOLDER = Path(__file__).parent
+_SLOT = re.compile(r"\{(\w+)\}")
+_SLOT_LINE = re.compile(r"(\w+): (.*)")
+
+
+class Grammar(NamedTuple):
+    """Patterns, and what their slots may be filled with: text, with slots again."""
+
+    patterns: list[str]
+    slots: dict[str, list[str]]
+
+
+@cache
+def grammar() -> Grammar:
+    """What `grammar.txt` has."""
+    text = (_FOLDER / "grammar.txt").read_text(encoding="utf-8").replace("\n  ", " ")
+    patterns, slots = [], {}
+    for line in text.splitlines():
+        if slot := _SLOT_LINE.fullmatch(line):
+            slots[slot[1]] = [filler.strip() for filler in slot[2].split("|")]
+        elif line and not line.startswith("#"):
+            patterns.append(line)
+    return Grammar(patterns, slots)
+
+
+def draw(rng: random.Random, longest: int = 14) -> str:
+    """A sentence of at most `longest` words, in small letters."""
+    while True:
+        sentence = _fill(rng.choice(grammar().patterns), rng)
+        if len(sentence.split()) <= longest:
+            return sentence
+
+
+def sentences(number: int, seed: int, longest: int = 14, *, held_out: bool = False) -> Iterator[str]:
+    """`number` sentences, each once; those that are held out are never among the others, whatever the seed."""
+    rng = random.Random(seed)  # noqa: S311 - nothing secret
+    seen: set[str] = set()
+    while len(seen) < number:
+        sentence = draw(rng, longest)
+        if sentence not in seen and is_held_out(sentence) == held_out:
+            seen.add(sentence)
+            yield sentence
+
+
+def is_held_out(sentence: str) -> bool:
+    """Whether a sentence is for tests alone: those of `held_out.txt`, and one in HELD_OUT_SHARE."""
+    text = sentence.rstrip(".?!")
+    if text in {one.rstrip(".?!") for one in held_out()}:
+        return True
+    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+@cache
+def held_out() -> tuple[str, ...]:
+    """The sentences by which voices are judged, written by hand."""
+    return tuple((_FOLDER / "held_out.txt").read_text(encoding="utf-8").splitlines())
+
+
+def vocabulary() -> list[str]:
+    """Every word that a sentence may have, sorted; words are runs of letters."""
+    patterns, slots = grammar()
+    words: set[str] = set()
+    for text in [*patterns, *(filler for fillers in slots.values() for filler in fillers)]:
+        words |= set(re.findall("[a-z]+", _SLOT.sub(" ", text)))
+    return sorted(words)
+
+
+def _fill(text: str, rng: random.Random) -> str:
+    return _SLOT.sub(lambda slot: _fill(rng.choice(grammar().slots[slot[1]]), rng), text)

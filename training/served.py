@@ -1,0 +1,48 @@
+"""Whether a checkpoint is understood when it is served."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from chattts_serving.audio import SAMPLE_RATE
+from chattts_serving.server import running_server
+from chattts_serving.speaker import encode_speaker
+from client import TTSClient
+from client.audio_file import save
+from training.listen import Listener, word_error_rate
+from training.sentences import held_out
+
+
+def listen(checkpoint: Path, repository: Path, voices: list[str], temperature: float, out: Path | None) -> None:
+    """Export `checkpoint`, have the server say the held-out sentences, and print what was heard."""
+    command = [sys.executable, "-m", "export", "--checkpoint", str(checkpoint), "--out", str(repository)]
+    subprocess.run(command, check=True)  # noqa: S603 - our own arguments
+    vectors = json.loads((checkpoint / "voices.json").read_text(encoding="utf-8"))
+    listener = Listener()
+    with (
+        running_server(repository, log_path=repository / "server.log") as server,
+        TTSClient(server.grpc_url, "grpc", timeout=120) as client,
+    ):
+        for voice in voices:
+            speaker, heard = encode_speaker(np.asarray(vectors[voice], np.float16)), []
+            for number, sentence in enumerate(held_out()):
+                speech = client.synthesize(
+                    sentence,
+                    speaker=speaker,
+                    skip_refine=True,
+                    temperature=temperature,
+                    max_new_tokens=400,
+                    seed=number,
+                )
+                heard.append(listener.listen(speech.audio, sentence))
+                if out is not None:
+                    out.mkdir(parents=True, exist_ok=True)
+                    save(out / f"{voice}-{number:02}.wav", speech.audio, SAMPLE_RATE)
+            for one in heard:
+                print(f"{one.errors:3} {one.said} | {one.heard}")
+            print(f"{voice}: word error rate {word_error_rate(heard):.3f}")

@@ -18,7 +18,8 @@ def main() -> None:
     """One step."""
     parser = argparse.ArgumentParser(prog="python -m training", description="Make the demo checkpoint.")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything lies (default %(default)s)")
-    parser.add_argument("--voices", nargs="+", default=list(corpus.VOICES), choices=corpus.VOICES)
+    every = ",".join(corpus.VOICES)
+    parser.add_argument("--voices", type=_voices, default=every, help="of flite, with commas (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long this run trains (default %(default)s)")
     steps = parser.add_subparsers(dest="step", required=True)
     spoken = steps.add_parser("corpus", help="have flite speak")
@@ -41,6 +42,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     _STEPS[options.step](options)
+
+
+def _voices(text: str) -> list[str]:
+    voices = text.split(",")
+    if unknown := set(voices) - set(corpus.VOICES):
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+    return voices
 
 
 def _corpus(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from tests.soak.run import DECK, run, with_few_requests
 from tests.soak.verdict import Limits, cache_mb, judge
 
 FOLDER = ROOT / "build" / "soak"
-# Of the run, and at most. In 15 minutes of this load the arenas of ONNX Runtime and the stacks of some 3,000 threads have
+# Of the run, and at most. In 15 minutes of this load the arenas of ONNX Runtime and the stacks of 3,000 threads have
 # grown to what they stay at; a leak goes on.
 WARM_UP_SHARE = 1 / 2
 MOST_WARM_UP_S = 900.0

@@ -1,8 +1,8 @@
 """Who is let in: not more requests than allowed, and none once the server is about to end.
 
 gpt_decoder decides. What it has open it also writes to a file in the launcher's private folder, where text_frontend
-looks before it works on a request in vain. Without a launcher there is no such file, and every request comes to
-gpt_decoder.
+looks before it works on a request in vain. Its instances write there, too, whom they have let in, so that two of them
+do not give one place away twice. Without a launcher there is no such file, and every request comes to gpt_decoder.
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ import threading
 import time
 from collections import deque
 from dataclasses import astuple, dataclass
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from chattts_serving.draining import DRAIN_FILE
 from chattts_serving.errors import OverloadedError, ShuttingDownError
 
 PASSAGE_S = 0.2  # from text_frontend to gpt_decoder, at most, on a busy machine
-_LAYOUT = struct.Struct("<5q")  # of a Room
+MAX_DOORS = 16  # instances of text_frontend that know of each other
+MAX_PASSAGES = 31  # of one of them
+_ROOM = struct.Struct("<5q")
+# Of each door: how many are inside, and for each passage its ticket and when it must have come, in ns; 0: none.
+_DOOR_SHAPE = (MAX_DOORS, 1 + 2 * MAX_PASSAGES)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Room:
 
 
 class RoomSign:
-    """The file that has the `Room` of this server."""
+    """The file that has the `Room` of this server, and behind it its doors."""
 
     def __init__(self) -> None:
         """Nothing is opened yet."""
@@ -67,15 +74,35 @@ class RoomSign:
         """Let others know."""
         file = self._open(os.O_RDWR | os.O_CREAT)
         if file is not None:
-            os.pwrite(file, _LAYOUT.pack(*astuple(room)), 0)
+            os.pwrite(file, _ROOM.pack(*astuple(room)), 0)
 
     def read(self) -> Room | None:
         """What was written last; None where nothing was."""
-        file = self._open(os.O_RDONLY)
+        file = self._open(os.O_RDWR)
         if file is None:
             return None
-        text = os.pread(file, _LAYOUT.size, 0)
-        return Room(*_LAYOUT.unpack(text)) if len(text) == _LAYOUT.size else None
+        text = os.pread(file, _ROOM.size, 0)
+        return Room(*_ROOM.unpack(text)) if len(text) == _ROOM.size else None
+
+    def write_door(self, index: int, values: list[int]) -> None:
+        """Let others know whom a door has let in."""
+        file = self._open(os.O_RDWR)
+        if file is not None and index < MAX_DOORS:
+            row = np.zeros(_DOOR_SHAPE[1], np.int64)
+            row[: len(values)] = values
+            os.pwrite(file, row.tobytes(), _ROOM.size + index * row.nbytes)
+
+    def num_ahead(self, room: Room) -> tuple[int, int]:
+        """How many the doors have let in who have not come yet: still inside, and on their way."""
+        file = self._open(os.O_RDWR)
+        if file is None:
+            return 0, 0
+        doors = np.zeros(_DOOR_SHAPE, np.int64)
+        text = os.pread(file, doors.nbytes, _ROOM.size)
+        doors.reshape(-1)[: len(text) // 8] = np.frombuffer(text, np.int64, len(text) // 8)
+        tickets, latest = doors[:, 1::2], doors[:, 2::2]
+        on_their_way = (tickets > room.num_arrived) & (latest > time.monotonic_ns())
+        return int(doors[:, 0].sum()), int(on_their_way.sum())
 
     def _open(self, flags: int) -> int | None:
         path = _drain_file()
@@ -88,15 +115,19 @@ class RoomSign:
 
 
 class Door:
-    """Where text_frontend refuses what gpt_decoder would refuse; it lets in one thread and out another."""
+    """Where text_frontend refuses what gpt_decoder would refuse; it lets in one thread and out another.
 
-    def __init__(self) -> None:
-        """Nobody is inside."""
+    One that passes gets a ticket: how many will have come to gpt_decoder with it. Once so many have, it is there.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        """Nobody is inside; `index` is that of the instance, 0 or more."""
+        self._index = index
         self._sign = RoomSign()
         self._lock = threading.Lock()
         self._num_inside = 0
-        self._passed: deque[float] = deque()  # when those who are on their way to gpt_decoder left
-        self._num_arrived = 0  # of the room that was read last
+        self._passages: deque[tuple[int, int]] = deque(maxlen=MAX_PASSAGES)  # ticket, and when it must have come
+        self._show()  # over what a process that died has left
 
     def enter(self, *, is_batch: bool) -> None:
         """Let a request in.
@@ -105,25 +136,25 @@ class Door:
             ServingError: there is no room, or the server is about to end.
         """
         check_not_drained()
-        room = self._sign.read()
         with self._lock:
+            room = self._sign.read()
             if room is not None:
-                self._forget_arrived(room)
-                room.check(is_batch=is_batch, num_ahead=self._num_inside + len(self._passed))
+                room.check(is_batch=is_batch, num_ahead=sum(self._sign.num_ahead(room)))
             self._num_inside += 1
+            self._show()
 
     def leave(self, *, passes: bool) -> None:
         """Let it out; one that `passes` goes to gpt_decoder."""
         with self._lock:
+            room = self._sign.read()
+            if passes and room is not None:
+                ticket = room.num_arrived + self._sign.num_ahead(room)[1] + 1
+                self._passages.append((ticket, time.monotonic_ns() + round(PASSAGE_S * 1e9)))
             self._num_inside -= 1
-            if passes:
-                self._passed.append(time.monotonic())
+            self._show()
 
-    def _forget_arrived(self, room: Room) -> None:
-        num_arrived, self._num_arrived = room.num_arrived - self._num_arrived, room.num_arrived
-        while self._passed and (num_arrived > 0 or time.monotonic() > self._passed[0] + PASSAGE_S):
-            self._passed.popleft()
-            num_arrived -= 1
+    def _show(self) -> None:
+        self._sign.write_door(self._index, [self._num_inside, *chain.from_iterable(self._passages)])
 
 
 def drained_until() -> float | None:

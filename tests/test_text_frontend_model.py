@@ -17,7 +17,7 @@ import pytest
 from chattts_serving import admission
 from chattts_serving.admission import PASSAGE_S, Door, Room, RoomSign
 from chattts_serving.draining import DRAIN_FILE
-from chattts_serving.errors import ConfigError
+from chattts_serving.errors import ConfigError, OverloadedError
 from chattts_serving.request import GenerationRequest, SynthesisRequest
 from tests import fake_pb_utils as pb
 from tests.frontend_assets import make_frontend_assets
@@ -34,7 +34,8 @@ def model(tmp_path_factory) -> Iterator[Any]:
     pb.metrics.clear()
     make_frontend_assets(folder / "1")
     model = pb.load_model(MODEL).TritonPythonModel()
-    model.initialize({"model_repository": str(folder), "model_version": "1", "model_config": config(default=SEVEN)})
+    arguments = {"model_repository": str(folder), "model_version": "1", "model_instance_name": "text_frontend_0_0"}
+    model.initialize(arguments | {"model_config": config(default=SEVEN)})
     yield model
     model.finalize()
 
@@ -230,13 +231,12 @@ def test_nobody_is_let_into_a_server_that_is_about_to_end(model, sign, tmp_path)
 
 
 def test_those_on_their_way_to_gpt_decoder_take_room_until_they_must_have_come(model, sign, monkeypatch):
-    monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
     sign.write(Room(num_open=7, num_batch=0, max_open=8, max_batch=8))
-    (response,) = answers(model, [request(text="Hello")])
-    assert not response.has_error()
-    assert refused(model) == "overloaded: 8 requests are open, of 8 allowed; try again later"
     monkeypatch.setattr(admission, "PASSAGE_S", 0.0)
     assert refused(model) == ""
+    monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
+    assert refused(model) == ""
+    assert refused(model) == "overloaded: 8 requests are open, of 8 allowed; try again later"
 
 
 def test_those_that_came_to_gpt_decoder_are_counted_once(model, sign, monkeypatch):
@@ -247,3 +247,35 @@ def test_those_that_came_to_gpt_decoder_are_counted_once(model, sign, monkeypatc
         assert not response.has_error()
         sign.write(Room(num_open + 1, num_batch=0, max_open=4, max_batch=4, num_arrived=71 + num_open))
     assert refused(model) == "overloaded: 4 requests are open, of 4 allowed; try again later"
+
+
+def test_two_doors_do_not_give_one_place_away_twice(sign, monkeypatch):
+    monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
+    one, other = Door(0), Door(1)
+    sign.write(Room(num_open=2, num_batch=0, max_open=4, max_batch=4, num_arrived=9))
+    one.enter(is_batch=False)
+    other.enter(is_batch=False)
+    for door in (one, other):
+        with pytest.raises(OverloadedError, match="4 requests are open, of 4 allowed"):
+            door.enter(is_batch=False)
+    other.leave(passes=True)
+    one.leave(passes=True)
+    with pytest.raises(OverloadedError):
+        one.enter(is_batch=False)
+    sign.write(Room(num_open=3, num_batch=0, max_open=4, max_batch=4, num_arrived=10))  # one has come
+    with pytest.raises(OverloadedError):
+        other.enter(is_batch=False)
+    sign.write(Room(num_open=3, num_batch=0, max_open=4, max_batch=4, num_arrived=11))  # both have, and one has ended
+    other.enter(is_batch=False)
+    with pytest.raises(OverloadedError):
+        one.enter(is_batch=False)
+    other.leave(passes=False)
+    one.enter(is_batch=False)
+
+
+def test_what_a_door_that_died_has_left_is_forgotten(sign):
+    sign.write(Room(num_open=0, num_batch=0, max_open=1, max_batch=1))
+    Door(0).enter(is_batch=False)
+    with pytest.raises(OverloadedError):
+        Door(1).enter(is_batch=False)
+    Door(0).enter(is_batch=False)

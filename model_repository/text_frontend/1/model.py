@@ -1,6 +1,7 @@
 """Text frontend: normalisation, sentences, prompts and voice; see config.pbtxt for its tensors."""
 
 import queue
+import re
 import sys
 import threading
 import time
@@ -34,7 +35,7 @@ class TritonPythonModel:
         self._frontend = TextFrontend(folder, voices_from_triton(args["model_config"]))
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
-        self._door = Door()
+        self._door = Door(int(re.findall(r"\d+", args["model_instance_name"])[-1]))  # "text_frontend_0_1"
         self._waiting = queue.SimpleQueue()  # (sender, report, request); None ends the thread
         self._refused = queue.SimpleQueue()  # (sender, report, error); None ends the thread
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._work, self._refuse)]

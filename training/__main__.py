@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from training import checkpoint, corpus, language, served, sound
+from training.loop import load
 from training.modules import Codec
 from training.sentences import sentences
 from training.settings import FOLDER, SIZES
@@ -64,7 +65,7 @@ def _codec(options: argparse.Namespace) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    codec = sound.load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), options.folder / sound.CODEC_FILE)
+    codec = load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), options.folder / sound.CODEC_FILE)
     for voice in options.voices:
         sound.encode(codec, options.folder, voice)
 
@@ -74,7 +75,7 @@ def _vocoder(options: argparse.Namespace) -> None:
 
 
 def _language(options: argparse.Namespace) -> None:
-    language.train(
+    language.train_language(
         options.folder,
         options.voices,
         options.minutes,

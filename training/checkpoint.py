@@ -23,6 +23,7 @@ from export.layout import (
 from export.synthetic import write_gpt_config
 from export.synthetic_tokenizer import write_tokenizer
 from training import language, sound
+from training.loop import load
 from training.modules import Codec, Vocoder
 from training.settings import SIZES
 from training.vocabulary import VOCABULARY
@@ -30,8 +31,8 @@ from training.vocabulary import VOCABULARY
 
 def write(folder: Path, out_dir: Path) -> None:
     """Write the parts that `folder` has to `out_dir`, which is replaced; `voices.json` beside them has the speakers."""
-    codec = sound.load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / sound.CODEC_FILE)
-    vocoder = sound.load(Vocoder(SIZES.vocos), folder / sound.VOCODER_FILE)
+    codec = load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / sound.CODEC_FILE)
+    vocoder = load(Vocoder(SIZES.vocos), folder / sound.VOCODER_FILE)
     state = torch.load(folder / language.FILE, weights_only=True)
     speaker = language.Speaker(len(state["voices"]))
     speaker.load_state_dict(state["model"])

@@ -7,7 +7,6 @@ said, so one head is to look at the word that is said, the other one at what is 
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from chattts_serving.audio import FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN
 from chattts_serving.request import NUM_AUDIO_TOKENS
 from export.layout import NUM_CODEBOOKS
 from training.corpus import PIECE, Utterance, recordings, utterances
-from training.curves import Curve
+from training.loop import train
 from training.modules import Language, LogMel, MelDecoder
 from training.settings import SIZES
 from training.sound import CODEC_FILE
@@ -33,11 +32,9 @@ FILE = "language.pt"
 END = NUM_AUDIO_TOKENS - 1
 GUIDED = {1: 2, 2: 2}  # layer -> heads
 AHEAD = (0, 5)  # audio tokens from now to what each guided head looks for
-MEL_WEIGHT, GUIDE_WEIGHT, TEXT_WEIGHT = 1.0, 0.3, 0.1
+MEL_WEIGHT, GUIDE_WEIGHT = 1.0, 0.3
 CODEBOOK_WEIGHTS = (1.0, 0.4, 1.0, 0.4)  # what a residual adds is mostly noise
 NOISE = 0.15  # of the audio tokens that the model reads, so that it cannot live on them alone
-SAVE_EVERY_S = 120.0
-WARM_UP_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -174,8 +171,10 @@ class Speaker(nn.Module):
         return self.language.embed_codes(codes)
 
 
-def train(folder: Path, voices: list[str], minutes: float, *, rate: float, tokens: int, longest: int) -> None:
-    """Train for `minutes`, or go on; the rate falls to a twentieth in that time.
+def train_language(
+    folder: Path, voices: list[str], minutes: float, *, rate: float, tokens: int, longest: int
+) -> Speaker:
+    """Train for `minutes`, or go on.
 
     Args:
         folder: has the corpus with its codes, and gets the model.
@@ -187,49 +186,17 @@ def train(folder: Path, voices: list[str], minutes: float, *, rate: float, token
     """
     speaker = Speaker(len(voices))
     speaker.decoder.coef = torch.load(folder / CODEC_FILE, weights_only=True)["model"]["tail.coef"]
-    optimizer = torch.optim.AdamW(groups(speaker), rate, betas=(0.9, 0.95))
-    file, step, spent_s = folder / FILE, 0, 0.0
-    if file.exists():
-        state = torch.load(file, weights_only=True)
-        speaker.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent_s = state["step"], state["spent_s"]
-    curve = Curve(file.with_suffix(".jsonl"))
     batches = Corpus(folder, voices, int(time.time()), longest).batches(tokens)
-    began = saved = time.monotonic()
-    fraction = 0.0
-    while fraction < 1:
-        fraction = min(1.0, (time.monotonic() - began) / (60 * minutes))
-        for group in optimizer.param_groups:
-            warm = min(1.0, (step + 1) / WARM_UP_STEPS)
-            group["lr"] = rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * fraction)))
-        losses = speaker.losses(next(batches))
-        loss = total(losses)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(speaker.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        now = time.monotonic()
-        curve.add(step, spent_s + now - began, **{name: one.item() for name, one in losses.items()})
-        if now > saved + SAVE_EVERY_S or fraction == 1:
-            saved = now
-            state = {"model": speaker.state_dict(), "optimizer": optimizer.state_dict(), "voices": voices}
-            torch.save(state | {"step": step, "spent_s": spent_s + now - began}, file.with_suffix(".new"))
-            file.with_suffix(".new").replace(file)
+
+    def losses() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        found = speaker.losses(next(batches))
+        return total(found), found
+
+    train(speaker, losses, folder / FILE, minutes, rate=rate, voices=voices)
+    return speaker
 
 
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """What is minimised."""
     codes = sum(weight * losses[f"code_{i}"] for i, weight in enumerate(CODEBOOK_WEIGHTS)) / sum(CODEBOOK_WEIGHTS)
     return codes + MEL_WEIGHT * losses["mel"] + GUIDE_WEIGHT * losses["guide"]
-
-
-def groups(module: nn.Module) -> list[dict[str, object]]:
-    """Parameters for the optimizer: matrices decay, vectors and embeddings do not."""
-    matrices = [
-        p for name, p in module.named_parameters() if p.ndim >= 2 and "emb_" not in name and "voices" not in name
-    ]
-    known = {id(p) for p in matrices}
-    rest = [p for p in module.parameters() if id(p) not in known]
-    return [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]

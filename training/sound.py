@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from chattts_serving.audio import SAMPLES_PER_TOKEN
 from training.corpus import recordings
-from training.curves import Curve
+from training.loop import train
 from training.modules import Codec, LogMel, Vocoder
 from training.settings import SIZES
 
-Module = TypeVar("Module", bound=nn.Module)
 CODEC_FILE, VOCODER_FILE = "codec.pt", "vocoder.pt"
 FFT_SIZES = (2048, 1024, 512, 256)  # of the vocoder's loss
-SAVE_EVERY_S = 60.0
 BAND_SCALE_PIECES = 512  # from which the scale of each mel band is taken
 
 
@@ -51,11 +45,13 @@ def train_codec(folder: Path, voices: list[str], minutes: float, batch: int = 32
     if not (folder / CODEC_FILE).exists():
         codec.tail.coef = band_scale(log_mel(pieces.draw(BAND_SCALE_PIECES)))
 
-    def loss() -> torch.Tensor:
+    def losses() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         mel = log_mel(pieces.draw(batch))[..., :-1]
-        return ((codec(mel) - mel).abs() / codec.tail.coef).mean()
+        difference = (codec(mel) - mel).abs()
+        loss = (difference / codec.tail.coef).mean()
+        return loss, {"loss": loss, "mel": difference.mean()}
 
-    _train(codec, loss, folder / CODEC_FILE, minutes, rate=1e-3)
+    train(codec, losses, folder / CODEC_FILE, minutes, rate=2e-3)
     return codec
 
 
@@ -64,12 +60,13 @@ def train_vocoder(folder: Path, voices: list[str], minutes: float, batch: int = 
     pieces, log_mel = Pieces(folder, voices, tokens, int(time.time())), LogMel()
     vocoder = Vocoder(SIZES.vocos)
 
-    def loss() -> torch.Tensor:
+    def losses() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         audio = pieces.draw(batch)
         made = vocoder(log_mel(audio))
-        return magnitude_loss(made, audio[:, : made.shape[1]])
+        loss = magnitude_loss(made, audio[:, : made.shape[1]])
+        return loss, {"loss": loss}
 
-    _train(vocoder, loss, folder / VOCODER_FILE, minutes, rate=5e-4)
+    train(vocoder, losses, folder / VOCODER_FILE, minutes, rate=1e-3)
     return vocoder
 
 
@@ -102,45 +99,3 @@ def encode(codec: Codec, folder: Path, voice: str, chunk_tokens: int = 4096, mar
         found = codec.encode(log_mel(torch.from_numpy(part)[None])[..., :-1])[1][0]
         codes.append(found[start - first : end - first].numpy().astype(np.uint16))
     np.save(folder / f"{voice}.codes.npy", np.concatenate(codes))
-
-
-def load(module: Module, file: Path) -> Module:
-    """`module` with what was trained."""
-    module.load_state_dict(torch.load(file, weights_only=True)["model"])
-    return module.eval()
-
-
-def _train(module: nn.Module, loss_of: Callable[[], torch.Tensor], file: Path, minutes: float, rate: float) -> None:
-    optimizer = torch.optim.AdamW(module.parameters(), rate, betas=(0.8, 0.99), weight_decay=0.01)
-    step, spent_s = 0, 0.0
-    if file.exists():
-        state = torch.load(file, weights_only=True)
-        module.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent_s = state["step"], state["spent_s"]
-    curve = Curve(file.with_suffix(".jsonl"))
-    began = saved = time.monotonic()
-    for fraction in _fractions(60 * minutes):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fraction)))
-        loss = loss_of()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        curve.add(step, spent_s + time.monotonic() - began, loss=loss.item())
-        if time.monotonic() > saved + SAVE_EVERY_S or fraction == 1:
-            saved = time.monotonic()
-            state = {"model": module.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state | {"step": step, "spent_s": spent_s + saved - began}, file.with_suffix(".new"))
-            file.with_suffix(".new").replace(file)
-    module.eval()
-
-
-def _fractions(seconds: float) -> Iterator[float]:
-    """How much of the time has gone, until exactly 1."""
-    began = time.monotonic()
-    while (fraction := (time.monotonic() - began) / seconds) < 1:
-        yield fraction
-    yield 1.0

@@ -1,0 +1,102 @@
+"""One run of training, the same for every model: goes on where the last one was stopped; writes curves and weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+Losses = Callable[[], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]  # what is minimised, and what is shown
+
+SAVE_EVERY_S = 120.0
+SHOW_EVERY = 50  # steps of which the mean is shown
+WARM_UP_STEPS = 200
+LEAST_RATE = 0.05  # of the rate, at the end of a run
+WEIGHT_DECAY = 0.05
+MOST_GRADIENT = 1.0  # norm
+
+
+def train(module: nn.Module, losses: Losses, file: Path, minutes: float, *, rate: float, **beside: object) -> None:
+    """Train `module` for `minutes` with AdamW (Loshchilov and Hutter 2019); the rate falls as a cosine of the time.
+
+    Args:
+        module: goes on with the weights of `file`, if it is there.
+        losses: of one step, on a batch of its own.
+        file: weights, optimizer and what is `beside` them; the curve has the same name and ends in ".jsonl".
+        minutes: of this run.
+        rate: of learning, at most.
+        beside: plain values that the file is to have.
+    """
+    optimizer = torch.optim.AdamW(_groups(module), rate, betas=(0.9, 0.98))
+    step, spent_s = 0, 0.0
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        module.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent_s = state["step"], state["spent_s"]
+    curve = _Curve(file.with_suffix(".jsonl"))
+    began = saved = time.monotonic()
+    share = 0.0
+    while share < 1:
+        share = min(1.0, (time.monotonic() - began) / (60 * minutes))
+        for group in optimizer.param_groups:
+            falling = LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = rate * falling * min(1.0, (step + 1) / WARM_UP_STEPS)
+        loss, shown = losses()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), MOST_GRADIENT)
+        optimizer.step()
+        step += 1
+        now = time.monotonic()
+        curve.add(step, spent_s + now - began, {name: one.item() for name, one in shown.items()})
+        if now > saved + SAVE_EVERY_S or share == 1:
+            saved = now
+            state = {"model": module.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "step": step, "spent_s": spent_s + now - began, **beside}, file.with_suffix(".new"))
+            file.with_suffix(".new").replace(file)
+
+
+def load(module: Module, file: Path) -> Module:
+    """`module` with the weights of `file`."""
+    module.load_state_dict(torch.load(file, weights_only=True)["model"])
+    return module.eval()
+
+
+def _groups(module: nn.Module) -> list[dict[str, object]]:
+    """Parameters for the optimizer: matrices decay, vectors and embeddings do not."""
+    embeddings = {id(one.weight) for one in module.modules() if isinstance(one, nn.Embedding)}
+    parameters = list(module.parameters())
+    matrices = [one for one in parameters if one.ndim >= 2 and id(one) not in embeddings]
+    known = {id(one) for one in matrices}
+    rest = [one for one in parameters if id(one) not in known]
+    return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
+
+
+class _Curve:
+    """Losses as they fall: means over some steps, a line of JSON each, on the terminal and in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._values: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """What step number `step` saw, `seconds` of training after the first."""
+        for name, value in values.items():
+            self._values[name].append(value)
+        if step % SHOW_EVERY == 0:
+            means = {name: round(sum(seen) / len(seen), 4) for name, seen in self._values.items()}
+            line = json.dumps({"step": step, "minutes": round(seconds / 60, 2)} | means)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            print(line, file=sys.stderr, flush=True)
+            self._values.clear()

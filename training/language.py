@@ -1,8 +1,8 @@
 """Training of the language model, and with it of the decoder that makes mel of its hidden states.
 
-Three losses are added: of the audio codes, of the mel, and of where the first heads of two layers look. The last one
-is what makes the text be followed (compare guided attention, Tachibana et al. 2017): flite knows when each word is
-said, so one head is to look at the word that is said, the other one at what is said a little later.
+Losses are added: of the audio codes, of the mel, of refined texts, and of where the first heads of two layers look. The
+last one is what makes the text be followed (compare guided attention, Tachibana et al. 2017): flite knows when each
+word is said, so one head is to look at the word that is said, the other one at what is said a little later.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from chattts_serving.audio import FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN
 from chattts_serving.request import NUM_AUDIO_TOKENS
@@ -32,7 +33,7 @@ FILE = "language.pt"
 END = NUM_AUDIO_TOKENS - 1
 GUIDED = {1: 2, 2: 2}  # layer -> heads
 AHEAD = (0, 5)  # audio tokens from now to what each guided head looks for
-MEL_WEIGHT, GUIDE_WEIGHT = 1.0, 0.3
+MEL_WEIGHT, GUIDE_WEIGHT, TEXT_WEIGHT = 1.0, 0.3, 0.2
 CODEBOOK_WEIGHTS = (1.0, 0.4, 1.0, 0.4)  # what a residual adds is mostly noise
 NOISE = 0.15  # of the audio tokens that the model reads, so that it cannot live on them alone
 
@@ -49,6 +50,8 @@ class Batch:
         lengths: int64 [B], audio tokens.
         places: int64 [B, T, heads], the place in `ids` where each guided head is to look.
         audio: float32 [B, T * SAMPLES_PER_TOKEN].
+        refining: int64 [B, R], the same texts as the first pass refines them: prompt, refined text, [Ebreak], padding.
+        is_refined: bool [B, R], the refined text and its end.
     """
 
     ids: torch.Tensor
@@ -58,6 +61,8 @@ class Batch:
     lengths: torch.Tensor
     places: torch.Tensor
     audio: torch.Tensor
+    refining: torch.Tensor
+    is_refined: torch.Tensor
 
 
 class Corpus:
@@ -106,7 +111,8 @@ class Corpus:
                 places[row, : one.tokens, head] = place[ahead : ahead + one.tokens]
         voices = torch.tensor([voice for voice, _ in pairs])
         lengths = torch.tensor([one.tokens for _, one in pairs])
-        return Batch(ids, real, voices, codes, lengths, places, audio)
+        refining, is_refined = _refining([one for _, one in pairs])
+        return Batch(ids, real, voices, codes, lengths, places, audio, refining, is_refined)
 
 
 def prompt_of(one: Utterance, rng: random.Random) -> tuple[list[int], list[int]]:
@@ -120,6 +126,18 @@ def prompt_of(one: Utterance, rng: random.Random) -> tuple[list[int], list[int]]
         owners.append(len(ids))
         ids.append(IDS["[uv_break]"] if piece == "," and rng.random() < 0.5 else IDS[piece])
     return [*ids, IDS["[Ptts]"]], owners
+
+
+def _refining(several: list[Utterance]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Batch.refining` and `Batch.is_refined`: a comma becomes a pause, all else stays."""
+    sequences, masks = [], []
+    for one in several:
+        text = [IDS[piece] for piece in PIECE.findall(one.text)]
+        prompt = [IDS["[Sbreak]"], *text, IDS["[Pbreak]"]]
+        refined = [IDS["[uv_break]"] if token == IDS[","] else token for token in text] + [IDS["[Ebreak]"]]
+        sequences.append(torch.tensor([*prompt, *refined]))
+        masks.append(torch.tensor([False] * len(prompt) + [True] * len(refined)))
+    return pad_sequence(sequences, batch_first=True), pad_sequence(masks, batch_first=True)
 
 
 class Speaker(nn.Module):
@@ -161,6 +179,11 @@ class Speaker(nn.Module):
             looked = rows.gather(3, batch.places.transpose(1, 2)[..., None])[..., 0]  # [B, heads, T]
             guide.append(-looked.transpose(1, 2)[is_token].mean())
         found["guide"] = torch.stack(guide).mean()
+        everything = torch.ones(batch.refining.shape, dtype=torch.bool)
+        refined, _ = language(language.emb_text(batch.refining), everything, {})
+        is_next = batch.is_refined[:, 1:]
+        logits = language.head_text(refined[:, :-1][is_next])
+        found["text"] = F.cross_entropy(logits, batch.refining[:, 1:][is_next])
         return found
 
     def _read(self, codes: torch.Tensor) -> torch.Tensor:
@@ -199,4 +222,5 @@ def train_language(
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """What is minimised."""
     codes = sum(weight * losses[f"code_{i}"] for i, weight in enumerate(CODEBOOK_WEIGHTS)) / sum(CODEBOOK_WEIGHTS)
-    return codes + MEL_WEIGHT * losses["mel"] + GUIDE_WEIGHT * losses["guide"]
+    beside = MEL_WEIGHT * losses["mel"] + GUIDE_WEIGHT * losses["guide"] + TEXT_WEIGHT * losses["text"]
+    return codes + beside

@@ -97,3 +97,12 @@ class Here:
 
     def map(self, function, *arguments, chunksize):
         return map(function, *arguments)
+
+
+def test_the_first_pass_is_to_make_pauses_of_commas(folder):
+    batch = next(Corpus(folder, ["slt"], seed=0, longest=100).batches(1_000))
+    row = batch.lengths.tolist().index(34)
+    text = [IDS[piece] for piece in ("hello", ",", "my", "friend", ".")]
+    refined = [text[0], IDS["[uv_break]"], *text[2:], IDS["[Ebreak]"]]
+    assert batch.refining[row].tolist() == [IDS["[Sbreak]"], *text, IDS["[Pbreak]"], *refined]
+    assert batch.refining[row][batch.is_refined[row]].tolist() == refined

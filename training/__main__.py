@@ -39,6 +39,7 @@ def main() -> None:
     heard.add_argument("--checkpoint", type=Path, default=FOLDER / "checkpoint")
     heard.add_argument("--repository", type=Path, default=FOLDER / "repository", help="where it is exported to")
     heard.add_argument("--temperature", type=float, default=0.3)
+    heard.add_argument("--sentences", type=int, default=60, help="the first so many (default %(default)s)")
     heard.add_argument("--out", type=Path, help="folder for the recordings")
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -90,7 +91,14 @@ def _checkpoint(options: argparse.Namespace) -> None:
 
 
 def _listen(options: argparse.Namespace) -> None:
-    served.listen(options.checkpoint, options.repository, options.voices, options.temperature, options.out)
+    served.listen(
+        options.checkpoint,
+        options.repository,
+        options.voices,
+        sentences=options.sentences,
+        temperature=options.temperature,
+        out=options.out,
+    )
 
 
 _STEPS = {

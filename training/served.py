@@ -18,8 +18,10 @@ from training.listen import Listener, word_error_rate
 from training.sentences import held_out
 
 
-def listen(checkpoint: Path, repository: Path, voices: list[str], temperature: float, out: Path | None) -> None:
-    """Export `checkpoint`, have the server say the held-out sentences, and print what was heard."""
+def listen(
+    checkpoint: Path, repository: Path, voices: list[str], *, sentences: int, temperature: float, out: Path | None
+) -> None:
+    """Export `checkpoint`, have the server say the first `sentences` held-out ones, and print what was heard."""
     command = [sys.executable, "-m", "export", "--checkpoint", str(checkpoint), "--out", str(repository)]
     subprocess.run(command, check=True)  # noqa: S603 - our own arguments
     vectors = json.loads((checkpoint / "voices.json").read_text(encoding="utf-8"))
@@ -30,7 +32,7 @@ def listen(checkpoint: Path, repository: Path, voices: list[str], temperature: f
     ):
         for voice in voices:
             speaker, heard = encode_speaker(np.asarray(vectors[voice], np.float16)), []
-            for number, sentence in enumerate(held_out()):
+            for number, sentence in enumerate(held_out()[:sentences]):
                 speech = client.synthesize(
                     sentence,
                     speaker=speaker,

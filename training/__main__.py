@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from training import checkpoint, corpus, language, served, sound
+from training import checkpoint, corpus, curves, language, served, sound
 from training.loop import load
 from training.modules import Codec
 from training.sentences import sentences
@@ -35,6 +35,8 @@ def main() -> None:
     spoken.add_argument("--longest", type=int, default=250, help="utterance in audio tokens (default %(default)s)")
     spoken = steps.add_parser("checkpoint", help="write what was trained in the official layout")
     spoken.add_argument("--out", type=Path, default=FOLDER / "checkpoint")
+    drawn = steps.add_parser("curves", help="draw how the losses fell")
+    drawn.add_argument("--out", type=Path, default=Path(__file__).parent / "curves.png")
     heard = steps.add_parser("listen", help="serve a checkpoint and count the words that are not understood")
     heard.add_argument("--checkpoint", type=Path, default=FOLDER / "checkpoint")
     heard.add_argument("--repository", type=Path, default=FOLDER / "repository", help="where it is exported to")
@@ -90,6 +92,10 @@ def _checkpoint(options: argparse.Namespace) -> None:
     checkpoint.write(options.folder, options.out)
 
 
+def _curves(options: argparse.Namespace) -> None:
+    curves.draw(options.folder, options.out)
+
+
 def _listen(options: argparse.Namespace) -> None:
     served.listen(
         options.checkpoint,
@@ -108,6 +114,7 @@ _STEPS = {
     "vocoder": _vocoder,
     "language": _language,
     "checkpoint": _checkpoint,
+    "curves": _curves,
     "listen": _listen,
 }
 

@@ -76,10 +76,10 @@ def test_a_corpus_goes_on_where_it_was_stopped(folder, monkeypatch):
     monkeypatch.setattr(corpus, "speak", lambda *_: (np.full(2 * SAMPLES_PER_TOKEN, 7, np.int16), [1, 2]))
     with (folder / "slt.i16").open("ab") as file:
         file.write(b"half a recording")
-    corpus.make(folder, "slt", ["see you?", "good night!"], processes=1)
-    assert [one.text for one in utterances(folder, "slt")] == [HELLO.text, BYE.text, "good night."]
+    corpus.make(folder, "slt", ["see you.", "see you?", "good night!"], processes=1)
+    assert [one.text for one in utterances(folder, "slt")] == [HELLO.text, BYE.text, "see you", "good night."]
     samples = corpus.recordings(folder, "slt")
-    assert len(samples) == 66 * SAMPLES_PER_TOKEN
+    assert len(samples) == 68 * SAMPLES_PER_TOKEN
     assert (samples[64 * SAMPLES_PER_TOKEN :] == 7).all()
 
 

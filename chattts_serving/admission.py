@@ -72,13 +72,13 @@ class RoomSign:
 
     def write(self, room: Room) -> None:
         """Let others know."""
-        file = self._open(os.O_RDWR | os.O_CREAT)
+        file = self._open(create=True)
         if file is not None:
             os.pwrite(file, _ROOM.pack(*astuple(room)), 0)
 
     def read(self) -> Room | None:
         """What was written last; None where nothing was."""
-        file = self._open(os.O_RDWR)
+        file = self._open()
         if file is None:
             return None
         text = os.pread(file, _ROOM.size, 0)
@@ -86,7 +86,7 @@ class RoomSign:
 
     def write_door(self, index: int, values: list[int]) -> None:
         """Let others know whom a door has let in."""
-        file = self._open(os.O_RDWR)
+        file = self._open()
         if file is not None and index < MAX_DOORS:
             row = np.zeros(_DOOR_SHAPE[1], np.int64)
             row[: len(values)] = values
@@ -94,7 +94,7 @@ class RoomSign:
 
     def num_ahead(self, room: Room) -> tuple[int, int]:
         """How many the doors have let in who have not come yet: still inside, and on their way."""
-        file = self._open(os.O_RDWR)
+        file = self._open()
         if file is None:
             return 0, 0
         doors = np.zeros(_DOOR_SHAPE, np.int64)
@@ -104,11 +104,11 @@ class RoomSign:
         on_their_way = (tickets > room.num_arrived) & (latest > time.monotonic_ns())
         return int(doors[:, 0].sum()), int(on_their_way.sum())
 
-    def _open(self, flags: int) -> int | None:
+    def _open(self, *, create: bool = False) -> int | None:
         path = _drain_file()
         if self._file is None and path is not None:
             try:
-                self._file = os.open(path.with_name("room"), flags, 0o600)
+                self._file = os.open(path.with_name("room"), os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
             except FileNotFoundError:  # gpt_decoder has not been loaded
                 return None
         return self._file

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 HELD_OUT_SHARE = 16  # of this many sentences one is held out, whichever voice says it
 _FOLDER = Path(__file__).parent
+_MARKS = ".?!"  # at the end, with which a sentence is no other one
 _SLOT = re.compile(r"\{(\w+)\}")
 _SLOT_LINE = re.compile(r"(\w+): (.*)")
 
@@ -61,16 +62,19 @@ def sentences(number: int, seed: int, longest: int = 14, *, held_out: bool = Fal
 
 def is_held_out(sentence: str) -> bool:
     """Whether a sentence is for tests alone: those of `held_out.txt`, and one in HELD_OUT_SHARE."""
-    text = sentence.rstrip(".?!")
-    if text in {one.rstrip(".?!") for one in held_out()}:
-        return True
-    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_SHARE == 0
+    text = sentence.rstrip(_MARKS)
+    return text in _held_out_texts() or hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 @cache
 def held_out() -> tuple[str, ...]:
     """The sentences by which voices are judged, written by hand."""
     return tuple((_FOLDER / "held_out.txt").read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def _held_out_texts() -> frozenset[str]:
+    return frozenset(one.rstrip(_MARKS) for one in held_out())
 
 
 def vocabulary() -> list[str]:

@@ -14,6 +14,7 @@ from chattts_serving.server import running_server
 from chattts_serving.speaker import encode_speaker
 from client import TTSClient
 from client.audio_file import save
+from training.corpus import speak
 from training.listen import Listener, word_error_rate
 from training.sentences import held_out
 
@@ -21,7 +22,7 @@ from training.sentences import held_out
 def listen(
     checkpoint: Path, repository: Path, voices: list[str], *, sentences: int, temperature: float, out: Path | None
 ) -> None:
-    """Export `checkpoint`, have the server say the first `sentences` held-out ones, and print what was heard."""
+    """Export `checkpoint`, have the server say the first held-out sentences; print what was heard of it and of flite."""
     command = [sys.executable, "-m", "export", "--checkpoint", str(checkpoint), "--out", str(repository)]
     subprocess.run(command, check=True)  # noqa: S603 - our own arguments
     vectors = json.loads((checkpoint / "voices.json").read_text(encoding="utf-8"))
@@ -47,4 +48,6 @@ def listen(
                     save(out / f"{voice}-{number:02}.wav", speech.audio, SAMPLE_RATE)
             for one in heard:
                 print(f"{one.errors:3} {one.said} | {one.heard}")
-            print(f"{voice}: word error rate {word_error_rate(heard):.3f}")
+            spoken = [(speak(voice, one)[0].astype(np.float32) / 32768, one) for one in held_out()[:sentences]]
+            flite = word_error_rate(listener.listen(audio, one) for audio, one in spoken)
+            print(f"{voice}: word error rate {word_error_rate(heard):.3f}, of flite itself {flite:.3f}")

@@ -22,7 +22,7 @@ from training.sentences import held_out
 def listen(
     checkpoint: Path, repository: Path, voices: list[str], *, sentences: int, temperature: float, out: Path | None
 ) -> None:
-    """Export `checkpoint`, have the server say the first held-out sentences; print what was heard of it and of flite."""
+    """Export `checkpoint`, have the server say held-out sentences, and print what was heard of it and of flite."""
     command = [sys.executable, "-m", "export", "--checkpoint", str(checkpoint), "--out", str(repository)]
     subprocess.run(command, check=True)  # noqa: S603 - our own arguments
     vectors = json.loads((checkpoint / "voices.json").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import pytest
 from chattts_serving import synthesis
 from chattts_serving.admission import Room
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
-from chattts_serving.draining import DRAIN_FILE
+from chattts_serving.draining import DRAIN_FILE, Drain
 from chattts_serving.engine.sequence import Kind
 from chattts_serving.errors import (
     CancelledError,
@@ -499,19 +499,20 @@ def test_interactive_requests_overtake_the_batch(steps_ahead):
 
 
 def test_a_server_that_is_about_to_end_opens_nothing_and_ends_the_rest_in_time(synthesizer, tmp_path, monkeypatch):
-    file = tmp_path / "drain"
-    monkeypatch.setenv(DRAIN_FILE, str(file))
+    drain = Drain(tmp_path / "drain", 3_600.0, ("127.0.0.1", 1))
+    monkeypatch.setenv(DRAIN_FILE, str(drain.file))
     plan = ReadingPlan((3,), 9, lookahead_tokens=4)
     short, long = Stream(synthesizer, endless(), plan), Stream(synthesizer, endless(), plan)
     assert is_answered(short.next())
     assert is_answered(long.next())
-    file.write_text(repr(time.monotonic() + 3_600))
+    drain.begin()
     with pytest.raises(ShuttingDownError):
         Stream(synthesizer, request())
     parts = [short.read()]
     while not parts[-1].chunk.is_final:
         parts.append(short.read())
-    file.write_text(repr(time.monotonic()))
+    drain.limit_s = 0.0
+    drain.begin()
     time.sleep(5 * synthesis.LOOK_S)
     assert isinstance(long.read(), ShuttingDownError)
 

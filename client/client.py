@@ -132,12 +132,20 @@ class TTSClient:
         """Close."""
         self.close()
 
-    def synthesize(self, text: str, options: SynthesisOptions | None = None, **changes: Unpack[OptionValues]) -> Speech:
+    def synthesize(
+        self,
+        text: str,
+        options: SynthesisOptions | None = None,
+        *,
+        request_id: str = "",
+        **changes: Unpack[OptionValues],
+    ) -> Speech:
         """Speak `text`.
 
         Args:
             text: 1 to 20,000 characters.
             options: None leaves all to the server.
+            request_id: by which the server's log calls this request.
             changes: single options by name, in front of `options`.
 
         Raises:
@@ -149,7 +157,7 @@ class TTSClient:
         """
         tensors = self.endpoint.tensors(text, merged(options, changes))
         with mapped_errors(self.endpoint.url):
-            result = self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout)
+            result = self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout, request_id)
         return speech_from(result.as_numpy)
 
     def stream(
@@ -158,6 +166,7 @@ class TTSClient:
         options: SynthesisOptions | None = None,
         *,
         mode: Mode = "exact",
+        request_id: str = "",
         **changes: Unpack[OptionValues],
     ) -> SpeechStream:
         """Speak `text` chunk by chunk; `client.joined` makes a `Speech` of all.
@@ -169,16 +178,17 @@ class TTSClient:
             text: 1 to 20,000 characters.
             options: None leaves all to the server.
             mode: "exact" for the samples that `synthesize` gives, "low_latency" for the first ones sooner.
+            request_id: by which the server's log calls this request.
             changes: single options by name, in front of `options`.
 
         Raises:
             InvalidInputError: a value cannot be sent. What `synthesize` raises else, the stream raises.
         """
-        return SpeechStream(self._chunks(self.endpoint.tensors(text, merged(options, changes), mode)))
+        return SpeechStream(self._chunks(self.endpoint.tensors(text, merged(options, changes), mode), request_id))
 
-    def _chunks(self, tensors: list[InputTensor]) -> Generator[Chunk, None, None]:
+    def _chunks(self, tensors: list[InputTensor], request_id: str) -> Generator[Chunk, None, None]:
         reader = ChunkReader()
-        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout)
+        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout, request_id)
         with mapped_errors(self.endpoint.url), closing(results):
             for result in results:
                 chunk = reader.add(result)
@@ -203,7 +213,7 @@ class TTSClient:
         """
         tensors = recording.recording_tensors(audio, sample_rate)
         with mapped_errors(self.endpoint.url):
-            result = self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout)
+            result = self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout, "")
         return text_of(result.as_numpy, "speaker_sample")
 
     def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:
@@ -269,12 +279,17 @@ class AsyncTTSClient:
         await self.close()
 
     async def synthesize(
-        self, text: str, options: SynthesisOptions | None = None, **changes: Unpack[OptionValues]
+        self,
+        text: str,
+        options: SynthesisOptions | None = None,
+        *,
+        request_id: str = "",
+        **changes: Unpack[OptionValues],
     ) -> Speech:
         """As `TTSClient.synthesize`."""
         tensors = self.endpoint.tensors(text, merged(options, changes))
         with mapped_errors(self.endpoint.url):
-            result = await self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout)
+            result = await self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout, request_id)
         return speech_from(result.as_numpy)
 
     def stream(
@@ -283,14 +298,15 @@ class AsyncTTSClient:
         options: SynthesisOptions | None = None,
         *,
         mode: Mode = "exact",
+        request_id: str = "",
         **changes: Unpack[OptionValues],
     ) -> AsyncSpeechStream:
         """As `TTSClient.stream`, for `async for`."""
-        return AsyncSpeechStream(self._chunks(self.endpoint.tensors(text, merged(options, changes), mode)))
+        return AsyncSpeechStream(self._chunks(self.endpoint.tensors(text, merged(options, changes), mode), request_id))
 
-    async def _chunks(self, tensors: list[InputTensor]) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(self, tensors: list[InputTensor], request_id: str) -> AsyncGenerator[Chunk, None]:
         reader = ChunkReader()
-        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout)
+        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout, request_id)
         with mapped_errors(self.endpoint.url):
             async with aclosing(results):
                 async for result in results:
@@ -308,7 +324,7 @@ class AsyncTTSClient:
         """As `TTSClient.clone`."""
         tensors = recording.recording_tensors(audio, sample_rate)
         with mapped_errors(self.endpoint.url):
-            result = await self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout)
+            result = await self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout, "")
         return text_of(result.as_numpy, "speaker_sample")
 
     async def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:

@@ -27,9 +27,10 @@ def path(model: str) -> str:
     return f"/v2/models/{quote(model, safe='')}/generate_stream"
 
 
-def body(tensors: Sequence[InputTensor]) -> bytes:
+def body(tensors: Sequence[InputTensor], request_id: str = "") -> bytes:
     """The request; each tensor has one value. NaN and infinities go as JavaScript writes them, which Triton reads."""
-    return json.dumps({name: _plain(array.item()) for name, _, array in tensors}).encode()
+    values = {name: _plain(array.item()) for name, _, array in tensors}
+    return json.dumps(values | ({"id": request_id} if request_id else {})).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -53,13 +53,13 @@ class Result(Protocol):
 
 
 class Transport(Protocol):
-    """Blocking calls; `timeout` is in seconds for the whole call, None for no limit."""
+    """Blocking calls; `timeout` is in seconds for the whole call, None for no limit. `request_id` is for logs."""
 
-    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None) -> Result:
+    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
         """Send one request and wait for its answer."""
 
     def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
     ) -> Generator[Result, None, None]:
         """Send one request to a decoupled model and get its answers; closing the generator cancels the request."""
 
@@ -76,10 +76,12 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """As `Transport`, on the running event loop."""
 
-    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None) -> Result:
+    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
         """Send one request and wait for its answer."""
 
-    def stream(self, model: str, tensors: Sequence[InputTensor], timeout: float | None) -> AsyncGenerator[Result, None]:
+    def stream(
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
+    ) -> AsyncGenerator[Result, None]:
         """Send one request to a decoupled model and get its answers; closing the generator cancels the request."""
 
     async def is_model_ready(self, model: str, timeout: float | None) -> bool:
@@ -109,9 +111,9 @@ def _wrapped(input_type: Any, tensors: Sequence[InputTensor]) -> list[Any]:
     ]
 
 
-def _grpc_request(model: str, tensors: Sequence[InputTensor]) -> Any:
+def _grpc_request(model: str, tensors: Sequence[InputTensor], request_id: str) -> Any:
     """The message of a stream's one request; each tensor has one value."""
-    request = service_pb2.ModelInferRequest(model_name=model)
+    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for name, datatype, array in tensors:
         tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
         getattr(tensor.contents, CONTENTS[datatype]).append(array.item())
@@ -159,15 +161,15 @@ class _GrpcTransport:
         self._channel = grpc.insecure_channel(url, GRPC_CHANNEL_ARGUMENTS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None) -> Result:
+    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
         inputs = _wrapped(tritonclient.grpc.InferInput, tensors)
-        result: Result = self._client.infer(model, inputs, client_timeout=timeout)
+        result: Result = self._client.infer(model, inputs, request_id=request_id, client_timeout=timeout)
         return result
 
     def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
     ) -> Generator[Result, None, None]:
-        call = self._stub.ModelStreamInfer(iter([_grpc_request(model, tensors)]), timeout=timeout)
+        call = self._stub.ModelStreamInfer(iter([_grpc_request(model, tensors, request_id)]), timeout=timeout)
         answers = _GrpcAnswers()
         try:
             for message in call:
@@ -194,18 +196,18 @@ class _HttpTransport:
         self._url = url
         self._client = tritonclient.http.InferenceServerClient(url, connection_timeout=None, network_timeout=None)
 
-    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None) -> Result:
+    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
         inputs = _wrapped(tritonclient.http.InferInput, tensors)
-        result: Result = self._within(timeout, self._client.infer, model, inputs)
+        result: Result = self._within(timeout, self._client.infer, model, inputs, request_id=request_id)
         return result
 
     def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
     ) -> Generator[Result, None, None]:
         clock = _Clock(timeout)
         connection = HTTPConnection(self._url, timeout=clock.left())
         try:
-            connection.request("POST", events.path(model), events.body(tensors), events.HEADERS)
+            connection.request("POST", events.path(model), events.body(tensors, request_id), events.HEADERS)
             socket = connection.sock  # the connection forgets it when the answer is to be its last
             socket.settimeout(clock.left())
             with connection.getresponse() as response:
@@ -229,11 +231,11 @@ class _HttpTransport:
         self._client.close()
 
     @staticmethod
-    def _within(timeout: float | None, call: Any, *arguments: Any) -> Any:
+    def _within(timeout: float | None, call: Any, *arguments: Any, **named: Any) -> Any:
         """tritonclient's own limits hold for each read from the socket; this one holds for the whole call."""
         try:
             with gevent.Timeout(timeout):
-                return call(*arguments)
+                return call(*arguments, **named)
         except gevent.Timeout as error:
             raise TimeoutError from error
 
@@ -260,15 +262,15 @@ class _AsyncGrpcTransport:
         self._channel = grpc.aio.insecure_channel(url, GRPC_CHANNEL_ARGUMENTS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None) -> Result:
+    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
         inputs = _wrapped(tritonclient.grpc.InferInput, tensors)
-        result: Result = await self._client.infer(model, inputs, client_timeout=timeout)
+        result: Result = await self._client.infer(model, inputs, request_id=request_id, client_timeout=timeout)
         return result
 
     async def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
     ) -> AsyncGenerator[Result, None]:
-        call = self._stub.ModelStreamInfer(iter([_grpc_request(model, tensors)]), timeout=timeout)
+        call = self._stub.ModelStreamInfer(iter([_grpc_request(model, tensors, request_id)]), timeout=timeout)
         answers = _GrpcAnswers()
         try:
             async for message in call:
@@ -296,17 +298,17 @@ class _AsyncHttpTransport:
         self._client = tritonclient.http.aio.InferenceServerClient(url, conn_limit=0, conn_timeout=None)
         self._session = aiohttp.ClientSession(f"http://{url}", connector=aiohttp.TCPConnector(limit=0))
 
-    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None) -> Result:
+    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
         inputs = _wrapped(tritonclient.http.InferInput, tensors)
-        result: Result = await asyncio.wait_for(self._client.infer(model, inputs), timeout)
+        result: Result = await asyncio.wait_for(self._client.infer(model, inputs, request_id=request_id), timeout)
         return result
 
     async def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
     ) -> AsyncGenerator[Result, None]:
         response = await self._session.post(
             events.path(model),
-            data=events.body(tensors),
+            data=events.body(tensors, request_id),
             headers=events.HEADERS,
             timeout=aiohttp.ClientTimeout(total=timeout),
             allow_redirects=False,

@@ -130,6 +130,12 @@ def test_the_timeout_arrives_as_the_deadline(server, flavour):
     assert seen["deadline_ms"]["value"] == 7_500
 
 
+def test_a_request_has_the_id_that_it_was_given(server, flavour):
+    speech = flavour.call(flavour.url(server), "synthesize", "Hello", request_id="one 1")
+    assert arrived(speech)["request_id"] == "one 1"
+    assert "request_id" not in arrived(flavour.call(flavour.url(server), "synthesize", "Hello"))
+
+
 def test_the_servers_seed_comes_back_with_64_bits(server, flavour):
     assert flavour.call(flavour.url(server), "synthesize", "x").seed == 4_294_967_311
 

@@ -52,6 +52,10 @@ def test_chunks_come_in_order_and_the_last_says_so(server, flavour):
     assert all(chunk.audio.dtype == np.float32 for chunk in chunks)
 
 
+def test_a_stream_has_the_id_that_it_was_given(server, flavour):
+    assert arrived(flavour.stream(flavour.url(server), TEXT, request_id="one-1"))["request_id"] == "one-1"
+
+
 def test_joined_chunks_are_the_whole_answer(server, flavour):
     options = {"seed": 2**62 + 1, "speaker": "蘁", "max_new_tokens": 4}
     spoken = joined(flavour.stream(flavour.url(server), TEXT, **options))

@@ -21,6 +21,8 @@ class TritonPythonModel:
         """Answer each request, some of them later, as the real decoder does."""
         for request in requests:
             seen = {tensor.name(): described(tensor.as_numpy()) for tensor in request.inputs()}
+            if request.request_id():
+                seen["request_id"] = request.request_id()
             delay, response = _planned(seen)
             timer = threading.Timer(delay, _send, [request.get_response_sender(), response])
             timer.daemon = True

@@ -33,6 +33,8 @@ class TritonPythonModel:
         """Answer each request on a thread of its own."""
         for request in requests:
             seen = {tensor.name(): described(tensor.as_numpy()) for tensor in request.inputs()}
+            if request.request_id():
+                seen["request_id"] = request.request_id()
             arguments = (request.get_response_sender(), seen, *seen["text"]["value"].partition(" ")[::2])
             threading.Thread(target=_answer, args=arguments, daemon=True).start()
 

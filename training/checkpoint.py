@@ -23,6 +23,7 @@ from export.layout import (
 from export.synthetic import write_gpt_config
 from export.synthetic_tokenizer import write_tokenizer
 from training import language, sound
+from training.corpus import VOICES
 from training.loop import load
 from training.modules import Codec, Vocoder
 from training.settings import SIZES
@@ -34,7 +35,7 @@ def write(folder: Path, out_dir: Path) -> None:
     codec = load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / sound.CODEC_FILE)
     vocoder = load(Vocoder(SIZES.vocos), folder / sound.VOCODER_FILE)
     state = torch.load(folder / language.FILE, weights_only=True)
-    speaker = language.Speaker(len(state["voices"]))
+    speaker = language.Speaker()
     speaker.load_state_dict(state["model"])
     files = {
         DECODER_FILE: speaker.decoder.state_dict(),
@@ -54,7 +55,7 @@ def write(folder: Path, out_dir: Path) -> None:
         save_file({key: tensor.detach().half().contiguous() for key, tensor in tensors.items()}, path, {"format": "pt"})
     write_gpt_config(SIZES.gpt, out_dir / GPT_CONFIG_FILE)
     write_tokenizer(VOCABULARY, out_dir / "asset" / "tokenizer")
-    vectors = speaker.language.voice_vectors().detach()
+    vectors = speaker.language.voice_vectors().detach()[[VOICES.index(voice) for voice in state["voices"]]]
     statistics = torch.cat([vectors.std(dim=0), vectors.mean(dim=0)]) if len(vectors) > 1 else vectors[0].repeat(2)
     text = base16384.encode(statistics.half().numpy().tobytes())
     (out_dir / SPEAKER_STATISTICS_FILE).write_text(text, encoding="utf-8")

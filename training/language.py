@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from chattts_serving.audio import FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN
 from chattts_serving.request import NUM_AUDIO_TOKENS
 from export.layout import NUM_CODEBOOKS
-from training.corpus import PIECE, Utterance, recordings, utterances
+from training.corpus import PIECE, VOICES, Utterance, recordings, utterances
 from training.loop import train
 from training.modules import Language, LogMel, MelDecoder
 from training.settings import SIZES
@@ -35,7 +35,10 @@ GUIDED = {1: 2, 2: 2}  # layer -> heads
 AHEAD = (0, 5)  # audio tokens from now to what each guided head looks for
 MEL_WEIGHT, GUIDE_WEIGHT, TEXT_WEIGHT = 1.0, 0.3, 0.2
 CODEBOOK_WEIGHTS = (1.0, 0.4, 1.0, 0.4)  # what a residual adds is mostly noise
-NOISE = 0.15  # of the audio tokens that the model reads, so that it cannot live on them alone
+# Of the audio tokens that the model reads, so that it lives on the text and bears its own mistakes:
+NOISE = 0.15  # are random ones
+MOST_OWN = 0.8  # are what it would have said itself, at most; each utterance has a share of its own
+OWN_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Batch:
     Attributes:
         ids: text ids [B, P], prompts flush right, so that audio begins at the same place; 0 before them.
         real: bool [B, P].
-        voices: int64 [B].
+        voices: int64 [B], places in VOICES.
         codes: int64 [B, T, NUM_CODEBOOKS].
         lengths: int64 [B], audio tokens.
         places: int64 [B, T, heads], the place in `ids` where each guided head is to look.
@@ -73,6 +76,7 @@ class Corpus:
         self._rng = random.Random(seed)  # noqa: S311 - nothing secret
         self._recordings = [recordings(folder, voice) for voice in voices]
         self._codes = [np.load(folder / f"{voice}.codes.npy", mmap_mode="r") for voice in voices]
+        self._rows = [VOICES.index(voice) for voice in voices]
         found = [(number, one) for number, voice in enumerate(voices) for one in utterances(folder, voice)]
         self._utterances = sorted(
             (pair for pair in found if pair[1].tokens <= longest), key=lambda pair: pair[1].tokens
@@ -109,7 +113,7 @@ class Corpus:
             place = before + torch.tensor(owners)[said]
             for head, ahead in enumerate(AHEAD):
                 places[row, : one.tokens, head] = place[ahead : ahead + one.tokens]
-        voices = torch.tensor([voice for voice, _ in pairs])
+        voices = torch.tensor([self._rows[voice] for voice, _ in pairs])
         lengths = torch.tensor([one.tokens for _, one in pairs])
         refining, is_refined = _refining([one for _, one in pairs])
         return Batch(ids, real, voices, codes, lengths, places, audio, refining, is_refined)
@@ -143,10 +147,10 @@ def _refining(several: list[Utterance]) -> tuple[torch.Tensor, torch.Tensor]:
 class Speaker(nn.Module):
     """The language model and the decoder, and their losses."""
 
-    def __init__(self, num_voices: int) -> None:
+    def __init__(self) -> None:
         """Random weights."""
         super().__init__()
-        self.language = Language(SIZES.gpt, num_voices)
+        self.language = Language(SIZES.gpt, len(VOICES))
         self.decoder = MelDecoder(SIZES.decoder)
         self.log_mel = LogMel()
 
@@ -157,7 +161,9 @@ class Speaker(nn.Module):
         prompt = language.emb_text(batch.ids)
         is_voice = (batch.ids == IDS["[spk_emb]"])[..., None]
         prompt = torch.where(is_voice, language.voice_vectors()[batch.voices][:, None], prompt)
-        hidden, attentions = language(torch.cat([prompt, self._read(batch.codes)], dim=1), batch.real, GUIDED)
+        read = self._disturbed(prompt, batch) if self.training else batch.codes
+        embedded = torch.cat([prompt, language.embed_codes(read)], dim=1)
+        hidden, attentions = language(embedded, batch.real, GUIDED)
         hidden = hidden[:, num_prompt - 1 :]  # [B, T + 1, H]: before each token and before the end
         place = torch.arange(num_tokens + 1)
         is_token, is_target = place[:-1] < batch.lengths[:, None], place <= batch.lengths[:, None]
@@ -186,12 +192,20 @@ class Speaker(nn.Module):
         found["text"] = F.cross_entropy(logits, batch.refining[:, 1:][is_next])
         return found
 
-    def _read(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes as the model reads them, some of them other ones."""
-        if self.training:
-            noise = torch.randint(NUM_AUDIO_TOKENS - 1, codes.shape)
-            codes = torch.where(torch.rand(codes.shape[:2])[..., None] < NOISE, noise, codes)
-        return self.language.embed_codes(codes)
+    @torch.no_grad()
+    def _disturbed(self, prompt: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Codes as the model reads them: some its own, as in scheduled sampling in parallel (Duckworth et al. 2019)."""
+        language, codes = self.language, batch.codes
+        num_rows, num_tokens = codes.shape[:2]
+        hidden, _ = language(torch.cat([prompt, language.embed_codes(codes)], dim=1), batch.real, {})
+        hidden = hidden[:, prompt.shape[1] - 1 : -1]
+        logits = torch.stack([head(hidden) for head in language.head_code], dim=2)[..., :END] / OWN_TEMPERATURE
+        up_to = logits.softmax(dim=3).cumsum(dim=3)
+        own = torch.searchsorted(up_to, torch.rand(*up_to.shape[:3], 1))[..., 0].clamp(max=END - 1)
+        shares = MOST_OWN * torch.rand(num_rows, 1)
+        read = torch.where((torch.rand(num_rows, num_tokens) < shares)[..., None], own, codes)
+        noise = torch.randint(END, codes.shape)
+        return torch.where((torch.rand(num_rows, num_tokens) < NOISE)[..., None], noise, read)
 
 
 def train_language(
@@ -201,13 +215,13 @@ def train_language(
 
     Args:
         folder: has the corpus with its codes, and gets the model.
-        voices: the order stays the same for ever.
+        voices: a later run may have others.
         minutes: of this run.
         rate: of learning, at most.
         tokens: of audio in a batch.
         longest: utterance, in audio tokens.
     """
-    speaker = Speaker(len(voices))
+    speaker = Speaker()
     speaker.decoder.coef = torch.load(folder / CODEC_FILE, weights_only=True)["model"]["tail.coef"]
     batches = Corpus(folder, voices, int(time.time()), longest).batches(tokens)
 
@@ -215,7 +229,9 @@ def train_language(
         found = speaker.losses(next(batches))
         return total(found), found
 
-    train(speaker, losses, folder / FILE, minutes, rate=rate, voices=voices)
+    file = folder / FILE
+    known = torch.load(file, weights_only=True)["voices"] if file.exists() else []
+    train(speaker, losses, file, minutes, rate=rate, voices=sorted({*known, *voices}, key=VOICES.index))
     return speaker
 
 

@@ -19,7 +19,7 @@ Losses = Callable[[], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]  # what i
 
 SAVE_EVERY_S = 120.0
 SHOW_EVERY = 50  # steps of which the mean is shown
-WARM_UP_STEPS = 200
+WARM_UP_STEPS = 100  # of each run
 LEAST_RATE = 0.05  # of the rate, at the end of a run
 WEIGHT_DECAY = 0.05
 MOST_GRADIENT = 1.0  # norm
@@ -43,14 +43,14 @@ def train(module: nn.Module, losses: Losses, file: Path, minutes: float, *, rate
         module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, spent_s = state["step"], state["spent_s"]
-    curve = _Curve(file.with_suffix(".jsonl"))
+    curve, first = _Curve(file.with_suffix(".jsonl")), step
     began = saved = time.monotonic()
     share = 0.0
     while share < 1:
         share = min(1.0, (time.monotonic() - began) / (60 * minutes))
         for group in optimizer.param_groups:
             falling = LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * share))
-            group["lr"] = rate * falling * min(1.0, (step + 1) / WARM_UP_STEPS)
+            group["lr"] = rate * falling * min(1.0, (step - first + 1) / WARM_UP_STEPS)
         loss, shown = losses()
         optimizer.zero_grad()
         loss.backward()

@@ -17,7 +17,7 @@ from export.lock import locked
 from export.onnx_models import PRECISIONS
 from export.repository import Artifact, build_repository, is_up_to_date, lock_repository, update_models
 from export.synthetic import SIZES, ensure_checkpoint
-from export.voice_library import SOURCE_VOICES, voices_for, why_left_out
+from export.voice_library import SOURCE_VOICES, VOICES_FOLDER, voices_for, why_left_out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def export(
     cache_dir: Path,
     seed: int = 0,
     vocoder_precision: str = "fp32",
-    voices_dir: Path = SOURCE_VOICES,
+    voices_dir: Path | None = None,
     force: bool = False,
 ) -> None:
     """Make `out_dir` a complete model repository of the checkpoint `source`, unless it is one already.
@@ -61,6 +61,7 @@ def export(
         seed: of the random weights of "synthetic" and "tiny".
         vocoder_precision: of decoder and vocoder, one of PRECISIONS.
         voices_dir: the voices that callers may ask for by name; those of another hidden size are left out, and named.
+            None takes those beside the checkpoint, or else the library of this project.
         force: export again where nothing has changed.
 
     Raises:
@@ -71,7 +72,8 @@ def export(
     start = time.monotonic()
     checkpoint = _checkpoint(source, cache_dir, seed)
     hidden_size = checkpoint.sizes.gpt.hidden
-    voices, left_out = voices_for(voices_dir, hidden_size)
+    own_voices = checkpoint.directory / VOICES_FOLDER
+    voices, left_out = voices_for(voices_dir or (own_voices if own_voices.is_dir() else SOURCE_VOICES), hidden_size)
     for voice in left_out:
         print(f"left out: {why_left_out(voice, hidden_size)}", file=sys.stderr)
     with lock_repository(out_dir):
@@ -135,9 +137,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--voices",
         type=Path,
-        default=SOURCE_VOICES,
         metavar="DIR",
-        help="the voices that callers may ask for by name (%(default)s)",
+        help=f"the voices that callers may ask for by name (default: the checkpoint's own, or {SOURCE_VOICES.name}/)",
     )
     parser.add_argument("--force", action="store_true", help="export again even where nothing has changed")
     return parser.parse_args(arguments)

@@ -10,6 +10,7 @@ from chattts_serving.errors import ConfigError
 from chattts_serving.voices import DEFAULT_VOICE, PARAMETER_PREFIX, Voice, load_voices
 
 SOURCE_VOICES = Path(__file__).resolve().parent.parent / "voices"
+VOICES_FOLDER = "voices"  # beside a checkpoint's `asset/`: voices of its own
 VOICES_CONFIG = "text_frontend/config.pbtxt"  # in a model repository: the configuration that lists the voices
 # The lines of that file between which the voices stand.
 _BEGIN, _END = "# <voices>\n", "# </voices>\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from chattts_serving import base16384
+from chattts_serving.speaker import encode_speaker
+from chattts_serving.voices import DEFAULT_VOICE, Voice, voice_path
 from export.layout import (
     DECODER_FILE,
     DVAE_FILE,
@@ -22,6 +23,7 @@ from export.layout import (
 )
 from export.synthetic import write_gpt_config
 from export.synthetic_tokenizer import write_tokenizer
+from export.voice_library import VOICES_FOLDER
 from training import language, sound
 from training.corpus import VOICES
 from training.loop import load
@@ -29,9 +31,16 @@ from training.modules import Codec, Vocoder
 from training.settings import SIZES
 from training.vocabulary import VOCABULARY
 
+DESCRIPTIONS = {
+    "slt": "A woman from the United States, after flite's voice slt.",
+    "rms": "A man from the United States, after flite's voice rms.",
+    "awb": "A man from Scotland, after flite's voice awb.",
+    "kal16": "A man from the United States, rather a machine, after flite's voice kal16.",
+}
+
 
 def write(folder: Path, out_dir: Path) -> None:
-    """Write the parts that `folder` has to `out_dir`, which is replaced; `voices.json` beside them has the speakers."""
+    """Write the parts that `folder` has to `out_dir`, which is replaced, and voices; the first is the default."""
     codec = load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / sound.CODEC_FILE)
     vocoder = load(Vocoder(SIZES.vocos), folder / sound.VOCODER_FILE)
     state = torch.load(folder / language.FILE, weights_only=True)
@@ -59,5 +68,9 @@ def write(folder: Path, out_dir: Path) -> None:
     statistics = torch.cat([vectors.std(dim=0), vectors.mean(dim=0)]) if len(vectors) > 1 else vectors[0].repeat(2)
     text = base16384.encode(statistics.half().numpy().tobytes())
     (out_dir / SPEAKER_STATISTICS_FILE).write_text(text, encoding="utf-8")
-    named = dict(zip(state["voices"], vectors.tolist(), strict=True))
-    (out_dir / "voices.json").write_text(json.dumps(named), encoding="utf-8")
+    names = [DEFAULT_VOICE, *state["voices"]]
+    (out_dir / VOICES_FOLDER).mkdir()
+    for name, vector in zip(names, [vectors[0], *vectors], strict=True):
+        of = state["voices"][0] if name == DEFAULT_VOICE else name
+        voice = Voice(name, DESCRIPTIONS[of], speaker=encode_speaker(vector.half().numpy()))
+        voice_path(out_dir / VOICES_FOLDER, name).write_text(voice.to_json() + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 
 from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.server import running_server
-from chattts_serving.speaker import encode_speaker
 from client import TTSClient
 from client.audio_file import save
 from training.corpus import speak
@@ -25,18 +23,17 @@ def listen(
     """Export `checkpoint`, have the server say held-out sentences, and print what was heard of it and of flite."""
     command = [sys.executable, "-m", "export", "--checkpoint", str(checkpoint), "--out", str(repository)]
     subprocess.run(command, check=True)  # noqa: S603 - our own arguments
-    vectors = json.loads((checkpoint / "voices.json").read_text(encoding="utf-8"))
     listener = Listener()
     with (
         running_server(repository, log_path=repository / "server.log") as server,
         TTSClient(server.grpc_url, "grpc", timeout=120) as client,
     ):
         for voice in voices:
-            speaker, heard = encode_speaker(np.asarray(vectors[voice], np.float16)), []
+            heard = []
             for number, sentence in enumerate(held_out()[:sentences]):
                 speech = client.synthesize(
                     sentence,
-                    speaker=speaker,
+                    speaker=voice,
                     skip_refine=True,
                     temperature=temperature,
                     max_new_tokens=400,

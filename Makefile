@@ -10,7 +10,7 @@ ARGS ?=
 MINUTES ?= 30
 REQUESTS ?= 10000
 
-.PHONY: help setup demo test lint serve export bench load soak fuzz deploy-check
+.PHONY: help setup demo test lint serve up export bench load soak fuzz deploy-check
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -34,6 +34,9 @@ lint: setup ## check format, style and types
 
 serve: setup ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after make export
 	$(RUN) -m chattts_serving.server $(ARGS)
+
+up: setup ## server, OpenAI-compatible API and web page on http://127.0.0.1:8080 (ARGS="--port 9000")
+	$(RUN) -m gateway.up $(ARGS)
 
 export: setup ## write the artifacts of CHECKPOINT=hf|synthetic|tiny|DIR into model_repository/
 	$(RUN) -m export --checkpoint $(CHECKPOINT) $(ARGS)

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|plot`."""
+"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|gateway|plot`."""
 
 from __future__ import annotations
 
@@ -96,13 +96,27 @@ def _compare(options: argparse.Namespace) -> None:
     )
 
 
+def _gateway(options: argparse.Namespace) -> None:
+    from bench import gateway
+
+    comparison = gateway.Comparison(options.clients, options.streams, options.rounds, options.tokens)
+    gateway.run(comparison, options.repository)
+
+
 def _plot(options: argparse.Namespace) -> None:
     from bench import plots
 
     print(plots.draw(options.files))
 
 
-PARTS = {"server": _server, "overload": _overload, "compare": _compare, "engine": _engine, "plot": _plot}
+PARTS = {
+    "server": _server,
+    "overload": _overload,
+    "compare": _compare,
+    "engine": _engine,
+    "gateway": _gateway,
+    "plot": _plot,
+}
 
 
 def _parse() -> argparse.Namespace:
@@ -143,6 +157,12 @@ def _parse() -> argparse.Namespace:
     server.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (default 120)")
     server.add_argument("--soak", type=int, default=0, metavar="N", help="memory after every 50 of N requests")
 
+    door = parts.add_parser("gateway", help="what the gateway adds to first audio, beside gRPC without it")
+    door.add_argument("--clients", type=int, default=64, metavar="N", help="streams at once (default 64)")
+    door.add_argument("--streams", type=int, default=192, metavar="N", help="of each round and way (default 192)")
+    door.add_argument("--rounds", type=int, default=3, metavar="N", help="(default 3)")
+    door.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"of each stream (default {TOKENS})")
+
     overload = parts.add_parser("overload", help="more than the server can: who is refused how soon, and recovery")
     overload.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
     overload.add_argument(
@@ -173,8 +193,9 @@ def _parse() -> argparse.Namespace:
     compare.add_argument("--concurrency", type=int, default=16, metavar="N")
     compare.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each system (default 3)")
 
-    for part in (server, overload, compare):
+    for part in (server, overload, compare, door):
         part.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="an export")
+    for part in (server, overload, compare):
         part.add_argument(
             "--precision",
             nargs="+",

@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo.wav"), metavar="FILE")
     arguments = parser.parse_args()
     try:
-        _export_if_needed()
+        export_if_needed()
         LOG.parent.mkdir(exist_ok=True)
         LOG.unlink(missing_ok=True)
         with running_server(REPOSITORY, log_path=LOG) as server:
@@ -47,7 +47,12 @@ def main() -> int:
     return 0
 
 
-def _export_if_needed() -> None:
+def export_if_needed() -> None:
+    """Have something to serve in the model repository.
+
+    Raises:
+        CalledProcessError: the export failed.
+    """
     if not (REPOSITORY / "gpt_decoder" / "1" / "model.safetensors").exists():
         print("no artifacts in model_repository yet: exporting the synthetic checkpoint", flush=True)
         subprocess.run([sys.executable, "-m", "export", "--checkpoint", "synthetic"], cwd=ROOT, check=True)

@@ -109,7 +109,7 @@ def test_manifests_fit_the_schemas_of_kubernetes(overlay: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize("deployment", ["chattts-server", "chattts-balancer"])
+@pytest.mark.parametrize("deployment", ["chattts-server", "chattts-balancer", "chattts-gateway"])
 def test_pods_run_without_privileges_on_a_read_only_file_system(overlay: str, deployment: str) -> None:
     pod = pod_of(deployment, built(overlay))
     assert pod["securityContext"]["runAsNonRoot"]
@@ -139,7 +139,12 @@ def test_a_server_is_ended_after_its_drain_and_not_before() -> None:
 
 def test_services_find_the_pods_that_are_meant() -> None:
     found = objects(built("cpu"))
-    for service, deployment in {"chattts": "chattts-balancer", "chattts-servers": "chattts-server"}.items():
+    services = {
+        "chattts": "chattts-balancer",
+        "chattts-servers": "chattts-server",
+        "chattts-gateway": "chattts-gateway",
+    }
+    for service, deployment in services.items():
         labels = found["Deployment", deployment]["spec"]["template"]["metadata"]["labels"]
         assert found["Service", service]["spec"]["selector"].items() <= labels.items()
 

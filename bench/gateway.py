@@ -1,0 +1,139 @@
+"""What the gateway costs: the same streams through it over HTTP and straight from Triton over gRPC, in turns.
+
+The gateway has one core for itself and this client, the server the others. Each stream has the same sentence and tokens
+both ways, and every sample of it is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from tqdm import tqdm
+
+from bench import report
+from bench.load import Loaded, Speak, closed_loop, percentile, summarize
+from bench.playback import summarize_streams
+from bench.repository import FOLDER, sentence
+from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN
+from chattts_serving.server import running_server
+from client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError, SynthesisOptions
+from gateway.process import running_gateway
+
+WAYS = ("grpc", "gateway")
+SAMPLE_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to send, each way.
+
+    Attributes:
+        clients: streams at once.
+        streams: of each round.
+        rounds: in which both ways take their turns.
+        tokens: of each stream.
+    """
+
+    clients: int = 64
+    streams: int = 192
+    rounds: int = 3
+    tokens: int = 96
+
+
+def run(comparison: Comparison, repository: Path) -> Path:
+    """Measure, print the table, write JSON; the path of that.
+
+    Raises:
+        ConfigError, SettingsError: a server does not start.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    own, others = ({cores[-1]}, set(cores[:-1])) if len(cores) > 1 else (set(cores), set(cores))
+    os.sched_setaffinity(0, others)  # what is started now inherits it
+    with running_server(repository, log_path=FOLDER / "gateway_server.log") as server:
+        os.sched_setaffinity(0, own)
+        flags = ("--max-concurrent", str(comparison.clients))
+        with running_gateway(server.grpc_url, FOLDER / "gateway.log", *flags) as gateway:
+            runs = asyncio.run(_measure(comparison, server.grpc_url, gateway.url))
+    rows = [_row(way, runs[way]) for way in WAYS]
+    print(report.table(("way", "streams", "errors", "first p50 ms", "p95 ms", "streams/s", "lost samples"), rows))
+    added = {share: 1e3 * (_first(runs["gateway"], share) - _first(runs["grpc"], share)) for share in (0.5, 0.95)}
+    print(f"the gateway adds p50 {added[0.5]:+.1f} ms, p95 {added[0.95]:+.1f} ms to first audio")
+    where = {"repository": repository.name, "gateway_cores": sorted(own), "server_cores": sorted(others)}
+    found = {"added_ms": {f"p{100 * share:g}": value for share, value in added.items()}, "runs": runs}
+    path = report.write("gateway", {"settings": asdict(comparison) | where, **found})
+    print(f"raw numbers: {path}")
+    return path
+
+
+async def _measure(comparison: Comparison, triton: str, url: str) -> dict[str, list[dict[str, Any]]]:
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with AsyncTTSClient(triton) as client, aiohttp.ClientSession(url, connector=connector) as session:
+        speak = {"grpc": _straight(client, comparison.tokens), "gateway": _through(session, comparison.tokens)}
+        with tqdm(desc="gateway", total=len(WAYS) * (comparison.rounds + 1) * comparison.streams, unit="stream") as bar:
+            for number in range(comparison.rounds + 1):
+                for way in WAYS if number % 2 else reversed(WAYS):
+                    loaded = await closed_loop(speak[way], comparison.clients, comparison.streams, bar.update)
+                    if number:  # the first warms up
+                        runs[way].append(_summary(loaded, comparison))
+    return runs
+
+
+def _summary(loaded: Loaded, comparison: Comparison) -> dict[str, Any]:
+    expected = comparison.tokens * SAMPLES_PER_TOKEN
+    answered = [one for one in loaded.outcomes if one.error is None]
+    heard = [round(sum(chunk.audio_s for chunk in one.chunks) * SAMPLE_RATE) for one in answered]
+    whole = asdict(summarize(*loaded)) | asdict(summarize_streams(loaded.outcomes, buffer_s=0.0))
+    return whole | {"lost_samples": sum(abs(expected - samples) for samples in heard)}
+
+
+def _straight(client: AsyncTTSClient, tokens: int) -> Speak:
+    async def speak(number: int) -> AsyncIterator[float]:
+        options = SynthesisOptions(seed=number, skip_refine=True, min_new_tokens=tokens, max_new_tokens=tokens)
+        async for chunk in client.stream(sentence(number), options):
+            yield chunk.duration
+
+    return speak
+
+
+def _through(session: aiohttp.ClientSession, tokens: int) -> Speak:
+    async def speak(number: int) -> AsyncIterator[float]:
+        body = {
+            "model": "chattts",
+            "voice": "default",
+            "input": sentence(number),
+            "response_format": "pcm",
+            "seed": number,
+            "refine": False,
+            "min_new_tokens": tokens,
+            "max_new_tokens": tokens,
+        }
+        try:
+            async with session.post("/v1/audio/speech", json=body) as answer:
+                if answer.status == 503:
+                    raise OverloadedError(await answer.text())
+                if answer.status != 200:
+                    raise ServerError(await answer.text(), str(answer.status))
+                async for part in answer.content.iter_any():
+                    yield len(part) / SAMPLE_BYTES / SAMPLE_RATE
+        except aiohttp.ClientError as error:
+            raise ConnectionFailedError(str(error)) from error
+
+    return speak
+
+
+def _first(runs: list[dict[str, Any]], share: float) -> float:
+    return percentile([seconds for one in runs for seconds in one["first_s"]], share)
+
+
+def _row(way: str, runs: list[dict[str, Any]]) -> list[object]:
+    streams, errors = sum(one["requests"] for one in runs), sum(sum(one["errors"].values()) for one in runs)
+    rate = sum(one["answered"] for one in runs) / sum(one["seconds"] for one in runs)
+    lost = sum(one["lost_samples"] for one in runs)
+    return [way, streams, errors, 1e3 * _first(runs, 0.5), 1e3 * _first(runs, 0.95), rate, lost]

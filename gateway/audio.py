@@ -1,0 +1,140 @@
+"""Samples as they come to bytes of an audio file: tempo, then the encoders of FFmpeg's libraries (PyAV)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import av
+import numpy as np
+from av.filter import Graph
+from numpy.typing import NDArray
+
+from client.audio_file import pcm
+
+FormatName = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+INT16_MAX = 32_767
+LEAST_ATEMPO = 0.5  # of one filter; slower is a chain of them
+OGG_PAGE_US = 60_000  # a page of Ogg leaves when it is full; FFmpeg's own is 1 s long
+
+
+class Format(NamedTuple):
+    """How a format is written.
+
+    Attributes:
+        media_type: for the header Content-Type.
+        container, codec: FFmpeg's names; None for samples without a header.
+        sample_rate: that it is resampled to, None to leave it. What MP3 and AAC encoders add at both ends is a number
+            of samples: 94 ms at 24 kHz, 47 ms at 48 kHz.
+        options: of the container.
+    """
+
+    media_type: str
+    container: str | None = None
+    codec: str = ""
+    sample_rate: int | None = None
+    options: Mapping[str, str] = {}
+
+
+FORMATS: Mapping[FormatName, Format] = {
+    # Neither a tag nor a frame of statistics in front, which could only be filled in at the end.
+    "mp3": Format("audio/mpeg", "mp3", "libmp3lame", 48_000, {"write_xing": "0", "id3v2_version": "0"}),
+    "opus": Format("audio/ogg", "ogg", "libopus", 48_000, {"page_duration": str(OGG_PAGE_US)}),
+    "aac": Format("audio/aac", "adts", "aac", 48_000),
+    "flac": Format("audio/flac", "flac", "flac"),
+    "wav": Format("audio/wav", "wav", "pcm_s16le"),
+    "pcm": Format("audio/pcm"),  # 16 bits, little-endian
+}
+
+
+class AudioWriter:
+    """One audio file, as bytes that may be sent as soon as they are there; sizes not known yet are left open."""
+
+    def __init__(self, name: FormatName, sample_rate: int, tempo: float = 1.0) -> None:
+        """Samples of one channel at `sample_rate` Hz are to come; `tempo` 2 halves their length at the same pitch."""
+        self._sample_rate = sample_rate
+        self._tempo = None if tempo == 1 else _tempo_graph(sample_rate, tempo)
+        self._encoder = None if FORMATS[name].container is None else _Encoder(FORMATS[name], sample_rate)
+        self._num_samples = 0
+
+    def write(self, audio: NDArray[np.float32]) -> bytes:
+        """Bytes that follow from `audio` [num_samples], -1 to 1, clipped; often those of samples before it."""
+        if not len(audio):
+            return b""
+        if self._tempo is None and self._encoder is None:
+            return pcm(audio)
+        frame = av.AudioFrame.from_ndarray(_int16(audio)[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = self._sample_rate, self._num_samples
+        self._num_samples += len(audio)
+        return self._encoded(_filtered(self._tempo, frame) if self._tempo else [frame])
+
+    def finish(self) -> bytes:
+        """The rest of the file."""
+        end = self._encoded(_filtered(self._tempo, None)) if self._tempo and self._num_samples else b""
+        return end + (self._encoder.finish() if self._encoder else b"")
+
+    def _encoded(self, frames: Any) -> bytes:
+        if self._encoder is None:
+            return b"".join(frame.to_ndarray().astype("<i2").tobytes() for frame in frames)
+        return b"".join(map(self._encoder.write, frames))
+
+
+class _Encoder:
+    def __init__(self, form: Format, sample_rate: int) -> None:
+        self._sink = _Sink()
+        options = {"flush_packets": "1", **form.options}
+        self._container = av.open(self._sink, "w", format=form.container, options=options)
+        self._stream: Any = self._container.add_stream(form.codec, rate=form.sample_rate or sample_rate, layout="mono")
+        self._container.start_encoding()  # the header, which a file without samples has, too
+
+    def write(self, frame: av.AudioFrame | None) -> bytes:
+        """The codec's context resamples; None is the end."""
+        self._container.mux(self._stream.encode(frame))
+        return self._sink.taken()
+
+    def finish(self) -> bytes:
+        rest = self.write(None)
+        self._container.close()
+        return rest + self._sink.taken()
+
+
+class _Sink:
+    """A file that can neither be read nor sought, which is how FFmpeg knows that it is a stream."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._written += data
+        return len(data)
+
+    def taken(self) -> bytes:
+        taken = bytes(self._written)
+        self._written.clear()
+        return taken
+
+
+def _int16(audio: NDArray[np.float32]) -> NDArray[np.int16]:
+    samples: NDArray[np.int16] = np.round(np.clip(audio, -1, 1) * INT16_MAX).astype(np.int16)
+    return samples
+
+
+def _tempo_graph(sample_rate: int, tempo: float) -> Graph:
+    graph = Graph()
+    nodes = [graph.add_abuffer(sample_rate=sample_rate, format="s16", layout="mono")]
+    while tempo < LEAST_ATEMPO:
+        nodes.append(graph.add("atempo", str(LEAST_ATEMPO)))
+        tempo /= LEAST_ATEMPO
+    nodes += [graph.add("atempo", f"{tempo:.6f}"), graph.add("aformat", "sample_fmts=s16:channel_layouts=mono")]
+    graph.link_nodes(*nodes, graph.add("abuffersink")).configure()
+    return graph
+
+
+def _filtered(graph: Graph, frame: av.AudioFrame | None) -> Iterator[av.AudioFrame]:
+    """What `graph` gives for `frame`; None is the end."""
+    graph.push(frame)
+    while True:
+        try:
+            yield graph.pull()  # type: ignore[misc]
+        except (av.BlockingIOError, av.EOFError):
+            return

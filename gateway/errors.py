@@ -1,0 +1,86 @@
+"""Errors as OpenAI's clients expect them: a status and {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
+from client import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidInputError,
+    OverloadedError,
+    ServerError,
+    TTSError,
+)
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+RETRY_AFTER_S = 1
+_INPUT = re.compile(r"input '(\w+)'")
+# Inputs of the models by the names that they have here.
+_PARAMETERS = {
+    "text": "input",
+    "speaker": "voice",
+    "speaker_sample": "voice",
+    "sample_text": "voice",
+    "audio": "audio_sample",
+    "skip_refine": "refine",
+}
+
+
+class GatewayError(Exception):
+    """What a request is answered with instead of speech.
+
+    Attributes:
+        status: of HTTP.
+        code: for programs.
+        param: the field that is to blame, None where there is none.
+        headers: that the answer has.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`message` is for people: which field, what it was, what is allowed."""
+        super().__init__(message)
+        self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, object]:
+        """As JSON has it."""
+        kind = SERVER if self.status >= 500 else INVALID
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def invalid_field(name: str, message: str) -> GatewayError:
+    """The error for a field of the request; `message` goes on after its name."""
+    return GatewayError(400, f"'{name}' {message}", "invalid_value", name)
+
+
+def from_client(error: TTSError) -> GatewayError:
+    """What the server behind says, in this form."""
+    message = str(error)
+    if isinstance(error, InvalidInputError):
+        found = _INPUT.search(message)
+        param = _PARAMETERS.get(found[1], found[1]) if found else None
+        if found and param != found[1]:
+            message = message.replace(found[0], f"'{param}'", 1)
+        return GatewayError(400, message, "invalid_value", param)
+    if isinstance(error, OverloadedError):
+        return GatewayError(503, message, "overloaded", headers={"retry-after": str(RETRY_AFTER_S)})
+    if isinstance(error, DeadlineExceededError):
+        return GatewayError(504, message, "deadline_exceeded")
+    if isinstance(error, ConnectionFailedError):
+        return GatewayError(502, message, "no_server")
+    return GatewayError(500, message, error.status if isinstance(error, ServerError) else None)

@@ -1,0 +1,141 @@
+"""What holds for every request: who may ask, before its body is read, a bound on its size, a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.access import Access
+from gateway.errors import GatewayError
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+
+REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+LEFT = 499  # the client went before it was answered, as NGINX writes it
+PRIVATE = re.compile(r"/v1/|/metrics$")  # paths that want a key
+log = logging.getLogger("gateway")
+
+
+class Guarded:
+    """Lets in who may ask: by the header Host, by the page that sends a form, by key."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, access: Access) -> None:
+        """`access` knows the keys."""
+        self._app, self._settings, self._access = app, settings, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except GatewayError as error:
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        hosts, host = self._settings.allowed_hosts, headers.get("host", "")
+        if hosts and urlsplit(f"//{host}").hostname not in hosts:
+            message = f"the header Host is {host[:60]!a}; allowed is {', '.join(hosts)} (--allowed-host adds names)"
+            raise GatewayError(400, message, "unknown_host")
+        origin = headers.get("origin")
+        # A page of another site may have a browser send forms here. It cannot send a key that it does not know.
+        is_form = scope["method"] == "POST" and not self._settings.keys
+        if is_form and origin and urlsplit(origin).netloc != host and origin not in self._settings.cors_origins:
+            message = f"pages of {origin[:60]!a} may not call (--cors-origin lets them)"
+            raise GatewayError(403, message, "unknown_origin")
+        if PRIVATE.match(scope["path"]):
+            scope["state"]["owner"] = self._access.owner(headers.get("authorization"))
+
+
+class Bounded:
+    """Refuses bodies that are too large, whatever their headers say."""
+
+    def __init__(self, app: ASGIApp, most: int, of_paths: Mapping[str, int]) -> None:
+        """`most` bytes, but `of_paths` have their own."""
+        self._app, self._most, self._of_paths = app, most, of_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        most = self._of_paths.get(scope["path"], self._most)
+        error = GatewayError(413, f"the body is too large; allowed are {most} bytes", "too_large")
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > most:
+            await error.response()(scope, receive, send)
+            return
+        num_bytes, is_answered = 0, False
+
+        async def bounded() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > most:
+                raise error
+            return message
+
+        async def answer(message: Message) -> None:
+            """What the application makes of a body that broke off is not the truth."""
+            nonlocal is_answered
+            if num_bytes <= most:
+                await send(message)
+            elif not is_answered:
+                is_answered = True
+                await error.response()(scope, receive, send)
+
+        await self._app(scope, bounded, answer)
+
+
+class Logged:
+    """Gives each request an id and writes a line about it: never its text, unless the path says so."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        """`metrics` count the answers."""
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        began, status = time.perf_counter(), LEFT
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, named)
+        except Exception:
+            if status != LEFT:
+                raise  # the connection breaks off
+            log.exception("failed", extra={"fields": {"request_id": request_id}})
+            error = GatewayError(500, "the gateway failed; its log says more", "internal_error")
+            await error.response()(scope, receive, named)
+        finally:
+            self._write(scope, status, time.perf_counter() - began)
+
+    def _write(self, scope: Scope, status: int, seconds: float) -> None:
+        state = scope["state"]
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.requests.labels(route, str(status)).inc()
+        fields = {"request_id": state["request_id"], "method": scope["method"], "path": scope["path"]}
+        fields |= {"status": status, "seconds": round(seconds, 4)}
+        fields |= {name: state[name] for name in ("owner", "characters", "text") if name in state}
+        log.info("request", extra={"fields": fields})

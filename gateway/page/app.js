@@ -1,0 +1,250 @@
+// Ties the parts of the page together: what happens when something is clicked, and which part is told of it.
+// One speech at a time, from the click to the file that stays in the player.
+
+import { useKey } from "./api.js";
+import { startCloning } from "./cloning.js";
+import { Drawing } from "./drawing.js";
+import * as form from "./form.js";
+import { History } from "./history.js";
+import { Player } from "./player.js";
+import { Speech } from "./speech.js";
+import { Voices } from "./voices.js";
+import { say, startLanguage, switchLanguage, word } from "./words.js";
+
+const STILL_MS = 500; // between two pictures, for those who want less motion
+
+const part = (name) => document.getElementById(name);
+const isStill = matchMedia("(prefers-reduced-motion: reduce)");
+
+startLanguage();
+const audio = part("audio");
+const status = part("status");
+const voices = new Voices(part("voice"), part("voice-help"));
+const drawing = new Drawing(part("wave"), part("spectrum"), part("playhead"));
+const player = new Player(audio, (isWaiting) => say(status, isWaiting ? "collecting" : "speaking"));
+const history = new History(part("history"), part("history-clear"), {
+  onChoose: putBack,
+  named: (voice) => voices.named(voice),
+});
+let speech = null; // the last one
+let running = null; // what aborts it while it is coming or playing
+let isDrawing = false; // again and again, while something sounds
+let again = null; // what waits for an API key
+
+// Speaking
+
+function speakText() {
+  form.clearErrors();
+  const held = form.values();
+  const request = form.requestOf(held, voices.sent(held.voice));
+  if (request) guarded(() => speak(request, (seed) => history.add({ ...held, seed })), failed);
+}
+
+function speakSample() {
+  form.clearErrors();
+  guarded(() => speak({ input: word("sample_text"), voice: voices.sent(part("voice").value) }), failed);
+}
+
+async function speak(request, onSeed = () => {}) {
+  stop();
+  const mine = (running = new AbortController());
+  const coming = (speech = new Speech(request));
+  show("waiting", true);
+  drawing.clear();
+  startDrawing();
+  player.begin().then((isPlaying) => !isPlaying && running === mine && say(status, "press_play"));
+  try {
+    for await (const samples of coming.stream(mine.signal)) {
+      if (mine.signal.aborted) return;
+      if (coming.numSamples === samples.length) onSeed(coming.seed);
+      player.add(samples, coming.rate);
+      drawing.add(samples, coming.rate);
+    }
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    if (!coming.numSamples) {
+      end("");
+      throw error;
+    }
+    form.wrong("general", "broken_off");
+  }
+  if (!coming.numSamples) return end("nothing");
+  part("download").disabled = false;
+  say(status, "finishing");
+  if (await player.finish()) end("done", { seconds: coming.seconds.toFixed(1) });
+}
+
+function stop() {
+  if (!running) return;
+  running.abort();
+  end("stopped");
+}
+
+function end(key, values) {
+  running = null;
+  player.stop();
+  show(key, false, values);
+  part("download").disabled = !speech.numSamples;
+  if (!speech.numSamples) return;
+  audio.src = URL.createObjectURL(speech.wav());
+  draw();
+}
+
+function failed(error) {
+  form.showFailure(error, "general", { speaker_sample: "voice", sample_text: "voice" });
+}
+
+function show(key, isBusy, values) {
+  say(status, key, values);
+  say(part("speak").querySelector("span"), isBusy ? "stop" : "speak");
+  part("speak").classList.toggle("busy", isBusy);
+  part("pictures").classList.toggle("drawn", isBusy || Boolean(speech?.numSamples));
+  if (!isBusy) return;
+  part("download").disabled = true;
+  URL.revokeObjectURL(audio.src);
+  audio.removeAttribute("src");
+}
+
+// Pictures and numbers
+
+function draw() {
+  const isResting = !running && audio.paused && !audio.currentTime;
+  drawing.draw(running ? player.heard : audio.currentTime, isResting);
+  const isThere = Boolean(speech?.numSamples);
+  number("first", isThere && "milliseconds", Math.round(speech?.firstMs));
+  number("length", isThere && "seconds", speech?.seconds.toFixed(1));
+  number("factor", isThere && "plain", speech?.factor.toFixed(2));
+  number("used-seed", isThere && "plain", speech?.seed);
+  number("axis", isThere && "axis", drawing.axis.toFixed(1));
+  part("keep-seed").disabled = !isThere;
+}
+
+function number(name, key, value) {
+  const shown = part(name).dataset;
+  const values = key ? { value } : {};
+  if (shown.word === (key || "none") && shown.values === JSON.stringify(values)) return;
+  say(part(name), key || "none", values);
+}
+
+function startDrawing() {
+  if (!isDrawing) keepDrawing();
+}
+
+function keepDrawing() {
+  draw();
+  isDrawing = Boolean(running) || !audio.paused;
+  if (isDrawing && isStill.matches) setTimeout(keepDrawing, STILL_MS);
+  else if (isDrawing) requestAnimationFrame(keepDrawing);
+}
+
+// Files
+
+async function download() {
+  const [mine, format] = [speech, part("format").value];
+  const file = `chattts-${mine.seed}.${format}`;
+  say(status, "downloading", { format });
+  save(format === "wav" ? mine.wav() : await mine.as(format), file);
+  say(status, "downloaded", { file });
+}
+
+function notDownloaded(error) {
+  say(status, "");
+  form.showFailure(error, "response_format");
+}
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // once the browser has surely taken it
+}
+
+// History, and tags at the cursor
+
+function putBack(held) {
+  form.putBack(voices.has(held.voice) ? held : { ...held, voice: part("voice").value });
+  if (voices.has(held.voice)) say(status, "history_put_back");
+  else say(status, "voice_gone", { name: voices.named(held.voice) });
+  part("input").focus();
+}
+
+function insert(tag) {
+  const text = part("input");
+  text.setRangeText(tag, text.selectionStart, text.selectionEnd, "end");
+  text.dispatchEvent(new Event("input", { bubbles: true }));
+  text.focus();
+}
+
+// API key
+
+async function guarded(action, onFailure) {
+  try {
+    await action();
+  } catch (error) {
+    if (error.status === 401) askForKey(error, () => guarded(action, onFailure));
+    else onFailure(error);
+  }
+}
+
+function askForKey(error, action) {
+  again = action;
+  part("key-form").hidden = false;
+  part("key").focus();
+  if (part("key").value) form.showFailure(error, "key");
+}
+
+function takeKey(event) {
+  event.preventDefault();
+  form.clearErrors(part("key-form"));
+  const key = part("key").value.trim();
+  if (!key) return form.wrong("key", "key_missing");
+  useKey(key);
+  part("key-form").hidden = true;
+  again?.();
+}
+
+function loadVoices() {
+  return guarded(() => voices.load(), (error) => form.showFailure(error, "voice"));
+}
+
+// Wiring
+
+part("speak").addEventListener("click", () => (running ? stop() : speakText()));
+part("sample").addEventListener("click", speakSample);
+part("download").addEventListener("click", () => guarded(download, notDownloaded));
+part("key-form").addEventListener("submit", takeKey);
+part("keep-seed").addEventListener("click", () => (part("seed").value = speech.seed));
+part("switch-language").addEventListener("click", switchLanguage);
+part("history-clear").addEventListener("click", () => confirm(word("history_sure")) && history.clear());
+document.querySelectorAll("[data-tag]").forEach((tag) => tag.addEventListener("click", () => insert(tag.dataset.tag)));
+part("speed").addEventListener("input", showSpeed);
+part("input").addEventListener("input", showCount);
+part("pictures").addEventListener("click", ({ offsetX, currentTarget }) => {
+  if (!running && speech?.numSamples) audio.currentTime = (offsetX / currentTarget.clientWidth) * drawing.axis;
+});
+audio.addEventListener("play", startDrawing);
+audio.addEventListener("seeked", draw);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") stop();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.target.closest("form")) speakText();
+});
+
+function showSpeed() {
+  const shown = `${form.speedOf(part("speed").value).toFixed(2)} ×`;
+  part("speed-shown").textContent = shown;
+  part("speed").setAttribute("aria-valuetext", shown);
+}
+
+function showCount() {
+  const [count, most] = [part("input").value.length, form.MOST_CHARACTERS];
+  say(part("count"), "count", { count: count.toLocaleString("en"), most: most.toLocaleString("en") });
+  part("count").classList.toggle("over", count > most);
+}
+
+form.forgiveOnInput();
+showSpeed();
+showCount();
+draw();
+startCloning(voices, guarded);
+loadVoices();

@@ -1,0 +1,95 @@
+// The fields of the page: what they hold, what the API is to be sent for it, and errors beside the field to blame.
+// What is left as it was is not sent, so that the server's own defaults hold.
+
+import { say } from "./words.js";
+
+export const MOST_CHARACTERS = 20000;
+const SETTINGS = ["input", "voice", "speed", "seed", "refine", "temperature", "language", "mode"];
+
+const control = (name) => document.getElementById(name);
+const field = (name) => document.querySelector(`[data-field="${CSS.escape(name)}"]`);
+
+/** What the fields of the settings hold. */
+export function values() {
+  return Object.fromEntries(
+    SETTINGS.map((name) => [name, name === "refine" ? control(name).checked : control(name).value]),
+  );
+}
+
+/** Put `held`, which `values` gave, back into the fields. */
+export function putBack(held) {
+  for (const name of SETTINGS) {
+    if (name === "refine") control(name).checked = held[name];
+    else control(name).value = held[name];
+    control(name).dispatchEvent(new Event("input", { bubbles: true }));
+  }
+}
+
+/** How fast the place of the slider is: its middle is 1, its ends a quarter and 4. */
+export function speedOf(place) {
+  return Math.round(100 * 2 ** place) / 100;
+}
+
+/** The body of a request for `held`; null when a field is wrong, which is then shown beside it. */
+export function requestOf(held, voice) {
+  const numCharacters = held.input.length;
+  const [seed, temperature] = [held.seed.trim(), held.temperature.trim()];
+  const counted = { count: numCharacters.toLocaleString("en"), most: MOST_CHARACTERS.toLocaleString("en") };
+  if (!held.input.trim()) return wrong("input", "text_missing");
+  if (numCharacters > MOST_CHARACTERS) return wrong("input", "text_long", counted);
+  if (!/^\d*$/.test(seed)) return wrong("seed", "seed_wrong");
+  if (control("temperature").validity.badInput) return wrong("temperature", "temperature_wrong");
+  return {
+    input: held.input,
+    voice,
+    ...(Number(held.speed) !== 0 && { speed: speedOf(held.speed) }),
+    ...(seed && { seed }),
+    ...(temperature && { temperature: Number(temperature) }),
+    ...(!held.refine && { refine: false }),
+    ...(held.language && { language: held.language }),
+    ...(held.mode && { mode: held.mode }),
+  };
+}
+
+/** Show an error of our own beside a field, and go there. */
+export function wrong(name, key, values) {
+  say(point(name), key, values);
+  return null;
+}
+
+/** Show what the server said beside the field that it blames, else beside the field `otherwise`. */
+export function showFailure(error, otherwise, renamed = {}) {
+  const param = renamed[error.param] ?? error.param;
+  const place = point(param && field(param) ? param : otherwise);
+  if (!error.message) {
+    say(place, error.status ? "failed" : "unreachable", { status: error.status });
+    return;
+  }
+  say(place, "");
+  place.textContent = error.message;
+  place.lang = "en"; // the server's only language
+}
+
+/** Take errors away: of the fields within `part`. */
+export function clearErrors(part = document) {
+  part.querySelectorAll(".error").forEach((place) => say(place, ""));
+  part.querySelectorAll("[aria-invalid]").forEach((element) => element.removeAttribute("aria-invalid"));
+}
+
+/** Let an error go once its field is changed. */
+export function forgiveOnInput() {
+  document.addEventListener("input", ({ target }) => {
+    const part = target.closest("[data-field]");
+    if (part) clearErrors(part);
+  });
+}
+
+function point(name) {
+  const part = field(name);
+  const hiding = part.closest("details");
+  if (hiding) hiding.open = true;
+  const blamed = part.querySelector("input, select, textarea");
+  blamed?.setAttribute("aria-invalid", "true");
+  blamed?.focus();
+  return part.querySelector(".error");
+}

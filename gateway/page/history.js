@@ -1,0 +1,73 @@
+// The last texts with their settings, in this browser and without any sound; a click puts one back.
+// What the settings are is for the form to know: here they are kept as they came.
+
+import { read, write } from "./store.js";
+import { label, say } from "./words.js";
+
+const KEPT = "history";
+const MOST = 20;
+const SHOWN_CHARACTERS = 160;
+
+export class History {
+  #list;
+  #clear;
+
+  /** The list and its button; `onChoose(held)` when a text is clicked, `named(voice)` for people. */
+  constructor(list, clear, { onChoose, named }) {
+    [this.#list, this.#clear] = [list, clear];
+    Object.assign(this, { onChoose, named });
+    this.#show();
+  }
+
+  /** Keep `held` as the newest. */
+  add(held) {
+    const others = read(KEPT, []).filter((other) => !isSame(other, held));
+    this.#keep([held, ...others].slice(0, MOST));
+  }
+
+  clear() {
+    this.#keep([]);
+  }
+
+  #keep(entries) {
+    while (!write(KEPT, entries) && entries.length) entries.pop(); // of long texts a browser may hold fewer
+    this.#show();
+  }
+
+  #show() {
+    const entries = read(KEPT, []);
+    this.#list.replaceChildren(...entries.map((held, i) => this.#line(held, i)));
+    this.#clear.hidden = !entries.length;
+  }
+
+  #line(held, index) {
+    const text = held.input.slice(0, SHOWN_CHARACTERS);
+    const line = document.createElement("li"), [entry, remove] = [button("entry"), button("quiet")];
+    const [title, about] = [document.createElement("span"), document.createElement("span")];
+    title.className = "text";
+    title.textContent = text;
+    about.className = "help";
+    say(about, "history_line", { voice: this.named(held.voice), seed: held.seed });
+    entry.append(title, about);
+    entry.addEventListener("click", () => this.onChoose(held));
+    say(remove, "remove");
+    label(remove, "remove_label", { name: text });
+    remove.addEventListener("click", () => {
+      this.#keep(read(KEPT, []).filter((other) => !isSame(other, held)));
+      (this.#list.querySelectorAll(".quiet")[index] ?? this.#list.querySelector(".quiet"))?.focus();
+    });
+    line.append(entry, remove);
+    return line;
+  }
+}
+
+function isSame(one, other) {
+  return JSON.stringify(one) === JSON.stringify(other);
+}
+
+function button(name) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.className = name;
+  return made;
+}

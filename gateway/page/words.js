@@ -1,0 +1,308 @@
+// The two languages of the page, and nothing else knows a word of either.
+// An element names its words (data-word, data-label, data-placeholder); `say` does that for words that change.
+
+import { read, write } from "./store.js";
+
+const LANGUAGE = "language";
+const WORDS = {
+  en: {
+    tagline: "Text in, speech out, while it is still being spoken.",
+    switch_to: "中文",
+    key: "API key",
+    key_help: "This server asks for a key. It is kept until you close this tab, and sent to this server alone.",
+    key_use: "Use this key",
+    key_missing: "Type a key first.",
+    text: "What to say",
+    text_example: "Type or paste text in English or Chinese.",
+    count: "{count} of {most} characters",
+    text_missing: "Type something to say first.",
+    text_long: "That is too long: {count} characters. The server takes {most} at once.",
+    tags: "Insert a tag at the cursor",
+    tag_break: "pause",
+    tag_laugh: "laughter",
+    tag_long: "long pause",
+    tags_help: "A tag asks the model for something; it may or may not follow.",
+    voice: "Voice",
+    voices_server: "Voices of this server",
+    voices_own: "Your cloned voices",
+    voice_plain: "A voice of this server.",
+    voice_own: "Cloned by you, and kept in this browser only.",
+    voice_gone: "The voice “{name}” is not here any more; another one was chosen.",
+    sample: "Sample",
+    sample_label: "Sample of the chosen voice",
+    sample_text: "Hello, this is what I sound like.",
+    speak: "Speak",
+    stop: "Stop",
+    key_speaks: "speaks",
+    key_stops: "stops",
+    waiting: "Waiting for the first sound …",
+    speaking: "Speaking …",
+    collecting: "The server is slower than speech; collecting some more …",
+    finishing: "All of it has arrived; still playing …",
+    done: "Done: {seconds} s of speech.",
+    stopped: "Stopped.",
+    press_play: "Your browser wants a click: press play below.",
+    nothing: "The server answered without a sound.",
+    broken_off: "The server broke off amid the speech. What has arrived can be played.",
+    unreachable: "The server cannot be reached.",
+    failed: "The server answered with status {status}.",
+    sound: "Sound",
+    wave: "Waveform of the speech",
+    spectrum: "Spectrogram of the speech",
+    empty: "The sound is drawn here as it arrives.",
+    pictures_help: "Above the loudness, below the pitches, deep ones at the bottom.",
+    axis: "0 to {value} s",
+    audio: "The speech",
+    first: "First sound after",
+    length: "Speech",
+    factor: "Real-time factor",
+    used_seed: "Seed used",
+    none: "–",
+    plain: "{value}",
+    milliseconds: "{value} ms",
+    seconds: "{value} s",
+    factor_help: "Real-time factor: seconds that the server took for each second of speech. Below 1 keeps up.",
+    download_as: "Download as",
+    download: "Download",
+    format_help: "WAV is made here at once; for other formats the server speaks once more, with the same seed.",
+    downloading: "Asking the server for {format} …",
+    downloaded: "{file} is downloaded.",
+    settings: "Settings",
+    speed: "Speed",
+    speed_help: "From a quarter to four times; the pitch of the voice stays.",
+    seed: "Seed",
+    seed_empty: "random",
+    keep_seed: "Keep last",
+    seed_help: "Empty: another reading each time. The same seed, text and voice give the same reading.",
+    seed_wrong: "A seed is a whole number, 0 or more; or leave it empty.",
+    refine: "Let the model add pauses and laughter",
+    refine_help: "Untick it to have the text spoken as it stands, with your tags where you put them.",
+    advanced: "Advanced",
+    temperature: "Temperature",
+    temperature_help: "How freely the model varies; 0.3 if empty. Low is steady, high is lively.",
+    temperature_wrong: "The temperature is a number, such as 0.3; or leave it empty.",
+    language: "Language of the text",
+    language_auto: "Find out",
+    language_zh: "Chinese",
+    language_en: "English",
+    language_help: "For numbers and dates, which the two languages read differently.",
+    mode: "Stream",
+    mode_exact: "Exact",
+    mode_low_latency: "Low latency",
+    mode_help: "Exact gives the samples of the whole answer; low latency gives the first ones sooner.",
+    cloning: "Clone a voice",
+    cloning_help: "From 1 to 30 seconds of one speaker. The server keeps nothing: the voice stays in this browser.",
+    clone_file: "Recording",
+    choose_file: "Choose a file",
+    clone_file_help: "Choose a file, or record one now. Quiet surroundings help.",
+    clone_preview: "The recording",
+    record: "Record",
+    record_stop: "Stop recording",
+    level: "Loudness of the microphone",
+    countdown: "{seconds} s left",
+    recorded: "Recorded {seconds} s.",
+    no_microphone: "The microphone cannot be used: {reason}",
+    insecure: "Browsers allow the microphone only over HTTPS or on this machine itself.",
+    recording_missing: "Choose a recording, or record one.",
+    clone_name: "Name",
+    clone_name_help: "For you. A cloned voice of the same name is replaced.",
+    name_missing: "Give the voice a name.",
+    clone_transcript: "What is said in it",
+    clone_transcript_help: "Word for word, if you can: the model then follows the voice more closely.",
+    consent: "This is my voice, or I have the speaker's permission",
+    consent_missing: "Please confirm this first.",
+    clone: "Clone",
+    cloning_now: "Listening to the recording …",
+    clone_ready: "“{name}” is ready, and chosen above.",
+    clone_not_kept: "This browser lets the page store nothing more, so the voice could not be kept.",
+    cloned: "Your cloned voices",
+    remove: "Delete",
+    remove_label: "Delete {name}",
+    remove_sure: "Delete the cloned voice “{name}”? It cannot be brought back.",
+    removed: "“{name}” is deleted.",
+    history: "History",
+    history_help: "The last 20 texts, with settings and seed. They stay in this browser; sound is never kept.",
+    history_clear: "Delete all",
+    history_sure: "Delete the whole history?",
+    history_put_back: "The text and its settings are back.",
+    history_line: "{voice}, seed {seed}",
+    machine: "All speech here is made by a machine. Tell your listeners so.",
+    api: "API description",
+    health: "State of the server",
+  },
+  zh: {
+    tagline: "输入文本，边生成边播放语音。",
+    switch_to: "English",
+    key: "API 密钥",
+    key_help: "此服务器需要密钥。密钥只保留到您关闭此标签页为止，且只发送给此服务器。",
+    key_use: "使用此密钥",
+    key_missing: "请先输入密钥。",
+    text: "要朗读的文本",
+    text_example: "输入或粘贴中文、英文文本。",
+    count: "{count} / {most} 个字符",
+    text_missing: "请先输入要朗读的文本。",
+    text_long: "文本过长：{count} 个字符。服务器一次最多接受 {most} 个。",
+    tags: "在光标处插入标签",
+    tag_break: "停顿",
+    tag_laugh: "笑声",
+    tag_long: "长停顿",
+    tags_help: "标签只是对模型的请求，模型不一定照做。",
+    voice: "音色",
+    voices_server: "服务器的音色",
+    voices_own: "您克隆的音色",
+    voice_plain: "服务器提供的音色。",
+    voice_own: "由您克隆，只保存在此浏览器中。",
+    voice_gone: "音色“{name}”已不存在，已改选其他音色。",
+    sample: "试听",
+    sample_label: "试听所选音色",
+    sample_text: "你好，这就是我的声音。",
+    speak: "朗读",
+    stop: "停止",
+    key_speaks: "朗读",
+    key_stops: "停止",
+    waiting: "正在等待第一段声音……",
+    speaking: "正在朗读……",
+    collecting: "服务器慢于播放速度，正在缓冲……",
+    finishing: "语音已全部到达，正在播放……",
+    done: "完成：{seconds} 秒语音。",
+    stopped: "已停止。",
+    press_play: "浏览器需要您点击一下：请按下方的播放键。",
+    nothing: "服务器的回答中没有声音。",
+    broken_off: "服务器在朗读途中中断。已到达的部分可以播放。",
+    unreachable: "无法连接服务器。",
+    failed: "服务器返回状态 {status}。",
+    sound: "声音",
+    wave: "语音波形",
+    spectrum: "语音频谱图",
+    empty: "声音到达时会画在这里。",
+    pictures_help: "上方是响度，下方是音高，低音在底部。",
+    axis: "0 至 {value} 秒",
+    audio: "语音",
+    first: "首段声音延迟",
+    length: "语音长度",
+    factor: "实时率",
+    used_seed: "所用种子",
+    none: "–",
+    plain: "{value}",
+    milliseconds: "{value} 毫秒",
+    seconds: "{value} 秒",
+    factor_help: "实时率：服务器生成每秒语音所用的秒数。小于 1 即可跟上播放。",
+    download_as: "下载格式",
+    download: "下载",
+    format_help: "WAV 在此页面立即生成；其他格式由服务器用同一种子重新朗读。",
+    downloading: "正在向服务器请求 {format}……",
+    downloaded: "{file} 已下载。",
+    settings: "设置",
+    speed: "语速",
+    speed_help: "四分之一到四倍，音高不变。",
+    seed: "种子",
+    seed_empty: "随机",
+    keep_seed: "沿用上次",
+    seed_help: "留空则每次读法不同；文本、音色和种子都相同，读法就相同。",
+    seed_wrong: "种子是 0 或更大的整数；也可以留空。",
+    refine: "让模型添加停顿和笑声",
+    refine_help: "取消勾选则按原文朗读，标签留在您放的位置。",
+    advanced: "高级",
+    temperature: "温度",
+    temperature_help: "模型变化的自由度；留空为 0.3。低则平稳，高则活泼。",
+    temperature_wrong: "温度是一个数，例如 0.3；也可以留空。",
+    language: "文本语言",
+    language_auto: "自动识别",
+    language_zh: "中文",
+    language_en: "英文",
+    language_help: "影响数字和日期的读法。",
+    mode: "流式方式",
+    mode_exact: "精确",
+    mode_low_latency: "低延迟",
+    mode_help: "精确：与一次性生成的采样相同；低延迟：更早听到第一段声音。",
+    cloning: "克隆音色",
+    cloning_help: "需要同一人 1 到 30 秒的录音。服务器不保存任何内容，音色只留在此浏览器中。",
+    clone_file: "录音",
+    choose_file: "选择文件",
+    clone_file_help: "选择文件，或现在录音。环境安静效果更好。",
+    clone_preview: "录音试听",
+    record: "录音",
+    record_stop: "停止录音",
+    level: "麦克风音量",
+    countdown: "还剩 {seconds} 秒",
+    recorded: "已录制 {seconds} 秒。",
+    no_microphone: "无法使用麦克风：{reason}",
+    insecure: "浏览器只允许在 HTTPS 或本机上使用麦克风。",
+    recording_missing: "请选择录音文件，或现在录音。",
+    clone_name: "名称",
+    clone_name_help: "供您辨认。同名的克隆音色会被替换。",
+    name_missing: "请为音色取名。",
+    clone_transcript: "录音内容",
+    clone_transcript_help: "最好逐字填写，这样模型更贴近该音色。",
+    consent: "这是我本人的声音，或我已获得说话人许可",
+    consent_missing: "请先确认此项。",
+    clone: "克隆",
+    cloning_now: "正在听取录音……",
+    clone_ready: "“{name}”已就绪，并已在上方选中。",
+    clone_not_kept: "浏览器不允许此页面保存更多数据，音色未能保存。",
+    cloned: "您克隆的音色",
+    remove: "删除",
+    remove_label: "删除 {name}",
+    remove_sure: "删除克隆音色“{name}”？删除后无法恢复。",
+    removed: "“{name}”已删除。",
+    history: "历史",
+    history_help: "最近 20 段文本及其设置和种子，只保存在此浏览器中，不保存声音。",
+    history_clear: "全部删除",
+    history_sure: "删除全部历史？",
+    history_put_back: "文本和设置已恢复。",
+    history_line: "{voice}，种子 {seed}",
+    machine: "此处的语音均由机器生成，请告知您的听众。",
+    api: "API 说明",
+    health: "服务器状态",
+  },
+};
+
+let chosen = "en";
+
+/** What the page says for `key`, with `values` in the places of {names}. */
+export function word(key, values = {}) {
+  return WORDS[chosen][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+/** Put words into `element` that follow a change of the language; an empty key clears it. */
+export function say(element, key, values = {}) {
+  element.dataset.word = key;
+  element.dataset.values = JSON.stringify(values);
+  element.removeAttribute("lang");
+  render(element);
+}
+
+/** Put a label beside the words of `element`, mostly for screen readers; it follows a change of the language, too. */
+export function label(element, key, values = {}) {
+  element.dataset.label = key;
+  element.dataset.labelValues = JSON.stringify(values);
+  render(element);
+}
+
+/** Show the page in the language of the last visit, or in the browser's own. */
+export function startLanguage() {
+  show(read(LANGUAGE, navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"));
+}
+
+/** Show the page in the other language, and remember it. */
+export function switchLanguage() {
+  show(chosen === "en" ? "zh" : "en");
+  write(LANGUAGE, chosen);
+}
+
+function show(language) {
+  chosen = language in WORDS ? language : "en";
+  document.documentElement.lang = chosen === "zh" ? "zh-CN" : "en";
+  document.querySelectorAll("[data-word], [data-label], [data-placeholder]").forEach(render);
+  const button = document.querySelector("#switch-language");
+  button.textContent = word("switch_to");
+  button.lang = chosen === "zh" ? "en" : "zh-CN";
+}
+
+function render(element) {
+  const { word: key, values, label: name, labelValues, placeholder } = element.dataset;
+  if (key !== undefined) element.textContent = key && word(key, JSON.parse(values ?? "{}"));
+  const attribute = element.tagName === "OPTGROUP" ? "label" : "aria-label";
+  if (name) element.setAttribute(attribute, word(name, JSON.parse(labelValues ?? "{}")));
+  if (placeholder) element.placeholder = word(placeholder);
+}

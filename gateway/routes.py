@@ -1,0 +1,112 @@
+"""The paths of the API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from client import AsyncTTSClient
+from gateway import voices
+from gateway.access import Access
+from gateway.errors import GatewayError
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+from gateway.speech import MODEL, MODEL_ALIASES, SpeechRequest, SpeechResponse
+
+READY_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """What the paths share."""
+
+    settings: Settings
+    client: AsyncTTSClient
+    access: Access
+    metrics: Metrics
+
+
+async def gateway_of(request: Request) -> Gateway:
+    """The gateway that `request` came to."""
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+Here = Annotated[Gateway, Depends(gateway_of)]
+router = APIRouter()
+
+
+@router.post("/v1/audio/speech", response_class=Response, tags=["speech"])
+async def speak(body: SpeechRequest, request: Request, here: Here) -> Response:
+    """Say `input`; the answer begins while the model still speaks."""
+    request.state.characters = len(body.input)
+    if here.settings.log_text:
+        request.state.text = body.input
+    return SpeechResponse(
+        here.client,
+        body,
+        settings=here.settings,
+        request_id=request.state.request_id,
+        report=here.metrics.speech,
+        place=here.access.synthesis(request.state.owner),
+    )
+
+
+@router.get("/v1/models", tags=["models"])
+async def list_models() -> dict[str, Any]:
+    """The one model, and the names of OpenAI's that are taken for it."""
+    return {"object": "list", "data": [_model(name) for name in (MODEL, *MODEL_ALIASES)]}
+
+
+@router.get("/v1/models/{name}", tags=["models"])
+async def find_model(name: str) -> dict[str, Any]:
+    """One model."""
+    if name not in (MODEL, *MODEL_ALIASES):
+        raise GatewayError(404, f"the model {name[:60]!a} does not exist; allowed is {MODEL}", "model_not_found")
+    return _model(name)
+
+
+@router.get("/v1/audio/voices", tags=["voices"])
+async def list_voices(here: Here) -> dict[str, Any]:
+    """The voices that have a name."""
+    return voices.listed(await here.client.voices())
+
+
+@router.post("/v1/audio/voices", tags=["voices"])
+async def clone_voice(
+    request: Request,
+    here: Here,
+    audio_sample: Annotated[UploadFile, File(description="up to 30 s of one speaker")],
+    name: Annotated[str, Form(description="for people")],
+    transcript: Annotated[str, Form(description="what is said in it")] = "",
+) -> dict[str, Any]:
+    """The voice of a recording. Its `id` is the voice: nothing is kept here."""
+    with here.access.synthesis(request.state.owner):
+        return await voices.clone(here.client, await audio_sample.read(), name, transcript)
+
+
+@router.get("/health", tags=["health"])
+async def health() -> dict[str, str]:
+    """Whether the gateway runs."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready", tags=["health"])
+async def ready(here: Here) -> Response:
+    """Whether the models behind answer."""
+    is_ready = await here.client.is_ready(READY_TIMEOUT_S)
+    return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+
+
+@router.get("/metrics", include_in_schema=False)
+async def scrape(here: Here) -> Response:
+    """For Prometheus."""
+    return Response(generate_latest(here.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "chattts-triton"}

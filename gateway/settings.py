@@ -1,0 +1,174 @@
+"""What a gateway is told when it starts: flags of the command line, and keys from a file or the environment."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+KEYS_VARIABLE = "CHATTTS_API_KEYS"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LEAST_KEY_CHARACTERS = 16
+_COMMENT = re.compile(r"(^|\s)#.*")
+# What follows the sign is long enough for a key; in base64 signs stand at the end.
+_NAMED = re.compile(rf"([\w.-]{{1,64}})\s*=\s*([^=].{{{LEAST_KEY_CHARACTERS - 1},}})", re.ASCII)
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message says which and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A gateway's settings.
+
+    Attributes:
+        host, port: where it listens.
+        triton: "host:port" of Triton's gRPC.
+        keys: SHA-256 of each API key -> the name of its owner; none lets everybody in.
+        max_concurrent: syntheses at once for each key.
+        requests_per_minute: syntheses for each key, 0 for no limit.
+        max_upload_bytes: of a recording.
+        timeout_s: for one synthesis.
+        cors_origins: web pages of other servers that may call this one.
+        allowed_hosts: names in the header Host; other ones are refused. Empty lets all through.
+        speed_tags: ChatTTS's speed tag -> how fast it makes the voice; what is missing to a wish is stretched.
+        log_text: whether the log may have the text of requests.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    triton: str = "127.0.0.1:8001"
+    keys: Mapping[bytes, str] = field(default_factory=dict)
+    max_concurrent: int = 64
+    requests_per_minute: int = 0
+    max_upload_bytes: int = 10 * 2**20
+    timeout_s: float = 600.0
+    cors_origins: Sequence[str] = ()
+    allowed_hosts: Sequence[str] = ()
+    speed_tags: Mapping[int, float] = field(default_factory=dict)
+    log_text: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what belongs together.
+
+        Raises:
+            SettingsError: it does not.
+        """
+        allowed = {
+            "port": (1, 65_535),
+            "max_concurrent": (1, 1_000_000),
+            "requests_per_minute": (0, 1_000_000),
+            "max_upload_bytes": (1, 2**30),
+        }
+        for name, (least, most) in allowed.items():
+            if not least <= getattr(self, name) <= most:
+                raise SettingsError(f"{name} is {getattr(self, name)}; allowed is {least} to {most}")
+        if not 0 < self.timeout_s <= 3600:
+            raise SettingsError(f"timeout_s is {self.timeout_s}; allowed is above 0 to 3600 s")
+
+
+def digest(key: str) -> bytes:
+    """An API key as it is kept."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def read_keys(lines: str, where: str) -> dict[bytes, str]:
+    """Keys, one on each line or between commas, each with or without "NAME=" in front.
+
+    A line may end in a comment, "#" behind a blank. A key without a name is called by the beginning of its digest.
+
+    Raises:
+        SettingsError: a key is too short, or there is none; the message shows no key.
+    """
+    keys: dict[bytes, str] = {}
+    entries = [entry.strip() for line in lines.splitlines() for entry in _COMMENT.sub("", line).split(",")]
+    for number, entry in enumerate(filter(None, entries), start=1):
+        found = _NAMED.fullmatch(entry)
+        key = found[2] if found else entry
+        if len(key) < LEAST_KEY_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key:
+            allowed = f"{LEAST_KEY_CHARACTERS} or more printable ASCII characters without blanks"
+            raise SettingsError(f"key {number} of {where} has {len(key)} characters; allowed are {allowed}")
+        keys[digest(key)] = found[1] if found else f"key-{digest(key).hex()[:8]}"
+    if not keys:
+        raise SettingsError(f"{where} has no key")
+    return keys
+
+
+def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of a command line.
+
+    Raises:
+        SettingsError: a value is not allowed, or a gateway for the network has no keys.
+    """
+    parser = argparse.ArgumentParser(prog="python -m gateway", description="OpenAI-compatible speech and a web page.")
+    default = Settings()
+    parser.add_argument("--host", default=default.host, help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=default.port, help="(default %(default)s)")
+    parser.add_argument("--triton", default=default.triton, metavar="HOST:PORT", help="gRPC (default %(default)s)")
+    parser.add_argument("--keys-file", type=Path, help=f"API keys, one on each line; or {KEYS_VARIABLE}, with commas")
+    parser.add_argument("--anonymous", action="store_true", help="let everybody in, on any address")
+    parser.add_argument(
+        "--max-concurrent", type=int, default=default.max_concurrent, help="of each key (default %(default)s)"
+    )
+    parser.add_argument("--requests-per-minute", type=int, default=0, help="of each key; 0: no limit (default)")
+    parser.add_argument("--max-upload-mib", type=int, default=10, help="of a recording (default %(default)s)")
+    parser.add_argument("--timeout", type=float, default=default.timeout_s, help="seconds (default %(default)s)")
+    parser.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN", help="other pages that may call"
+    )
+    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="in the header Host")
+    parser.add_argument(
+        "--speed-tag",
+        action="append",
+        default=[],
+        metavar="TAG=FACTOR",
+        type=_speed_tag,
+        help="how fast a speed tag of ChatTTS, 0 to 9, makes your voices: 7=1.2",
+    )
+    parser.add_argument("--log-text", action="store_true", help="write what is spoken into the log")
+    options = parser.parse_args(arguments)
+    keys: dict[bytes, str] = {}
+    if options.keys_file:
+        try:
+            keys |= read_keys(options.keys_file.read_text(encoding="utf-8"), str(options.keys_file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--keys-file {options.keys_file}: {error}") from error
+    if environment.get(KEYS_VARIABLE):
+        keys |= read_keys(environment[KEYS_VARIABLE], KEYS_VARIABLE)
+    is_local = options.host in LOOPBACK
+    if not (keys or options.anonymous or is_local):
+        raise SettingsError(
+            f"--host {options.host} is open to the network: give keys (--keys-file, {KEYS_VARIABLE}) or --anonymous"
+        )
+    # A page of any site may send requests to a name of its own that leads here; it cannot choose the header's name.
+    hosts = options.allowed_host or (list(LOOPBACK) if is_local and not keys else [])
+    return Settings(
+        host=options.host,
+        port=options.port,
+        triton=options.triton,
+        keys=keys,
+        max_concurrent=options.max_concurrent,
+        requests_per_minute=options.requests_per_minute,
+        max_upload_bytes=options.max_upload_mib * 2**20,
+        timeout_s=options.timeout,
+        cors_origins=options.cors_origin,
+        allowed_hosts=hosts,
+        speed_tags=dict(options.speed_tag),
+        log_text=options.log_text,
+    )
+
+
+def _speed_tag(text: str) -> tuple[int, float]:
+    tag, _, factor = text.partition("=")
+    try:
+        pair = int(tag), float(factor)
+    except ValueError:
+        pair = -1, 0.0
+    if not (0 <= pair[0] <= 9 and 0.25 <= pair[1] <= 4):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed is TAG=FACTOR, 0 to 9 and 0.25 to 4, such as 7=1.2")
+    return pair

@@ -1,0 +1,66 @@
+"""`make up`: a Triton server and a gateway in front of it, in one command; both end together."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from chattts_serving.demo import REPOSITORY, export_if_needed
+from chattts_serving.errors import ConfigError
+from chattts_serving.server import running_server
+from chattts_serving.tritonserver import ROOT
+from client import TTSError
+from gateway.__main__ import serve
+from gateway.settings import SettingsError, parse
+
+LOG = ROOT / "build" / "up-server.log"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run both until told to stop; the exit status for the shell."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway.up", description="Triton and the gateway; further flags are those of python -m gateway."
+    )
+    parser.add_argument("--model-repository", type=Path, metavar="DIR", help=f"models (default {REPOSITORY.name})")
+    options, flags = parser.parse_known_args(arguments)
+    try:
+        parse(flags)  # before the minutes that an export may take
+        if options.model_repository is None:
+            export_if_needed()
+        LOG.parent.mkdir(exist_ok=True)
+        LOG.unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, _stop)  # uvicorn raises it again when it has ended
+        with running_server(options.model_repository or REPOSITORY, log_path=LOG) as server:
+            threading.Thread(target=_end_with, args=[server.launcher], daemon=True).start()
+            settings = parse([*flags, "--triton", server.grpc_url])
+            print(f"open http://{settings.host}:{settings.port} (Ctrl-C ends)", flush=True)
+            try:
+                serve(settings)
+            finally:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the server's end is left, and that is waited for
+    except (ConfigError, SettingsError, TTSError, OSError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _stop(*_: object) -> None:
+    sys.exit(0)
+
+
+def _end_with(launcher: subprocess.Popen[str]) -> None:
+    """A gateway without its server would answer errors for ever."""
+    launcher.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,6 +26,7 @@ MAX_CLONE_BYTES = 262_144  # of an unpacked id
 MAX_TRANSCRIPT_CHARACTERS = 1_000
 MAX_RECORDING_S = 30  # the server's limit
 RECORDING_RATE = 24_000  # Hz
+SPARE_SAMPLES = RECORDING_RATE // 10  # that encoders add to both ends
 SAMPLE_RATES = range(8_000, 192_001)
 # Playlists and the like would have FFmpeg open files and addresses of this machine.
 ONLY_RECORDINGS = {
@@ -109,7 +110,7 @@ def decoded(recording: bytes) -> NDArray[np.float32]:
                 for resampled in resampler.resample(frame):
                     parts.append(resampled.to_ndarray().mean(axis=0))
                     num_samples += resampled.samples
-                if num_samples > most:
+                if num_samples > most + SPARE_SAMPLES:
                     raise invalid_field("audio_sample", f"is longer than {MAX_RECORDING_S} s")
             parts += [resampled.to_ndarray().mean(axis=0) for resampled in resampler.resample(None)]
     except (av.FFmpegError, ValueError) as error:

@@ -117,7 +117,8 @@ def _configuration(metrics_url: str, interval_s: int) -> dict[str, Any]:
     for name in ("scrape_interval", "evaluation_interval"):
         configuration["global"][name] = f"{interval_s}s"
     configuration["rule_files"] = [str(FOLDER / "rules" / Path(path).name) for path in configuration["rule_files"]]
-    (job,) = configuration["scrape_configs"]
+    job = configuration["scrape_configs"][0]  # the other one is the gateway's
+    configuration["scrape_configs"] = [job]
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [metrics_url]}]
     return configuration

@@ -20,7 +20,7 @@ from bench import report
 from bench.load import Loaded, Speak, closed_loop, percentile, summarize
 from bench.playback import summarize_streams
 from bench.repository import FOLDER, sentence
-from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN
+from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.server import running_server
 from client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError, SynthesisOptions
 from gateway.process import running_gateway
@@ -61,8 +61,12 @@ def run(comparison: Comparison, repository: Path) -> Path:
         with running_gateway(server.grpc_url, FOLDER / "gateway.log", *flags) as gateway:
             runs = asyncio.run(_measure(comparison, server.grpc_url, gateway.url))
     rows = [_row(way, runs[way]) for way in WAYS]
-    print(report.table(("way", "streams", "errors", "first p50 ms", "p95 ms", "streams/s", "lost samples"), rows))
+    print(report.table(("way", "streams", "errors", "first p50 ms", "p95 ms", "streams/s", "samples"), rows))
     added = {share: 1e3 * (_first(runs["gateway"], share) - _first(runs["grpc"], share)) for share in (0.5, 0.95)}
+    pairs = [
+        pair for one in zip(*runs.values(), strict=True) for pair in zip(*(way["samples"] for way in one), strict=True)
+    ]
+    print(f"streams with another number of samples: {sum(one != other for one, other in pairs)} of {len(pairs)}")
     print(f"the gateway adds p50 {added[0.5]:+.1f} ms, p95 {added[0.95]:+.1f} ms to first audio")
     where = {"repository": repository.name, "gateway_cores": sorted(own), "server_cores": sorted(others)}
     found = {"added_ms": {f"p{100 * share:g}": value for share, value in added.items()}, "runs": runs}
@@ -81,16 +85,14 @@ async def _measure(comparison: Comparison, triton: str, url: str) -> dict[str, l
                 for way in WAYS if number % 2 else reversed(WAYS):
                     loaded = await closed_loop(speak[way], comparison.clients, comparison.streams, bar.update)
                     if number:  # the first warms up
-                        runs[way].append(_summary(loaded, comparison))
+                        runs[way].append(_summary(loaded))
     return runs
 
 
-def _summary(loaded: Loaded, comparison: Comparison) -> dict[str, Any]:
-    expected = comparison.tokens * SAMPLES_PER_TOKEN
-    answered = [one for one in loaded.outcomes if one.error is None]
-    heard = [round(sum(chunk.audio_s for chunk in one.chunks) * SAMPLE_RATE) for one in answered]
+def _summary(loaded: Loaded) -> dict[str, Any]:
+    samples = [round(sum(chunk.audio_s for chunk in one.chunks) * SAMPLE_RATE) for one in loaded.outcomes]
     whole = asdict(summarize(*loaded)) | asdict(summarize_streams(loaded.outcomes, buffer_s=0.0))
-    return whole | {"lost_samples": sum(abs(expected - samples) for samples in heard)}
+    return whole | {"samples": samples}
 
 
 def _straight(client: AsyncTTSClient, tokens: int) -> Speak:
@@ -135,5 +137,5 @@ def _first(runs: list[dict[str, Any]], share: float) -> float:
 def _row(way: str, runs: list[dict[str, Any]]) -> list[object]:
     streams, errors = sum(one["requests"] for one in runs), sum(sum(one["errors"].values()) for one in runs)
     rate = sum(one["answered"] for one in runs) / sum(one["seconds"] for one in runs)
-    lost = sum(one["lost_samples"] for one in runs)
-    return [way, streams, errors, 1e3 * _first(runs, 0.5), 1e3 * _first(runs, 0.95), rate, lost]
+    samples = sum(sum(one["samples"]) for one in runs)
+    return [way, streams, errors, 1e3 * _first(runs, 0.5), 1e3 * _first(runs, 0.95), rate, samples]

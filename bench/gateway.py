@@ -20,9 +20,10 @@ from bench import report
 from bench.load import Loaded, Speak, closed_loop, percentile, summarize
 from bench.playback import summarize_streams
 from bench.repository import FOLDER, sentence
+from bench.server import Load, speaker
 from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.server import running_server
-from client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError, SynthesisOptions
+from client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError
 from gateway.process import running_gateway
 
 WAYS = ("grpc", "gateway")
@@ -79,7 +80,10 @@ async def _measure(comparison: Comparison, triton: str, url: str) -> dict[str, l
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     connector = aiohttp.TCPConnector(limit=0)
     async with AsyncTTSClient(triton) as client, aiohttp.ClientSession(url, connector=connector) as session:
-        speak = {"grpc": _straight(client, comparison.tokens), "gateway": _through(session, comparison.tokens)}
+        speak = {
+            "grpc": speaker(client, Load(stream=True, tokens=comparison.tokens)),
+            "gateway": _through(session, comparison.tokens),
+        }
         with tqdm(desc="gateway", total=len(WAYS) * (comparison.rounds + 1) * comparison.streams, unit="stream") as bar:
             for number in range(comparison.rounds + 1):
                 for way in WAYS if number % 2 else reversed(WAYS):
@@ -93,15 +97,6 @@ def _summary(loaded: Loaded) -> dict[str, Any]:
     samples = [round(sum(chunk.audio_s for chunk in one.chunks) * SAMPLE_RATE) for one in loaded.outcomes]
     whole = asdict(summarize(*loaded)) | asdict(summarize_streams(loaded.outcomes, buffer_s=0.0))
     return whole | {"samples": samples}
-
-
-def _straight(client: AsyncTTSClient, tokens: int) -> Speak:
-    async def speak(number: int) -> AsyncIterator[float]:
-        options = SynthesisOptions(seed=number, skip_refine=True, min_new_tokens=tokens, max_new_tokens=tokens)
-        async for chunk in client.stream(sentence(number), options):
-            yield chunk.duration
-
-    return speak
 
 
 def _through(session: aiohttp.ClientSession, tokens: int) -> Speak:

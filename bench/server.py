@@ -210,7 +210,7 @@ async def measure_levels(load: Load, target: Target, gpu: Gpu | None) -> list[di
     opened = [(rate, seed, load.num_open(rate)) for rate in load.rates for seed in range(load.seeds)]
     levels = []
     async with AsyncTTSClient(target.url, load.protocol, timeout=load.timeout_s) as client:
-        speak = _speaker(client, load)
+        speak = speaker(client, load)
         warm = min(16, max(load.concurrency, default=16))
         total = warm + (1 + load.long_text) * sum(plan[-1] for plan in closed) + sum(plan[-1] for plan in opened)
         with tqdm(desc="server", total=total, unit="sentence") as bar:
@@ -266,7 +266,7 @@ async def measure_soak(load: Load, target: Target) -> dict[str, Any]:
         raise ConfigError("without the server's process id its memory cannot be seen")
     requests, memory, errors = [], [], Counter[str]()
     async with AsyncTTSClient(target.url, load.protocol, timeout=load.timeout_s) as client:
-        speak = _speaker(client, load)
+        speak = speaker(client, load)
         with tqdm(desc="soak", total=load.soak, unit="sentence") as bar:
             for start in range(0, load.soak, SOAK_BLOCK):
                 block = min(SOAK_BLOCK, load.soak - start)
@@ -285,7 +285,7 @@ async def measure_soak(load: Load, target: Target) -> dict[str, Any]:
     }
 
 
-def _speaker(client: AsyncTTSClient, load: Load) -> Speak:
+def speaker(client: AsyncTTSClient, load: Load) -> Speak:
     """Speaks sentences of `load.tokens` tokens, as one whole answer or as a stream."""
 
     def options(number: int) -> SynthesisOptions:

@@ -70,7 +70,7 @@ def listen(load, num_tokens):
             yield SimpleNamespace(duration=0.02 * count, num_tokens=count)
 
     async def run():
-        async for audio_s in server._speaker(SimpleNamespace(stream=stream), load)(5):
+        async for audio_s in server.speaker(SimpleNamespace(stream=stream), load)(5):
             heard.append(audio_s)
 
     asyncio.run(run())

@@ -21,14 +21,22 @@ export async function ask(path, options = {}) {
   const headers = new Headers(options.headers);
   const key = sessionStorage.getItem(KEY);
   if (key) headers.set("authorization", `Bearer ${key}`);
-  let answer;
-  try {
-    answer = await fetch(path, { ...options, headers });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "");
-  }
+  const answer = await fetch(path, { ...options, headers }).catch(lost);
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({}));
   throw new ApiError(answer.status, error?.message ?? "", error?.param);
+}
+
+/** The bytes of an answer as they come. */
+export async function* bytesOf(answer) {
+  const reader = answer.body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read().catch(lost);
+    if (done) return;
+    yield value;
+  }
+}
+
+function lost(error) {
+  throw error.name === "AbortError" ? error : new ApiError(0, "");
 }

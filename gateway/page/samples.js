@@ -3,13 +3,10 @@
 
 const HEADER_BYTES = 44;
 
-/** The samples of a stream of bytes as they come, wherever the bytes were cut. */
-export async function* samplesOf(stream) {
-  const reader = stream.getReader();
+/** The samples in parts of bytes as they come, wherever the bytes were cut. */
+export async function* samplesOf(parts) {
   let rest = new Uint8Array();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
+  for await (const value of parts) {
     const bytes = new Uint8Array(rest.length + value.length);
     bytes.set(rest);
     bytes.set(value, rest.length);

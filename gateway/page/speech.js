@@ -1,7 +1,7 @@
 // One text that the server speaks: asks for it, keeps the samples that come, and knows how long it all took.
 // It neither plays nor draws them.
 
-import { ask } from "./api.js";
+import { ask, bytesOf } from "./api.js";
 import { samplesOf, wav } from "./samples.js";
 
 const PATH = "/v1/audio/speech";
@@ -26,7 +26,7 @@ export class Speech {
     const answer = await ask(PATH, post({ ...this.request, response_format: "pcm" }, signal));
     this.rate = Number(answer.headers.get("x-sample-rate"));
     this.seed = answer.headers.get("x-seed");
-    for await (const part of samplesOf(answer.body)) {
+    for await (const part of samplesOf(bytesOf(answer))) {
       this.#ended = performance.now();
       this.firstMs ??= this.#ended - this.#began;
       this.parts.push(part);

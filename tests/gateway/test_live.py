@@ -44,7 +44,11 @@ def test_the_gateway_gives_the_samples_of_the_models(live, tiny, voice, mode):
     audio = np.concatenate([chunk.audio for chunk in chunks])
     heard = np.frombuffer(answer.content, "<i2") / 32767
     assert len(heard) == len(audio)
-    assert np.abs(heard - np.clip(audio, -1, 1)).max() < 1e-4
+    errors = np.abs(heard - np.clip(audio, -1, 1))
+    if mode == "exact":
+        assert errors.max() < 1e-4
+    else:  # where chunks meet depends on when tokens came
+        assert np.sqrt((errors**2).mean() / (audio**2).mean()) < 0.01
 
 
 def test_a_cloned_voice_is_that_of_its_recording(live, tiny):

@@ -4,6 +4,7 @@ Texts with a meaning of their own:
 
     "fail CODE MESSAGE"    an error in place of the first chunk, with that TritonError code and message
     "break CODE MESSAGE"   the same after the first chunk
+    "hold FILE"            all but the last chunk, and an error once FILE is there
     "hang SECONDS"         the first chunk comes that much later
     "endless FILE"         the first chunk again and again, until it is cancelled, which is then written to FILE
     "mute FILE"            the same without a chunk
@@ -42,12 +43,15 @@ class TritonPythonModel:
 def _answer(sender, seen, command, rest):
     if command in ("endless", "mute"):
         _wait_for_cancellation(sender, Path(rest), _response(chunks(seen)[0]) if command == "endless" else None)
+    elif command == "hold":
+        for outputs in chunks(seen)[:-1]:
+            sender.send(_response(outputs))
+        _wait_for(sender, lambda: Path(rest.strip()).exists())
+        _fail(sender, "INTERNAL", "the text was held")
     elif command in ("fail", "break"):
         if command == "break":
             sender.send(_response(chunks(seen)[0]))
-        code, message = rest.split(" ", 1)
-        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
-        sender.send(pb_utils.InferenceResponse(error=error))
+        _fail(sender, *rest.split(" ", 1))
     else:
         time.sleep(float(rest) if command == "hang" else 0)
         for outputs in chunks(seen, 10**9) if command == "large" else chunks(seen):
@@ -60,12 +64,24 @@ def _answer(sender, seen, command, rest):
     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _wait_for_cancellation(sender, file, response):
+def _fail(sender, code, message):
+    error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    sender.send(pb_utils.InferenceResponse(error=error))
+
+
+def _wait_for(sender, happened):
     end = time.monotonic() + MOST_SECONDS
-    while not sender.is_cancelled() and time.monotonic() < end:
+    while not (happened() or sender.is_cancelled()) and time.monotonic() < end:
+        time.sleep(CHUNK_SECONDS)
+
+
+def _wait_for_cancellation(sender, file, response):
+    def go_on():
         if response is not None:
             sender.send(response)
-        time.sleep(CHUNK_SECONDS)
+        return False
+
+    _wait_for(sender, go_on)
     file.write_text("cancelled" if sender.is_cancelled() else "never cancelled", encoding="utf-8")
 
 

@@ -99,7 +99,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _gateway(options: argparse.Namespace) -> None:
     from bench import gateway
 
-    comparison = gateway.Comparison(options.clients, options.streams, options.rounds, options.tokens)
+    comparison = gateway.Comparison(options.clients, options.streams, options.rounds, options.tokens, options.pause)
     gateway.run(comparison, options.repository)
 
 
@@ -162,6 +162,9 @@ def _parse() -> argparse.Namespace:
     door.add_argument("--streams", type=int, default=192, metavar="N", help="of each round and way (default 192)")
     door.add_argument("--rounds", type=int, default=3, metavar="N", help="(default 3)")
     door.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"of each stream (default {TOKENS})")
+    door.add_argument(
+        "--pause", type=float, default=0.0, metavar="SECONDS", help="of a client before each stream (mean; default 0)"
+    )
 
     overload = parts.add_parser("overload", help="more than the server can: who is refused how soon, and recovery")
     overload.add_argument("--protocol", choices=["grpc", "http"], default="grpc")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 from tqdm import tqdm
 
 from bench import report
@@ -25,6 +26,8 @@ from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.server import running_server
 from client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError
 from gateway.process import running_gateway
+
+Runs = dict[str, list[dict[str, Any]]]
 
 WAYS = ("grpc", "gateway")
 SAMPLE_BYTES = 2
@@ -39,12 +42,15 @@ class Comparison:
         streams: of each round.
         rounds: in which both ways take their turns.
         tokens: of each stream.
+        pause_s: that a client makes before each stream, exponentially distributed with this mean; without pauses the
+            server is saturated, and first audio tells of its queue alone.
     """
 
     clients: int = 64
     streams: int = 192
     rounds: int = 3
     tokens: int = 96
+    pause_s: float = 0.0
 
 
 def run(comparison: Comparison, repository: Path) -> Path:
@@ -60,24 +66,30 @@ def run(comparison: Comparison, repository: Path) -> Path:
         os.sched_setaffinity(0, own)
         flags = ("--max-concurrent", str(comparison.clients))
         with running_gateway(server.grpc_url, FOLDER / "gateway.log", *flags) as gateway:
-            runs = asyncio.run(_measure(comparison, server.grpc_url, gateway.url))
-    rows = [_row(way, runs[way]) for way in WAYS]
-    print(report.table(("way", "streams", "errors", "first p50 ms", "p95 ms", "streams/s", "samples"), rows))
-    added = {share: 1e3 * (_first(runs["gateway"], share) - _first(runs["grpc"], share)) for share in (0.5, 0.95)}
-    pairs = [
-        pair for one in zip(*runs.values(), strict=True) for pair in zip(*(way["samples"] for way in one), strict=True)
-    ]
-    print(f"streams with another number of samples: {sum(one != other for one, other in pairs)} of {len(pairs)}")
-    print(f"the gateway adds p50 {added[0.5]:+.1f} ms, p95 {added[0.95]:+.1f} ms to first audio")
+            runs = asyncio.run(measure(comparison, server.grpc_url, gateway.url))
+    found = show(runs)
     where = {"repository": repository.name, "gateway_cores": sorted(own), "server_cores": sorted(others)}
-    found = {"added_ms": {f"p{100 * share:g}": value for share, value in added.items()}, "runs": runs}
-    path = report.write("gateway", {"settings": asdict(comparison) | where, **found})
+    path = report.write("gateway", {"settings": asdict(comparison) | where, **found, "runs": runs})
     print(f"raw numbers: {path}")
     return path
 
 
-async def _measure(comparison: Comparison, triton: str, url: str) -> dict[str, list[dict[str, Any]]]:
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+def show(runs: Runs) -> dict[str, Any]:
+    """Print what `measure` found; the differences, in milliseconds and in streams."""
+    rows = [_row(way, runs[way]) for way in WAYS]
+    print(report.table(("way", "streams", "errors", "first p50 ms", "p95 ms", "streams/s", "samples"), rows))
+    added = {share: 1e3 * (_first(runs["gateway"], share) - _first(runs["grpc"], share)) for share in (0.5, 0.95)}
+    rounds = zip(*(runs[way] for way in WAYS), strict=True)
+    pairs = [pair for one, other in rounds for pair in zip(one["samples"], other["samples"], strict=True)]
+    differing = sum(one != other for one, other in pairs)
+    print(f"streams with another number of samples: {differing} of {len(pairs)}")
+    print(f"the gateway adds p50 {added[0.5]:+.1f} ms, p95 {added[0.95]:+.1f} ms to first audio")
+    return {"added_ms": {f"p{100 * share:g}": value for share, value in added.items()}, "differing": differing}
+
+
+async def measure(comparison: Comparison, triton: str, url: str) -> Runs:
+    """All rounds but the first, which warms up; of each way its rounds, with samples and seconds of every stream."""
+    runs: Runs = {way: [] for way in WAYS}
     connector = aiohttp.TCPConnector(limit=0)
     async with AsyncTTSClient(triton) as client, aiohttp.ClientSession(url, connector=connector) as session:
         speak = {
@@ -86,9 +98,10 @@ async def _measure(comparison: Comparison, triton: str, url: str) -> dict[str, l
         }
         with tqdm(desc="gateway", total=len(WAYS) * (comparison.rounds + 1) * comparison.streams, unit="stream") as bar:
             for number in range(comparison.rounds + 1):
+                pauses = np.random.default_rng(number).exponential(comparison.pause_s, comparison.streams)
                 for way in WAYS if number % 2 else reversed(WAYS):
-                    loaded = await closed_loop(speak[way], comparison.clients, comparison.streams, bar.update)
-                    if number:  # the first warms up
+                    loaded = await closed_loop(speak[way], comparison.clients, comparison.streams, bar.update, pauses)
+                    if number:
                         runs[way].append(_summary(loaded))
     return runs
 

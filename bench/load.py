@@ -122,13 +122,23 @@ def poisson_arrivals(rate: float, count: int, seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).exponential(1 / rate, count).cumsum()
 
 
-async def closed_loop(speak: Speak, concurrency: int, requests: int, advance: Callable[[], object]) -> Loaded:
-    """Keep `concurrency` requests under way until `requests` are answered; `advance` is called after each."""
+async def closed_loop(
+    speak: Speak,
+    concurrency: int,
+    requests: int,
+    advance: Callable[[], object],
+    pauses: Sequence[float] | NDArray[np.float64] = (),
+) -> Loaded:
+    """Have `concurrency` callers ask again and again until `requests` are answered; `advance` is called after each.
+
+    Before request n its caller waits `pauses[n]` seconds, where there are pauses.
+    """
     numbers = iter(range(requests))
     outcomes: dict[int, Outcome] = {}
 
     async def worker() -> None:
         for number in numbers:
+            await asyncio.sleep(pauses[number] if len(pauses) else 0)
             outcomes[number] = await _one(speak, number, time.perf_counter())
             advance()
 

@@ -51,6 +51,15 @@ def test_arrivals_are_a_poisson_process_of_the_rate(seed):
     assert abs(np.corrcoef(gaps[1:], gaps[:-1])[0, 1]) < 5 / count**0.5
 
 
+def test_callers_of_a_closed_loop_pause_before_each_request_and_that_is_no_latency():
+    async def speak(number):
+        yield 1.0
+
+    loaded = asyncio.run(closed_loop(speak, 1, 4, lambda: None, pauses=[0.05, 0.0, 0.1, 0.05]))
+    assert loaded.seconds >= 0.2
+    assert sum(outcome.latency_s for outcome in loaded.outcomes) < loaded.seconds - 0.2 + 1e-3
+
+
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_closed_loop_keeps_so_many_under_way_and_sends_each_once(concurrency):
     sent, under_way, most, advanced = [], 0, 0, []

@@ -59,6 +59,30 @@ BREAK_OFF = """
 }
 """
 
+# A storage with room for so many texts of the history.
+FULL_STORAGE = """
+allowed => {
+  const set = Storage.prototype.setItem;
+  Storage.prototype.setItem = function (name, value) {
+    if (name === "chattts.history" && JSON.parse(value).length > allowed) {
+      throw new DOMException("full", "QuotaExceededError");
+    }
+    set.call(this, name, value);
+  };
+}
+"""
+
+# Pictures in about two seconds, by where the line in them is, and how many seconds it were.
+COUNT_PICTURES = """
+() => new Promise((resolve) => {
+  let moved = 0;
+  const began = performance.now();
+  const observer = new MutationObserver(() => (moved += 1));
+  observer.observe(document.querySelector("#playhead"), { attributeFilter: ["style"] });
+  setTimeout(() => resolve([moved, (performance.now() - began) / 1000]), 2000);
+})
+"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -237,6 +261,23 @@ def test_pausing_the_player_holds_the_speech(page, tmp_path):
         assert page.evaluate("() => document.querySelector('#playhead').style.transform") == held
     page.evaluate("() => document.querySelector('#audio').play()")
     page.wait_for_function("() => heard.loudest > 0.4")
+
+
+def test_a_server_that_is_too_slow_is_told_and_waited_for(page, tmp_path):
+    text = f"hold {tmp_path / 'end'}"
+    page.fill("#input", text)
+    page.click("#speak")
+    expect(page.locator("#status")).to_have_text("The server is slower than speech; collecting some more …")
+    assert not page.evaluate("() => document.querySelector('#audio').paused")
+    (tmp_path / "end").touch()
+    expect(page.locator("#status")).to_have_text(re.compile(r"Done: \d+\.\d s of speech\."))
+
+
+def test_who_wants_less_motion_gets_two_pictures_a_second(browser, gateway, tmp_path):
+    with opened(browser, gateway.url, reduced_motion="reduce") as page:
+        start_speaking(page, f"endless {tmp_path / 'ended'}")
+        moved, seconds = page.evaluate(COUNT_PICTURES)
+        assert 1 <= moved <= 2 * seconds + 1
 
 
 def test_speech_that_has_ended_can_be_sought_and_played_again(page):
@@ -461,6 +502,15 @@ def test_a_text_comes_back_with_its_settings_and_seed(page):
     values = {name: page.input_value(f"#{name}") for name in ("voice", "speed", "temperature", "seed")}
     assert values == {"voice": "warm_2", "speed": "0.5", "temperature": "0.7", "seed": str(DEFAULT_SEED)}
     assert not page.is_checked("#refine")
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_a_browser_that_keeps_nothing_more_forgets_the_oldest_and_breaks_nothing(page, allowed):
+    page.evaluate(FULL_STORAGE, allowed)
+    for number in range(3):
+        speak(page, f"Text {number}")
+    newest_first = [f"Text {number}" for number in (2, 1, 0)]
+    expect(page.locator("#history .text")).to_have_text(newest_first[:allowed])
 
 
 def test_texts_of_the_history_can_be_deleted(page):

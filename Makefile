@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-CHECKPOINT ?= synthetic
+CHECKPOINT ?= demo
 # ONNX Runtime comes as two packages that exclude each other.
 DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 ARGS ?=
@@ -38,7 +38,7 @@ serve: setup ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after m
 up: setup ## server, OpenAI-compatible API and web page on http://127.0.0.1:8080 (ARGS="--port 9000")
 	$(RUN) -m gateway.up $(ARGS)
 
-export: setup ## write the artifacts of CHECKPOINT=hf|synthetic|tiny|DIR into model_repository/
+export: setup ## write the artifacts of CHECKPOINT=hf|demo|synthetic|tiny|DIR into model_repository/
 	$(RUN) -m export --checkpoint $(CHECKPOINT) $(ARGS)
 
 bench: setup ## compare with the ChatTTS package in one run (ARGS="--precision bf16")
@@ -46,6 +46,7 @@ bench: setup ## compare with the ChatTTS package in one run (ARGS="--precision b
 	$(RUN) -m bench compare --repository build/repositories/synthetic \
 		--precision $(if $(filter gpu,$(DEVICE)),bf16 fp16,fp32 int8) $(ARGS)
 
+load: CHECKPOINT = synthetic
 load: setup ## load test with locust (ARGS="--scenario spike --users 32 --minutes 3", see tests/load)
 	$(if $(findstring --url,$(ARGS)),,$(RUN) -m export --checkpoint $(CHECKPOINT) --out build/repositories/$(notdir $(CHECKPOINT)))
 	$(RUN) -m tests.load --repository build/repositories/$(notdir $(CHECKPOINT)) $(ARGS)

@@ -1,7 +1,6 @@
 """`make demo`: from nothing to a spoken sentence, through a real server, over gRPC and HTTP.
 
-Exports the synthetic checkpoint when the model repository holds no artifacts yet. With random weights its audio is
-noise of the right length; export the official weights (`make export CHECKPOINT=hf`) and run it again to hear speech.
+Exports the demo checkpoint, which says simple English sentences, when the model repository holds no artifacts yet.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from client import Speech, TTSClient, TTSError
 
 REPOSITORY = ROOT / "model_repository"
 LOG = ROOT / "build" / "demo-server.log"
-TEXT = "ChatTTS is speaking: it is 8:45 now, and the train leaves in 20 minutes."
+TEXT = "Good morning. It is 8:45 now. The train to London leaves in 20 minutes."
+SPEAKER = "default"
 SEED = 42
-MAX_NEW_TOKENS = 192  # 4.1 s of audio; a model with random weights does not always end by itself
+MAX_NEW_TOKENS = 384  # 8.2 s a sentence; a model with random weights does not always end by itself
 
 
 def main() -> int:
@@ -54,8 +54,8 @@ def export_if_needed() -> None:
         CalledProcessError: the export failed.
     """
     if not (REPOSITORY / "gpt_decoder" / "1" / "model.safetensors").exists():
-        print("no artifacts in model_repository yet: exporting the synthetic checkpoint", flush=True)
-        subprocess.run([sys.executable, "-m", "export", "--checkpoint", "synthetic"], cwd=ROOT, check=True)
+        print("no artifacts in model_repository yet: exporting the demo checkpoint", flush=True)
+        subprocess.run([sys.executable, "-m", "export", "--checkpoint", "demo"], cwd=ROOT, check=True)
 
 
 def _speak(server: RunningServer, text: str) -> Speech:
@@ -63,7 +63,7 @@ def _speak(server: RunningServer, text: str) -> Speech:
     for protocol, url in (("grpc", server.grpc_url), ("http", server.http_url)):
         with TTSClient(url, protocol) as client:  # type: ignore[arg-type]
             started = time.perf_counter()
-            speech = client.synthesize(text, seed=SEED, skip_refine=True, max_new_tokens=MAX_NEW_TOKENS)
+            speech = client.synthesize(text, speaker=SPEAKER, seed=SEED, max_new_tokens=MAX_NEW_TOKENS)
             seconds = time.perf_counter() - started
         print(
             f"{protocol:4}  model=chattts  tokens={speech.num_tokens}  audio={speech.duration:.2f} s  "

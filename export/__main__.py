@@ -1,4 +1,4 @@
-"""Command line of the export: `python -m export --checkpoint hf|synthetic|tiny|DIR --out DIR`."""
+"""Command line of the export: `python -m export --checkpoint hf|demo|synthetic|tiny|DIR --out DIR`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from export.onnx_models import PRECISIONS
 from export.repository import Artifact, build_repository, is_up_to_date, lock_repository, update_models
 from export.synthetic import SIZES, ensure_checkpoint
 from export.voice_library import SOURCE_VOICES, VOICES_FOLDER, voices_for, why_left_out
+
+DEMO = Path(__file__).parent / "demo"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,9 +57,9 @@ def export(
     """Make `out_dir` a complete model repository of the checkpoint `source`, unless it is one already.
 
     Args:
-        source: "hf", "synthetic", "tiny", or a folder in the official layout.
+        source: "hf", "demo", "synthetic", "tiny", or a folder in the official layout.
         out_dir: the model repository.
-        cache_dir: where checkpoints of the first three kinds are kept.
+        cache_dir: where checkpoints that are downloaded or made are kept.
         seed: of the random weights of "synthetic" and "tiny".
         vocoder_precision: of decoder and vocoder, one of PRECISIONS.
         voices_dir: the voices that callers may ask for by name; those of another hidden size are left out, and named.
@@ -88,6 +90,8 @@ def export(
 
 
 def _checkpoint(source: str, cache_dir: Path, seed: int) -> Checkpoint:
+    if source == "demo":
+        return Checkpoint.load(DEMO)
     if source in SIZES or source == "hf":
         with locked(cache_dir / f".{source}.lock"):
             if source in SIZES:
@@ -95,7 +99,8 @@ def _checkpoint(source: str, cache_dir: Path, seed: int) -> Checkpoint:
             download_checkpoint(cache_dir / source)
             return Checkpoint.load(cache_dir / source)
     if not Path(source).is_dir():
-        raise ConfigError(f"checkpoint is {shown(source)}; allowed is hf, {', '.join(SIZES)} or an existing folder")
+        allowed = ", ".join(("hf", "demo", *SIZES))
+        raise ConfigError(f"checkpoint is {shown(source)}; allowed is {allowed} or an existing folder")
     return Checkpoint.load(Path(source))
 
 
@@ -114,8 +119,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        metavar="hf|synthetic|tiny|DIR",
-        help="hf: download 2Noise/ChatTTS; synthetic, tiny: random weights; DIR: a folder in the official layout",
+        metavar="hf|demo|synthetic|tiny|DIR",
+        help="hf: download 2Noise/ChatTTS; demo: the small one that comes with the project and speaks simple English; "
+        "synthetic, tiny: random weights; DIR: a folder in the official layout",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("model_repository"), metavar="DIR", help="model repository (%(default)s)"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from chattts_serving.server import RunningServer, running_server
+from export.__main__ import DEMO
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,17 +39,23 @@ def export(checkpoint: str, out: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-def deploy(checkpoint: str, log_folder: Path) -> Iterator[Deployment]:
-    repository = ROOT / "build" / "repositories" / checkpoint
-    export(checkpoint, repository)
+def deploy(name: str, log_folder: Path) -> Iterator[Deployment]:
+    repository = ROOT / "build" / "repositories" / name
+    export(name, repository)
     with running_server(repository, log_path=log_folder / "server.log") as server:
-        yield Deployment(ROOT / "checkpoints" / checkpoint, repository, server)
+        yield Deployment(DEMO if name == "demo" else ROOT / "checkpoints" / name, repository, server)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Iterator[Deployment]:
     """The tiny checkpoint behind a live server."""
     yield from deploy("tiny", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Iterator[Deployment]:
+    """The checkpoint that speaks English, behind a live server."""
+    yield from deploy("demo", tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="session")

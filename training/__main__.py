@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from training import checkpoint, corpus, curves, language, served, sound
+from training import checkpoint, corpus, language, pictures, served, sound
 from training.loop import load
 from training.modules import Codec
-from training.sentences import sentences
+from training.sentences import draw, draw_words, sentences
 from training.settings import FOLDER, SIZES
 
 
@@ -25,6 +27,7 @@ def main() -> None:
     steps = parser.add_subparsers(dest="step", required=True)
     spoken = steps.add_parser("corpus", help="have flite speak")
     spoken.add_argument("--sentences", type=int, default=12_000, help="for each voice (default %(default)s)")
+    spoken.add_argument("--loose", type=int, default=1_500, help="and of words in any order (default %(default)s)")
     spoken.add_argument("--words", type=int, default=14, help="of a sentence at most (default %(default)s)")
     steps.add_parser("codec", help="train the DVAE, and encode the corpus")
     steps.add_parser("encode", help="encode the corpus again, after it grew")
@@ -37,8 +40,14 @@ def main() -> None:
     spoken.add_argument("--out", type=Path, default=FOLDER / "checkpoint")
     drawn = steps.add_parser("curves", help="draw how the losses fell")
     drawn.add_argument("--out", type=Path, default=Path(__file__).parent / "curves.png")
+    drawn = steps.add_parser("picture", help="draw the spectrogram of a recording")
+    drawn.add_argument("recording", type=Path, metavar="WAV")
+    drawn.add_argument("--out", type=Path, required=True)
+    drawn.add_argument("--title", default="")
     heard = steps.add_parser("listen", help="serve a checkpoint and count the words that are not understood")
-    heard.add_argument("--checkpoint", type=Path, default=FOLDER / "checkpoint")
+    heard.add_argument("--checkpoint", help="as the export takes it (default: what the step before wrote)")
+    heard.add_argument("--ways", nargs="+", default=served.WAYS, choices=served.WAYS, help="of asking (default all)")
+    heard.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "int8"], help="of the engine")
     heard.add_argument("--repository", type=Path, default=FOLDER / "repository", help="where it is exported to")
     heard.add_argument("--temperature", type=float, default=0.3)
     heard.add_argument("--sentences", type=int, default=60, help="the first so many (default %(default)s)")
@@ -57,8 +66,9 @@ def _voices(text: str) -> list[str]:
 
 def _corpus(options: argparse.Namespace) -> None:
     for number, voice in enumerate(options.voices):
-        said = sentences(options.sentences, number, options.words)
-        corpus.make(options.folder, voice, said, len(os.sched_getaffinity(0)))
+        said = sentences(options.sentences, number, partial(draw, longest=options.words))
+        loose = sentences(options.loose, number, draw_words)
+        corpus.make(options.folder, voice, [*said, *loose], len(os.sched_getaffinity(0)))
     print("\n".join(corpus.shares(options.folder, options.voices)))
 
 
@@ -93,18 +103,28 @@ def _checkpoint(options: argparse.Namespace) -> None:
 
 
 def _curves(options: argparse.Namespace) -> None:
-    curves.draw(options.folder, options.out)
+    pictures.draw_losses(options.folder, options.out)
+
+
+def _picture(options: argparse.Namespace) -> None:
+    pictures.draw_recording(options.recording, options.out, options.title)
 
 
 def _listen(options: argparse.Namespace) -> None:
-    served.listen(
-        options.checkpoint,
+    rates = served.listen(
+        options.checkpoint or str(options.folder / "checkpoint"),
         options.repository,
         options.voices,
         sentences=options.sentences,
         temperature=options.temperature,
+        precisions=options.precision,
+        ways=options.ways,
         out=options.out,
     )
+    if options.checkpoint is None:
+        minutes = torch.load(options.folder / language.FILE, weights_only=True)["spent_s"] / 60
+        with (options.folder / pictures.HEARD_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"minutes": round(minutes, 2)} | rates) + "\n")
 
 
 _STEPS = {
@@ -115,6 +135,7 @@ _STEPS = {
     "language": _language,
     "checkpoint": _checkpoint,
     "curves": _curves,
+    "picture": _picture,
     "listen": _listen,
 }
 

@@ -25,6 +25,7 @@ from export.layout import NUM_CODEBOOKS
 from training.corpus import PIECE, VOICES, Utterance, recordings, utterances
 from training.loop import train
 from training.modules import Language, LogMel, MelDecoder
+from training.sentences import draw_words
 from training.settings import SIZES
 from training.sound import CODEC_FILE
 from training.vocabulary import IDS
@@ -53,8 +54,9 @@ class Batch:
         lengths: int64 [B], audio tokens.
         places: int64 [B, T, heads], the place in `ids` where each guided head is to look.
         audio: float32 [B, T * SAMPLES_PER_TOKEN].
-        refining: int64 [B, R], the same texts as the first pass refines them: prompt, refined text, [Ebreak], padding.
-        is_refined: bool [B, R], the refined text and its end.
+        refining: int64 [2 B, R], these texts and as many of words in any order, as the first pass refines them: prompt,
+            refined text, [Ebreak], padding. Without the second half it would learn sentences by heart.
+        is_refined: bool [2 B, R], the refined text and its end.
     """
 
     ids: torch.Tensor
@@ -115,7 +117,8 @@ class Corpus:
                 places[row, : one.tokens, head] = place[ahead : ahead + one.tokens]
         voices = torch.tensor([self._rows[voice] for voice, _ in pairs])
         lengths = torch.tensor([one.tokens for _, one in pairs])
-        refining, is_refined = _refining([one for _, one in pairs])
+        loose = [" ".join(draw_words(self._rng) for _ in range(self._rng.randint(1, 3))) for _ in pairs]
+        refining, is_refined = _refining([*(one.text for _, one in pairs), *loose])
         return Batch(ids, real, voices, codes, lengths, places, audio, refining, is_refined)
 
 
@@ -132,11 +135,11 @@ def prompt_of(one: Utterance, rng: random.Random) -> tuple[list[int], list[int]]
     return [*ids, IDS["[Ptts]"]], owners
 
 
-def _refining(several: list[Utterance]) -> tuple[torch.Tensor, torch.Tensor]:
+def _refining(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """`Batch.refining` and `Batch.is_refined`: a comma becomes a pause, all else stays."""
     sequences, masks = [], []
-    for one in several:
-        text = [IDS[piece] for piece in PIECE.findall(one.text)]
+    for one in texts:
+        text = [IDS[piece] for piece in PIECE.findall(one)]
         prompt = [IDS["[Sbreak]"], *text, IDS["[Pbreak]"]]
         refined = [IDS["[uv_break]"] if token == IDS[","] else token for token in text] + [IDS["[Ebreak]"]]
         sequences.append(torch.tensor([*prompt, *refined]))

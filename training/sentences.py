@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 HELD_OUT_SHARE = 16  # of this many sentences one is held out, whichever voice says it
+COMMA_SHARE = 0.1  # of the words that stand in any order
+Draw = Callable[[random.Random], str]
+
 _FOLDER = Path(__file__).parent
 _MARKS = ".?!"  # at the end, with which a sentence is no other one
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -49,15 +52,21 @@ def draw(rng: random.Random, longest: int = 14) -> str:
             return sentence
 
 
-def sentences(number: int, seed: int, longest: int = 14, *, held_out: bool = False) -> Iterator[str]:
-    """`number` sentences, each once; those that are held out are never among the others, whatever the seed."""
+def sentences(number: int, seed: int, draw: Draw = draw, *, held_out: bool = False) -> Iterator[str]:
+    """`number` of what `draw` draws, each once; what is held out is never among the others, whatever the seed."""
     rng = random.Random(seed)  # noqa: S311 - nothing secret
     seen: set[str] = set()
     while len(seen) < number:
-        sentence = draw(rng, longest)
+        sentence = draw(rng)
         if sentence not in seen and is_held_out(sentence) == held_out:
             seen.add(sentence)
             yield sentence
+
+
+def draw_words(rng: random.Random, most: int = 9) -> str:
+    """1 to `most` words in any order, with commas, so that a word is learnt by itself and not by its neighbours."""
+    words = rng.choices(vocabulary(), k=rng.randint(1, most))
+    return "".join(f"{word}, " if rng.random() < COMMA_SHARE else f"{word} " for word in words[:-1]) + words[-1] + "."
 
 
 def is_held_out(sentence: str) -> bool:
@@ -77,6 +86,7 @@ def _held_out_texts() -> frozenset[str]:
     return frozenset(one.rstrip(_MARKS) for one in held_out())
 
 
+@cache
 def vocabulary() -> list[str]:
     """Every word that a sentence may have, sorted; words are runs of letters."""
     patterns, slots = grammar()

@@ -8,14 +8,20 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import openai
 import pytest
 import requests
+import soxr
 from playwright.sync_api import sync_playwright
 
+from chattts_serving.audio import SAMPLE_RATE
 from client import TTSClient
 from gateway.process import running_gateway
 from gateway.voices import clone_id
+from tests.gateway.test_speech import decoded
 from tests.metrics import time_to_rest, wait_until
+from training.listen import Listener, word_error_rate
+from training.sentences import held_out
 
 TEXT = "The library opens at nine."
 LONG = "This sentence takes very long to say. " * 20
@@ -85,3 +91,19 @@ def test_a_tab_that_is_closed_frees_the_slot(live, tiny):
         waited_s = time_to_rest(tiny.server, DROPPED_WITHIN_S)
         print(f"MEASURED: a closed tab has its slot freed after {1e3 * waited_s:.0f} ms")
         browser.close()
+
+
+def test_every_format_is_understood(demo, tmp_path):
+    """As OpenAI's clients ask for it, in front of the checkpoint that speaks English."""
+    listener, understood = Listener(), []
+    with running_gateway(demo.server.grpc_url, tmp_path / "gateway.log") as gateway:
+        sdk = openai.OpenAI(base_url=gateway.url + "/v1", api_key="none")
+        for number, name in enumerate(("mp3", "opus", "aac", "flac", "wav", "pcm")):
+            said = held_out()[number]
+            own = {"seed": number, "refine": False}
+            answer = sdk.audio.speech.create(
+                model="tts-1", voice="alloy", input=said, response_format=name, extra_body=own
+            )
+            audio, rate = decoded(answer.content, name)
+            understood.append(listener.listen(soxr.resample(audio, rate, SAMPLE_RATE), said))
+    assert word_error_rate(understood) <= 0.35, understood

@@ -53,7 +53,7 @@ def spoken_by_chattts(checkpoint, language, refine):
     return speaker, speech
 
 
-@pytest.fixture(params=["tiny", pytest.param("official", marks=pytest.mark.slow)])
+@pytest.fixture(params=["tiny", "demo", pytest.param("official", marks=pytest.mark.slow)])
 def deployment(request):
     return request.getfixturevalue(request.param)
 

@@ -104,5 +104,16 @@ def test_the_first_pass_is_to_make_pauses_of_commas(folder):
     row = batch.lengths.tolist().index(34)
     text = [IDS[piece] for piece in ("hello", ",", "my", "friend", ".")]
     refined = [text[0], IDS["[uv_break]"], *text[2:], IDS["[Ebreak]"]]
-    assert batch.refining[row].tolist() == [IDS["[Sbreak]"], *text, IDS["[Pbreak]"], *refined]
+    whole = [IDS["[Sbreak]"], *text, IDS["[Pbreak]"], *refined]
+    assert batch.refining[row, : len(whole)].tolist() == whole
     assert batch.refining[row][batch.is_refined[row]].tolist() == refined
+
+
+def test_the_first_pass_learns_to_keep_words_that_make_no_sense(folder):
+    batch = next(Corpus(folder, ["slt"], seed=0, longest=100).batches(1_000))
+    for row in range(len(batch.lengths), len(batch.refining)):
+        refined = batch.refining[row][batch.is_refined[row]].tolist()
+        prompt = batch.refining[row][~batch.is_refined[row]].tolist()
+        text = prompt[1 : prompt.index(IDS["[Pbreak]"])]
+        assert refined == [IDS["[uv_break]"] if token == IDS[","] else token for token in text] + [IDS["[Ebreak]"]]
+    assert len(batch.refining) == 2 * len(batch.lengths)

@@ -5,7 +5,7 @@ import re
 
 from chattts_serving.normalizer import Normalizer
 from training.corpus import PIECE, read_text
-from training.sentences import draw, grammar, held_out, is_held_out, sentences, vocabulary
+from training.sentences import draw, draw_words, grammar, held_out, is_held_out, sentences, vocabulary
 from training.vocabulary import IDS
 
 
@@ -38,6 +38,12 @@ def test_what_is_held_out_is_never_learnt():
     assert not {read_text(one) for one in learnt} & {read_text(one) for one in held_out()}
     assert all(is_held_out(one) for one in [*heard, *held_out()])
     assert not any(is_held_out(one) for one in learnt)
+
+
+def test_words_in_any_order_are_those_of_the_vocabulary():
+    drawn = list(sentences(3_000, 1, draw_words))
+    assert all(re.fullmatch(r"[a-z]+(,? [a-z]+){0,8}\.", one) for one in drawn)
+    assert set(re.findall("[a-z]+", " ".join(drawn))) == set(vocabulary())
 
 
 def test_the_same_seed_draws_the_same():

@@ -74,7 +74,7 @@ def test_one_voice_under_four_names_is_not_told_apart(together):
     assert told_apart(mixed) < 0.6
 
 
-@pytest.mark.parametrize("number", range(0, 60, 20))
+@pytest.mark.parametrize("number", [0, 20])
 @pytest.mark.parametrize("voice", VOICES)
 def test_chattts_itself_says_the_same(demo, chattts, voice, number):
     options = {"temperature": NEAR_ZERO, "max_new_tokens": 300}

@@ -138,7 +138,8 @@ async def closed_loop(
 
     async def worker() -> None:
         for number in numbers:
-            await asyncio.sleep(pauses[number] if len(pauses) else 0)
+            if len(pauses):
+                await asyncio.sleep(pauses[number])
             outcomes[number] = await _one(speak, number, time.perf_counter())
             advance()
 

@@ -186,9 +186,10 @@ INLINE vi dot4(vi sum, const uint8_t *a, const int8_t *w) {
 #endif
 }
 
-/* `count` rows (a constant where this is inlined) times one panel; meanwhile half a panel is fetched from `ahead`. */
+/* `count` rows (a constant where this is inlined) times one panel; meanwhile half a panel (`lines` 1), or a whole one (2),
+   is fetched from `ahead`. */
 INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, int64_t row, int count, int64_t panel,
-                 const char *ahead, Epilogue epilogue, float *out, int64_t stride) {
+                 const char *ahead, int lines, Epilogue epilogue, float *out, int64_t stride) {
     const int depth = matrix->inputs;
     vf result[ROWS][VECTORS];
     if (share->model->int8) {
@@ -197,8 +198,9 @@ INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, in
         const uint8_t *a = share->work->bytes + row * depth;
         for (int i = 0; i < count; i++)
             for (int j = 0; j < VECTORS; j++) sums[i][j] = (vi){0};
-        for (int k = 0; k < depth; k += 4, w += 4 * PANEL, ahead += 64) {
+        for (int k = 0; k < depth; k += 4, w += 4 * PANEL, ahead += 64 * lines) {
             __builtin_prefetch(ahead, 0, 2);
+            if (lines == 2) __builtin_prefetch(ahead + 64, 0, 2);
             for (int i = 0; i < count; i++)
                 for (int j = 0; j < VECTORS; j++) sums[i][j] = dot4(sums[i][j], a + i * depth + k, w + 4 * VL * j);
         }
@@ -215,8 +217,9 @@ INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, in
         const float *a = rows + row * depth;
         for (int i = 0; i < count; i++)
             for (int j = 0; j < VECTORS; j++) result[i][j] = (vf){0};
-        for (int k = 0; k < depth; k++, w += PANEL, ahead += 64) {
+        for (int k = 0; k < depth; k++, w += PANEL, ahead += 64 * lines) {
             __builtin_prefetch(ahead, 0, 2);
+            if (lines == 2) __builtin_prefetch(ahead + 64, 0, 2);
             vf weights[VECTORS];
             for (int j = 0; j < VECTORS; j++) weights[j] = *(const vf *)(w + VL * j);
             for (int i = 0; i < count; i++)
@@ -252,11 +255,13 @@ INLINE void multiply(const Share *share, const Matrix *matrix, const float *rows
         for (int64_t row = start; row < end;) {
             const int64_t tiles = (end - row + ROWS - 1) / ROWS; /* as even as can be: 16 rows are 8 and 8 */
             const int n = (int)((end - row + tiles - 1) / tiles);
-            /* The last two tiles of a panel fetch the next one, so that memory is read while products are computed. */
-            const char *ahead = (const char *)matrix->data + 2 * half * (panel + (tiles <= 2 && end - start > ROWS));
-            if (tiles == 1) ahead += half;
+            /* The last two tiles of a panel fetch the next one, so that memory is read while products are computed. One
+               tile alone fetches all of it, but for one or two rows, which are done as soon as their weights are there. */
+            const int lines = end - start > 2 && end - start <= ROWS ? 2 : 1;
+            const char *ahead = (const char *)matrix->data + 2 * half * (panel + (tiles <= 2 && end - start > 2));
+            if (tiles == 1 && lines == 1) ahead += half;
 #define CASE(N)                                                                                                        \
-    if (N <= ROWS && n == N) tile(share, matrix, rows, row, N <= ROWS ? N : 1, panel, ahead, epilogue, out, stride);
+    if (N <= ROWS && n == N) tile(share, matrix, rows, row, N <= ROWS ? N : 1, panel, ahead, lines, epilogue, out, stride);
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
             row += n;
         }

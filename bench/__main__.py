@@ -99,7 +99,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _gateway(options: argparse.Namespace) -> None:
     from bench import gateway
 
-    comparison = gateway.Comparison(options.clients, options.streams, options.rounds, options.tokens, options.pause)
+    comparison = gateway.Comparison(options.clients, options.streams, options.tokens, options.pause)
     gateway.run(comparison, options.repository)
 
 
@@ -158,9 +158,8 @@ def _parse() -> argparse.Namespace:
     server.add_argument("--soak", type=int, default=0, metavar="N", help="memory after every 50 of N requests")
 
     door = parts.add_parser("gateway", help="what the gateway adds to first audio, beside gRPC without it")
-    door.add_argument("--clients", type=int, default=64, metavar="N", help="streams at once (default 64)")
-    door.add_argument("--streams", type=int, default=192, metavar="N", help="of each round and way (default 192)")
-    door.add_argument("--rounds", type=int, default=3, metavar="N", help="(default 3)")
+    door.add_argument("--clients", type=int, default=64, metavar="N", help="each way (default 64)")
+    door.add_argument("--streams", type=int, default=512, metavar="N", help="each way (default 512)")
     door.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"of each stream (default {TOKENS})")
     door.add_argument(
         "--pause", type=float, default=0.0, metavar="SECONDS", help="of a client before each stream (mean; default 0)"

@@ -1,7 +1,8 @@
-"""What the gateway costs: the same streams through it over HTTP and straight from Triton over gRPC, in turns.
+"""What the gateway costs: the same streams through it over HTTP and straight from Triton over gRPC, side by side.
 
-The gateway has one core for itself and this client, the server the others. Each stream has the same sentence and tokens
-both ways, and every sample of it is counted.
+Both ways have callers of their own, who are at work at the same time, so that whatever the machine does happens to
+both. The gateway has one core for itself and all callers, the server the others. Each stream has the same sentence and
+tokens both ways, and every sample of it is counted.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from chattts_serving.server import running_server
 from client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError
 from gateway.process import running_gateway
 
-Runs = dict[str, list[dict[str, Any]]]
+Runs = dict[str, dict[str, Any]]
 
 WAYS = ("grpc", "gateway")
+SHARES = (0.5, 0.95)  # percentiles of first audio
+RESAMPLES = 2_000
 SAMPLE_BYTES = 2
 
 
@@ -38,17 +41,15 @@ class Comparison:
     """What to send, each way.
 
     Attributes:
-        clients: streams at once.
-        streams: of each round.
-        rounds: in which both ways take their turns.
+        clients: that speak at once.
+        streams: of all of them together.
         tokens: of each stream.
-        pause_s: that a client makes before each stream, exponentially distributed with this mean; without pauses the
+        pause_s: that a client makes before each stream, evenly distributed up to twice this mean; without pauses the
             server is saturated, and first audio tells of its queue alone.
     """
 
     clients: int = 64
-    streams: int = 192
-    rounds: int = 3
+    streams: int = 512
     tokens: int = 96
     pause_s: float = 0.0
 
@@ -78,32 +79,38 @@ def show(runs: Runs) -> dict[str, Any]:
     """Print what `measure` found; the differences, in milliseconds and in streams."""
     rows = [_row(way, runs[way]) for way in WAYS]
     print(report.table(("way", "streams", "errors", "first p50 ms", "p95 ms", "streams/s", "samples"), rows))
-    added = {share: 1e3 * (_first(runs["gateway"], share) - _first(runs["grpc"], share)) for share in (0.5, 0.95)}
-    rounds = zip(*(runs[way] for way in WAYS), strict=True)
-    pairs = [pair for one, other in rounds for pair in zip(one["samples"], other["samples"], strict=True)]
+    pairs = list(zip(*(runs[way]["samples"] for way in WAYS), strict=True))
     differing = sum(one != other for one, other in pairs)
     print(f"streams with another number of samples: {differing} of {len(pairs)}")
-    print(f"the gateway adds p50 {added[0.5]:+.1f} ms, p95 {added[0.95]:+.1f} ms to first audio")
-    return {"added_ms": {f"p{100 * share:g}": value for share, value in added.items()}, "differing": differing}
+    added = {f"p{100 * share:g}": _added(runs, share) for share in SHARES}
+    for name, found in added.items():
+        print(
+            "the gateway adds {ms:+.1f} ms ({low:+.1f} to {high:+.1f}) to the {name} of first audio".format(
+                name=name, **found
+            )
+        )
+    return {"added": added, "differing": differing}
 
 
 async def measure(comparison: Comparison, triton: str, url: str) -> Runs:
-    """All rounds but the first, which warms up; of each way its rounds, with samples and seconds of every stream."""
-    runs: Runs = {way: [] for way in WAYS}
+    """Of each way what came of its streams, with samples and seconds of every one; all callers speak once before."""
     connector = aiohttp.TCPConnector(limit=0)
     async with AsyncTTSClient(triton) as client, aiohttp.ClientSession(url, connector=connector) as session:
         speak = {
             "grpc": speaker(client, Load(stream=True, tokens=comparison.tokens)),
             "gateway": _through(session, comparison.tokens),
         }
-        with tqdm(desc="gateway", total=len(WAYS) * (comparison.rounds + 1) * comparison.streams, unit="stream") as bar:
-            for number in range(comparison.rounds + 1):
-                pauses = np.random.default_rng(number).exponential(comparison.pause_s, comparison.streams)
-                for way in WAYS if number % 2 else reversed(WAYS):
-                    loaded = await closed_loop(speak[way], comparison.clients, comparison.streams, bar.update, pauses)
-                    if number:
-                        runs[way].append(_summary(loaded))
-    return runs
+        with tqdm(desc="gateway", total=len(WAYS) * (comparison.clients + comparison.streams), unit="stream") as bar:
+
+            async def load(streams: int, pause_s: float) -> list[Loaded]:
+                pauses = np.random.default_rng(0).uniform(0, 2 * pause_s, (len(WAYS), streams)) if pause_s else [(), ()]
+                both = zip(WAYS, pauses, strict=True)
+                loops = (closed_loop(speak[way], comparison.clients, streams, bar.update, some) for way, some in both)
+                return await asyncio.gather(*loops)
+
+            await load(comparison.clients, 0.0)
+            loaded = await load(comparison.streams, comparison.pause_s)
+    return {way: _summary(one) for way, one in zip(WAYS, loaded, strict=True)}
 
 
 def _summary(loaded: Loaded) -> dict[str, Any]:
@@ -138,12 +145,18 @@ def _through(session: aiohttp.ClientSession, tokens: int) -> Speak:
     return speak
 
 
-def _first(runs: list[dict[str, Any]], share: float) -> float:
-    return percentile([seconds for one in runs for seconds in one["first_s"]], share)
+def _added(runs: Runs, share: float) -> dict[str, float]:
+    """Milliseconds that the gateway adds to percentile `share` of first audio, and a 95 % interval by the bootstrap."""
+    first_ms = [1e3 * np.asarray(runs[way]["first_s"]) for way in WAYS]
+    generator = np.random.default_rng(0)
+    samples = [generator.choice(values, (RESAMPLES, len(values))) for values in first_ms]
+    direct, through = (np.quantile(sample, share, axis=1, method="inverted_cdf") for sample in samples)
+    low, high = np.quantile(through - direct, (0.025, 0.975))
+    direct_ms, through_ms = (np.quantile(values, share, method="inverted_cdf") for values in first_ms)
+    return {"ms": float(through_ms - direct_ms), "low": float(low), "high": float(high)}
 
 
-def _row(way: str, runs: list[dict[str, Any]]) -> list[object]:
-    streams, errors = sum(one["requests"] for one in runs), sum(sum(one["errors"].values()) for one in runs)
-    rate = sum(one["answered"] for one in runs) / sum(one["seconds"] for one in runs)
-    samples = sum(sum(one["samples"]) for one in runs)
-    return [way, streams, errors, 1e3 * _first(runs, 0.5), 1e3 * _first(runs, 0.95), rate, samples]
+def _row(way: str, run: dict[str, Any]) -> list[object]:
+    errors, rate = sum(run["errors"].values()), run["answered"] / run["seconds"]
+    first = [1e3 * percentile(run["first_s"], share) for share in SHARES]
+    return [way, run["requests"], errors, *first, rate, sum(run["samples"])]

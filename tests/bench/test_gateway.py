@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from bench.gateway import Comparison, measure, show
@@ -10,13 +11,13 @@ from gateway.process import running_gateway
 
 
 def test_both_ways_speak_the_same_and_lose_nothing(tiny, tmp_path, capsys):
-    comparison = Comparison(clients=4, streams=8, rounds=2, tokens=32, pause_s=0.05)
+    comparison = Comparison(clients=4, streams=16, tokens=32, pause_s=0.05)
     with running_gateway(tiny.server.grpc_url, tmp_path / "gateway.log") as gateway:
         runs = asyncio.run(measure(comparison, tiny.server.grpc_url, gateway.url))
     for way in ("grpc", "gateway"):
-        assert [one["errors"] for one in runs[way]] == [{}, {}]
-        assert [one["samples"] for one in runs[way]] == 2 * [8 * [num_samples(32)]]
-        assert all(0 < first < one["seconds"] for one in runs[way] for first in one["first_s"])
+        assert runs[way]["errors"] == {}
+        assert runs[way]["samples"] == 16 * [num_samples(32)]
+        assert all(0 < first < runs[way]["seconds"] for first in runs[way]["first_s"])
     assert show(runs)["differing"] == 0
     assert "of 16" in capsys.readouterr().out
 
@@ -27,8 +28,16 @@ def test_differences_are_of_percentiles_and_of_streams_side_by_side(capsys):
         counts = {"requests": len(samples), "answered": len(samples), "errors": {}, "seconds": 1.0}
         return counts | {"first_s": first_s, "samples": samples}
 
-    runs = {"grpc": [run(range(1, 101), [5, 6, 7])], "gateway": [run(range(3, 203, 2), [5, 7, 6])]}
-    found = show(runs)
-    assert found["added_ms"]["p50"] == pytest.approx(101 - 50)
-    assert found["added_ms"]["p95"] == pytest.approx(191 - 95)
+    found = show({"grpc": run(range(1, 101), [5, 6, 7]), "gateway": run(range(3, 203, 2), [5, 7, 6])})
+    assert found["added"]["p50"]["ms"] == pytest.approx(101 - 50)
+    assert found["added"]["p95"]["ms"] == pytest.approx(191 - 95)
+    assert all(one["low"] < one["ms"] < one["high"] for one in found["added"].values())
     assert found["differing"] == 2
+
+
+def test_the_interval_holds_no_difference_where_there_is_none():
+    first_s = list(np.random.default_rng(1).exponential(0.05, 400))
+    run = {"requests": 1, "answered": 1, "errors": {}, "seconds": 1.0, "first_s": first_s, "samples": [1]}
+    other = run | {"first_s": list(np.random.default_rng(2).exponential(0.05, 400))}
+    for one in show({"grpc": run, "gateway": other})["added"].values():
+        assert one["low"] < 0 < one["high"]

@@ -20,6 +20,7 @@ from gateway.metrics import Metrics
 from gateway.middleware import Bounded, Guarded, Logged
 from gateway.routes import Gateway, router
 from gateway.settings import Settings
+from gateway.voices import ServerVoices
 
 PAGE = Path(__file__).parent / "page"
 MAX_JSON_BYTES = 2**19  # 20,000 characters are up to 240 KB as JSON has them, the id of a cloned voice 64 KB
@@ -57,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
             HTTPException: _http_error,
         },
     )
-    app.state.gateway = Gateway(settings, client, access, metrics)
+    app.state.gateway = Gateway(settings, client, ServerVoices(client), access, metrics)
     app.include_router(router)
     for path, file in _page_files().items():
         app.add_api_route(path, _sender(file), include_in_schema=False)

@@ -16,6 +16,7 @@ from gateway.errors import GatewayError
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.speech import MODEL, MODEL_ALIASES, SpeechRequest, SpeechResponse
+from gateway.voices import ServerVoices
 
 READY_TIMEOUT_S = 2.0
 
@@ -26,6 +27,7 @@ class Gateway:
 
     settings: Settings
     client: AsyncTTSClient
+    voices: ServerVoices
     access: Access
     metrics: Metrics
 
@@ -49,6 +51,7 @@ async def speak(body: SpeechRequest, request: Request, here: Here) -> Response:
     return SpeechResponse(
         here.client,
         body,
+        await here.voices.resolved(body.voice_name),
         settings=here.settings,
         request_id=request.state.request_id,
         report=here.metrics.speech,

@@ -88,16 +88,21 @@ class SpeechRequest(BaseModel):
         if self.instructions:
             raise invalid_field("instructions", "cannot be followed by this model; 'refine_prompt' and 'prompt' can")
 
-    def options(self, speed_tags: Mapping[int, float]) -> tuple[SynthesisOptions, float]:
+    @property
+    def voice_name(self) -> str:
+        """The voice, however it is written."""
+        return self.voice if isinstance(self.voice, str) else self.voice.id
+
+    def options(self, voice: str, speed_tags: Mapping[int, float]) -> tuple[SynthesisOptions, float]:
         """What the server is asked for, and the tempo that its samples are to be changed by.
 
         Args:
+            voice: as `spoken_by` takes it.
             speed_tags: how fast ChatTTS's speed tags are; the one nearest to `speed` is asked for.
 
         Raises:
             GatewayError: the voice is none.
         """
-        voice = self.voice if isinstance(self.voice, str) else self.voice.id
         own = {option.name for option in fields(SynthesisOptions)} & set(type(self).model_fields)
         values: dict[str, Any] = {name: getattr(self, name) for name in own} | spoken_by(voice)
         if self.refine is not None:
@@ -123,20 +128,21 @@ class SpeechResponse(Response):
         self,
         client: AsyncTTSClient,
         request: SpeechRequest,
+        voice: str,
         *,
         settings: Settings,
         request_id: str,
         report: Callable[[], SpeechReport],
         place: AbstractContextManager[None],
     ) -> None:
-        """Nothing is sent yet; `place` is held as long as something is.
+        """Nothing is sent yet; `voice` is as `spoken_by` takes it; `place` is held as long as something is sent.
 
         Raises:
             GatewayError: the request is wrong.
         """
         super().__init__()
         request.check()
-        options, self._tempo = request.options(settings.speed_tags)
+        options, self._tempo = request.options(voice, settings.speed_tags)
         self._place, self._timeout_s = place, settings.timeout_s
         self._request, self._request_id, self._report = request, request_id, report
         self._stream = client.stream(request.input, options, mode=request.mode, request_id=request_id)

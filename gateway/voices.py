@@ -9,8 +9,10 @@ import asyncio
 import base64
 import io
 import json
+import math
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import av
@@ -36,21 +38,48 @@ ONLY_RECORDINGS = {
     "codec_whitelist": "pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le,pcm_alaw,pcm_mulaw,"
     "mp3,mp3float,flac,vorbis,opus,libopus,aac,alac",
 }
-# OpenAI's voices, which its clients send unless they are told another one.
+# OpenAI's voices, which its clients send unless they are told another one. A voice of the server goes before.
 ALIASES = frozenset(
     ["alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse"]
 )
 DEFAULT = "default"
+NAMES_KEPT_S = 60.0  # a server whose voices change has been restarted
+
+
+class ServerVoices:
+    """The names of the server's voices, asked for again once they are NAMES_KEPT_S old."""
+
+    def __init__(self, client: AsyncTTSClient, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is asked yet; `clock` gives seconds."""
+        self._client, self._clock = client, clock
+        self._names: frozenset[str] = frozenset()
+        self._until = -math.inf
+
+    async def resolved(self, voice: str) -> str:
+        """`voice`, or `default` where it is a name of OpenAI's and none of the server's.
+
+        Raises:
+            TTSError: the server cannot be asked.
+        """
+        if voice not in ALIASES:
+            return voice
+        if self._clock() >= self._until:
+            self._names = frozenset(one.name for one in await self._client.voices())
+            self._until = self._clock() + NAMES_KEPT_S
+        return voice if voice in self._names else DEFAULT
 
 
 def spoken_by(voice: str) -> dict[str, str]:
-    """The inputs of the models for a voice as requests name it.
+    """The inputs of the models for a voice.
+
+    Args:
+        voice: name, speaker string, or id of a cloned voice.
 
     Raises:
         GatewayError: the id of a cloned voice is broken.
     """
     if not voice.startswith(CLONE_PREFIX):
-        return {"speaker": DEFAULT if voice in ALIASES else voice}
+        return {"speaker": voice}
     try:
         packed = base64.urlsafe_b64decode(voice.removeprefix(CLONE_PREFIX).encode("ascii"))
         plain = zlib.decompressobj().decompress(packed, MAX_CLONE_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -13,10 +14,10 @@ import pytest
 import requests
 import soundfile
 
-from client import TTSClient
+from client import TTSClient, Voice
 from gateway.errors import GatewayError
 from gateway.speech import SpeechRequest, speed_tag
-from gateway.voices import CLONE_PREFIX, RECORDING_RATE, clone_id, decoded, spoken_by
+from gateway.voices import CLONE_PREFIX, RECORDING_RATE, ServerVoices, clone_id, decoded, spoken_by
 
 
 def recording(seconds=2.0, rate=24_000, channels=1, form="WAV", subtype=None) -> bytes:
@@ -147,9 +148,40 @@ def test_an_id_that_unpacks_to_too_much_is_refused():
         spoken_by(bomb)
 
 
-@pytest.mark.parametrize("voice", ["alloy", "nova", "default"])
-def test_names_of_openai_are_the_default_voice(voice):
-    assert spoken_by(voice) == {"speaker": "default"}
+class _Asked:
+    """In place of the client: a server with a voice that is called like one of OpenAI's."""
+
+    def __init__(self):
+        self.times, self.names = 0, ["default", "nova"]
+
+    async def voices(self):
+        self.times += 1
+        return [Voice(name, "") for name in self.names]
+
+
+@pytest.mark.parametrize(
+    ("voice", "resolved"), [("alloy", "default"), ("nova", "nova"), ("default", "default"), ("seed-1", "seed-1")]
+)
+def test_names_of_openai_are_the_default_voice_unless_the_server_has_one(voice, resolved):
+    assert asyncio.run(ServerVoices(_Asked()).resolved(voice)) == resolved
+    assert spoken_by(resolved) == {"speaker": resolved}
+
+
+def test_the_server_is_asked_for_its_voices_once_a_minute_and_for_names_of_openai_only():
+    asked, now = _Asked(), [0.0]
+    voices = ServerVoices(asked, clock=lambda: now[0])
+
+    async def resolve():
+        assert await voices.resolved("anna") == "anna"
+        assert asked.times == 0
+        assert [await voices.resolved(name) for name in ("alloy", "nova", "sage")] == ["default", "nova", "default"]
+        asked.names = ["sage"]
+        assert (await voices.resolved("sage"), asked.times) == ("default", 1)
+        now[0] = 61.0
+        assert [await voices.resolved(name) for name in ("sage", "nova")] == ["sage", "default"]
+        assert asked.times == 2
+
+    asyncio.run(resolve())
 
 
 def test_clones_come_back_from_their_ids():
@@ -178,12 +210,12 @@ def test_the_nearest_speed_tag_is_taken_and_the_rest_is_stretched(speed, tags, t
 
 def test_a_prompt_of_the_caller_stays():
     body = {"model": "chattts", "input": "Hello", "speed": 1.2}
-    options, tempo = SpeechRequest(**body, prompt="[speed_9]").options({7: 1.2})
+    options, tempo = SpeechRequest(**body, prompt="[speed_9]").options("default", {7: 1.2})
     assert (options.prompt, tempo) == ("[speed_9]", 1.2)
-    options, tempo = SpeechRequest(**body).options({7: 1.2})
+    options, tempo = SpeechRequest(**body).options("default", {7: 1.2})
     assert (options.prompt, tempo) == ("[speed_7]", 1.0)
 
 
 def test_own_fields_become_options():
-    options, _ = SpeechRequest(model="chattts", input="Hello", refine=False, seed=3, top_k=5, voice="ANNA").options({})
+    options, _ = SpeechRequest(model="chattts", input="Hello", refine=False, seed=3, top_k=5).options("ANNA", {})
     assert (options.skip_refine, options.seed, options.top_k, options.speaker) == (True, 3, 5, "ANNA")

@@ -162,7 +162,7 @@ def _parse() -> argparse.Namespace:
     door.add_argument("--streams", type=int, default=512, metavar="N", help="each way (default 512)")
     door.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"of each stream (default {TOKENS})")
     door.add_argument(
-        "--pause", type=float, default=0.0, metavar="SECONDS", help="of a client before each stream (mean; default 0)"
+        "--pause", type=float, default=20.0, metavar="SECONDS", help="of a client before each stream (mean; default 20)"
     )
 
     overload = parts.add_parser("overload", help="more than the server can: who is refused how soon, and recovery")

@@ -42,7 +42,7 @@ class Comparison:
 
     Attributes:
         clients: that speak at once.
-        streams: of all of them together.
+        streams: of all of them together, after the first one of each.
         tokens: of each stream.
         pause_s: that a client makes before each stream, evenly distributed up to twice this mean; without pauses the
             server is saturated, and first audio tells of its queue alone.
@@ -51,7 +51,7 @@ class Comparison:
     clients: int = 64
     streams: int = 512
     tokens: int = 96
-    pause_s: float = 0.0
+    pause_s: float = 20.0
 
 
 def run(comparison: Comparison, repository: Path) -> Path:
@@ -93,29 +93,28 @@ def show(runs: Runs) -> dict[str, Any]:
 
 
 async def measure(comparison: Comparison, triton: str, url: str) -> Runs:
-    """Of each way what came of its streams, with samples and seconds of every one; all callers speak once before."""
+    """Of each way what came of its streams, with the samples of every one.
+
+    All speak at once at first, and the last of them is served last: first audio is that of the streams which follow.
+    """
     connector = aiohttp.TCPConnector(limit=0)
+    streams = comparison.clients + comparison.streams
+    pauses = np.random.default_rng(0).uniform(0, 2 * comparison.pause_s, (len(WAYS), streams))
     async with AsyncTTSClient(triton) as client, aiohttp.ClientSession(url, connector=connector) as session:
         speak = {
             "grpc": speaker(client, Load(stream=True, tokens=comparison.tokens)),
             "gateway": _through(session, comparison.tokens),
         }
-        with tqdm(desc="gateway", total=len(WAYS) * (comparison.clients + comparison.streams), unit="stream") as bar:
-
-            async def load(streams: int, pause_s: float) -> list[Loaded]:
-                pauses = np.random.default_rng(0).uniform(0, 2 * pause_s, (len(WAYS), streams)) if pause_s else [(), ()]
-                both = zip(WAYS, pauses, strict=True)
-                loops = (closed_loop(speak[way], comparison.clients, streams, bar.update, some) for way, some in both)
-                return await asyncio.gather(*loops)
-
-            await load(comparison.clients, 0.0)
-            loaded = await load(comparison.streams, comparison.pause_s)
-    return {way: _summary(one) for way, one in zip(WAYS, loaded, strict=True)}
+        with tqdm(desc="gateway", total=len(WAYS) * streams, unit="stream") as bar:
+            both = zip(speak.values(), pauses, strict=True)
+            loops = (closed_loop(one, comparison.clients, streams, bar.update, some) for one, some in both)
+            loaded = await asyncio.gather(*loops)
+    return {way: _summary(one, comparison.clients) for way, one in zip(speak, loaded, strict=True)}
 
 
-def _summary(loaded: Loaded) -> dict[str, Any]:
+def _summary(loaded: Loaded, num_first: int) -> dict[str, Any]:
     samples = [round(sum(chunk.audio_s for chunk in one.chunks) * SAMPLE_RATE) for one in loaded.outcomes]
-    whole = asdict(summarize(*loaded)) | asdict(summarize_streams(loaded.outcomes, buffer_s=0.0))
+    whole = asdict(summarize(*loaded)) | asdict(summarize_streams(loaded.outcomes[num_first:], buffer_s=0.0))
     return whole | {"samples": samples}
 
 

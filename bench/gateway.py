@@ -95,7 +95,8 @@ def show(runs: Runs) -> dict[str, Any]:
 async def measure(comparison: Comparison, triton: str, url: str) -> Runs:
     """Of each way what came of its streams, with the samples of every one.
 
-    All speak at once at first, and the last of them is served last: first audio is that of the streams which follow.
+    First audio is that of the streams after each caller's first: without pauses those begin in one moment, and the last
+    of them is served last.
     """
     connector = aiohttp.TCPConnector(limit=0)
     streams = comparison.clients + comparison.streams
@@ -151,7 +152,7 @@ def _added(runs: Runs, share: float) -> dict[str, float]:
     samples = [generator.choice(values, (RESAMPLES, len(values))) for values in first_ms]
     direct, through = (np.quantile(sample, share, axis=1, method="inverted_cdf") for sample in samples)
     low, high = np.quantile(through - direct, (0.025, 0.975))
-    direct_ms, through_ms = (np.quantile(values, share, method="inverted_cdf") for values in first_ms)
+    direct_ms, through_ms = (percentile(list(values), share) for values in first_ms)
     return {"ms": float(through_ms - direct_ms), "low": float(low), "high": float(high)}
 
 

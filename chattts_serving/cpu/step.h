@@ -251,14 +251,14 @@ INLINE void multiply(const Share *share, const Matrix *matrix, const float *rows
     int64_t first, last;
     split(share, matrix->panels, &first, &last);
     const size_t half = (size_t)matrix->inputs * PANEL * (share->model->int8 ? 1 : 4) / 2; /* of a panel, in bytes */
+    /* The last two tiles of a panel fetch the next one, so that memory is read while products are computed. One tile alone
+       fetches all of it, but for one or two rows, which are done as soon as their weights are there: half a panel ahead. */
+    const int lines = count > 2 && count <= ROWS ? 2 : 1;
     for (int64_t panel = first; panel < last; panel++) {
         for (int64_t row = start; row < end;) {
             const int64_t tiles = (end - row + ROWS - 1) / ROWS; /* as even as can be: 16 rows are 8 and 8 */
             const int n = (int)((end - row + tiles - 1) / tiles);
-            /* The last two tiles of a panel fetch the next one, so that memory is read while products are computed. One
-               tile alone fetches all of it, but for one or two rows, which are done as soon as their weights are there. */
-            const int lines = end - start > 2 && end - start <= ROWS ? 2 : 1;
-            const char *ahead = (const char *)matrix->data + 2 * half * (panel + (tiles <= 2 && end - start > 2));
+            const char *ahead = (const char *)matrix->data + 2 * half * (panel + (tiles <= 2 && count > 2));
             if (tiles == 1 && lines == 1) ahead += half;
 #define CASE(N)                                                                                                        \
     if (N <= ROWS && n == N) tile(share, matrix, rows, row, N <= ROWS ? N : 1, panel, ahead, lines, epilogue, out, stride);

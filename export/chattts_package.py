@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from chattts_serving.errors import ConfigError
 from export.checkpoint import Checkpoint
 from export.layout import GPT_CONFIG_FILE, OFFICIAL_FILES, ConvNeXtSizes
@@ -38,6 +36,8 @@ def load_chat(checkpoint_dir: Path, device: str = "cpu") -> Any:
     Raises:
         ConfigError: the checkpoint is incomplete, or the package is missing.
     """
+    import torch  # noqa: PLC0415 - what else is in here does without
+
     checkpoint = Checkpoint.load(checkpoint_dir)
     module = import_chattts()
     with _quiet(), _no_progress_bars():
@@ -55,6 +55,11 @@ def load_chat(checkpoint_dir: Path, device: str = "cpu") -> Any:
     if not loaded:
         raise ConfigError(f"ChatTTS could not load {checkpoint_dir}")
     return chat
+
+
+def is_installed() -> bool:
+    """Whether the package is there."""
+    return importlib.util.find_spec(PACKAGE) is not None
 
 
 def import_chattts() -> types.ModuleType:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import ml_dtypes  # noqa: F401 - teaches NumPy, and so safetensors, bfloat16
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
 from chattts_serving.audio import FRAMES_PER_TOKEN
 from chattts_serving.errors import ConfigError, shown
@@ -136,21 +138,21 @@ class Checkpoint:
             raise ConfigError(f"{path} has no list of added tokens: {error!r}") from error
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+def load_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     """All tensors of a safetensors file, as float32.
 
     Raises:
         ConfigError: the file is unreadable.
     """
     try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
+        return {name: tensor.astype(np.float32) for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
 
 
 def _read_shapes(path: Path) -> Shapes:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error

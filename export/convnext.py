@@ -1,4 +1,4 @@
-"""Masked ConvNeXt blocks: the one building block of decoder, encoder and vocoder.
+"""Masked ConvNeXt blocks in ONNX operators: the one building block of decoder, encoder and vocoder.
 
 Sequences are [batch, time, channels] and masks [batch, time, 1], 1 where a frame is real. Frames that are not real are
 set to 0 before every convolution that looks at neighbours, which is what the zero padding of an unbatched run would be:
@@ -8,38 +8,45 @@ Layout: a block is two large matrix products and one cheap depthwise convolution
 transposes. Convolutions are 2-D, over images of height 1: ONNX Runtime's CPU kernel for those works in blocks of
 channels and takes both transposes into its copies to and from them. 1-D ones with their transposes took three times as
 long.
-
-Modules run in the precision of their weights: float32, or float16 for GPUs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+import numpy.typing as npt
+import spox.opset.ai.onnx.v20 as op  # the first with a Gelu operator; ONNX Runtime 1.20 and later run it
+from spox import Var
 
-Layer = TypeVar("Layer", bound=nn.Module)
+Array = npt.NDArray[Any]
 
 LAYER_NORM_EPS = 1e-6  # of every normalisation in ChatTTS and vocos
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a checkpoint file below `prefix`, and the layers that they make."""
+    """The tensors of a checkpoint file below `prefix`, float32, and the layers that they make.
 
-    tensors: Mapping[str, torch.Tensor]
+    Attributes:
+        tensors: all of the file's.
+        precision: what the layers compute in, float32, or float16 for GPUs.
+        prefix: of the names that are asked for.
+    """
+
+    tensors: Mapping[str, Array]
+    precision: type[np.floating[Any]] = np.float32
     prefix: str = ""
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> Array:
         """The tensor `name`."""
         return self.tensors[self.prefix + name]
 
     def below(self, name: str) -> Weights:
         """The tensors of the part `name`, e.g. "decoder" or "convnext.3"."""
-        return Weights(self.tensors, f"{self.prefix}{name}.")
+        return replace(self, prefix=f"{self.prefix}{name}.")
 
     def parts(self, name: str) -> list[Weights]:
         """The parts "name.0", "name.1", ... in order."""
@@ -48,72 +55,84 @@ class Weights:
         count = len({key.split(".")[0] for key in below})
         return [self.below(f"{name}.{number}") for number in range(count)]
 
-    def linear(self, name: str) -> nn.Linear:
-        """The linear layer `name`."""
-        weight = self[f"{name}.weight"]
-        return _filled(nn.Linear(weight.shape[1], weight.shape[0]), weight, self[f"{name}.bias"])
+    def const(self, array: Array) -> Var:
+        """`array` in `precision`, as a constant of the graph."""
+        return op.const(array.astype(self.precision))
 
-    def layer_norm(self, name: str) -> nn.LayerNorm:
+    def linear(self, name: str, values: Var, scale: Array | None = None) -> Var:
+        """The linear layer `name`, its outputs times `scale`: [.., inputs] -> [.., outputs]."""
+        weight, bias = self[f"{name}.weight"], self[f"{name}.bias"]
+        if scale is not None:
+            weight, bias = weight * scale[:, None], bias * scale
+        return op.add(op.matmul(values, self.const(weight.T)), self.const(bias))
+
+    def layer_norm(self, name: str, frames: Var) -> Var:
         """The normalisation `name` over channels."""
-        weight = self[f"{name}.weight"]
-        return _filled(nn.LayerNorm(len(weight), eps=LAYER_NORM_EPS), weight, self[f"{name}.bias"])
+        weight, bias = self.const(self[f"{name}.weight"]), self.const(self[f"{name}.bias"])
+        return op.layer_normalization(frames, weight, bias, axis=-1, epsilon=LAYER_NORM_EPS)[0]
 
-    def conv(self, name: str, *, stride: int = 1, padding: int | None = None, dilation: int = 1) -> nn.Conv2d:
-        """The convolution `name`; one input channel per group makes it depthwise. Keeps the length unless told."""
-        weight = self[f"{name}.weight"]
+    def conv(
+        self,
+        name: str,
+        frames: Var,
+        mask: Var,
+        *,
+        scale: Array | None = None,
+        stride: int = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+    ) -> Var:
+        """The convolution `name` over the real frames: [B, F, inputs], mask [B, F, 1] -> [B, F / stride, outputs].
+
+        One input channel per group makes it depthwise. It keeps the length unless told; outputs are times `scale`.
+        """
+        weight, bias = self[f"{name}.weight"], self.tensors.get(f"{self.prefix}{name}.bias")
         outputs, inputs, kernel = weight.shape
-        bias = self.tensors.get(f"{self.prefix}{name}.bias")
-        groups = outputs if inputs == 1 else 1
-        layer = nn.Conv2d(
-            inputs * groups,
-            outputs,
-            (1, kernel),
-            stride=(1, stride),
-            padding=(0, dilation * (kernel // 2) if padding is None else padding),
-            dilation=(1, dilation),
-            groups=groups,
-            bias=bias is not None,
+        if scale is not None:
+            weight = weight * scale[:, None, None]
+        if padding is None:
+            padding = dilation * (kernel // 2)
+        image = op.unsqueeze(op.mul(frames, mask), op.const([1]))  # [B, height 1, F, inputs]
+        output = op.conv(
+            op.transpose(image, perm=[0, 3, 1, 2]),
+            self.const(weight[:, :, None]),
+            None if bias is None else self.const(bias),
+            kernel_shape=[1, kernel],
+            strides=[1, stride],
+            pads=[0, padding, 0, padding],
+            dilations=[1, dilation],
+            group=outputs if inputs == 1 else 1,
         )
-        return _filled(layer, weight.unsqueeze(2), bias)
+        return op.squeeze(op.transpose(output, perm=[0, 2, 3, 1]), op.const([1]))
 
 
-def convolve(conv: nn.Conv2d, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`conv` over the real frames: [B, F, inputs], mask [B, F, 1] -> [B, F / stride, outputs]."""
-    image = (frames * mask).unsqueeze(1)  # [B, height 1, F, inputs]
-    output: torch.Tensor = conv(image.permute(0, 3, 1, 2))
-    return output.permute(0, 2, 3, 1).squeeze(1)
-
-
-class ConvNeXtBlock(nn.Module):
+def convnext_block(weights: Weights, frames: Var, mask: Var, *, scale: str, dilation: int = 1) -> Var:
     """Depthwise convolution, normalisation, and an MLP onto the residual stream: [B, F, C] -> [B, F, C].
 
     `scale` names the per-channel scale of the MLP's output; it is folded into the MLP's last layer.
     """
-
-    def __init__(self, weights: Weights, *, scale: str, dilation: int = 1) -> None:
-        """Take the block's tensors: dwconv, norm, pwconv1, pwconv2 and `scale`."""
-        super().__init__()
-        self.depthwise = weights.conv("dwconv", dilation=dilation)
-        self.norm = weights.layer_norm("norm")
-        self.expand = weights.linear("pwconv1")
-        self.contract = weights.linear("pwconv2")
-        with torch.no_grad():
-            self.contract.weight.mul_(weights[scale][:, None])
-            self.contract.bias.mul_(weights[scale])
-
-    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """One step of the residual stream."""
-        mixed = self.norm(convolve(self.depthwise, frames, mask))
-        bias: torch.Tensor = self.expand.bias
-        if bias.dtype == torch.float32:
-            # ONNX Runtime makes one BiasGelu of a bias [channels] and a GELU, which saves a GPU a pass over memory. On
-            # a CPU that operator takes longer than the two that are left of a bias [1, channels].
-            bias = bias.unsqueeze(0)
-        change: torch.Tensor = self.contract(nn.functional.gelu(mixed @ self.expand.weight.T + bias))
-        return frames + change
+    mixed = weights.layer_norm("norm", weights.conv("dwconv", frames, mask, dilation=dilation))
+    bias = weights["pwconv1.bias"]
+    if weights.precision is np.float32:
+        # ONNX Runtime makes one BiasGelu of a bias [channels] and a GELU, which saves a GPU a pass over memory. On a
+        # CPU that operator takes longer than the two that are left of a bias [1, channels].
+        bias = bias[None]
+    widened = op.add(op.matmul(mixed, weights.const(weights["pwconv1.weight"].T)), weights.const(bias))
+    return op.add(frames, weights.linear("pwconv2", op.gelu(widened), weights[scale]))
 
 
-def _filled(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
-    state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    layer.load_state_dict(state)
-    return layer
+def cast(values: Var, precision: type[np.floating[Any]]) -> Var:
+    """`values` in `precision`."""
+    return values if values.unwrap_tensor().dtype == precision else op.cast(values, to=precision)
+
+
+def time_slice(frames: Var, start: int, behind: int, channels: slice | None = None) -> Var:
+    """`frames[:, start : F - behind]` of [B, F, ..], and of those the `channels` where they are given."""
+    starts, ends, axes = [start], [-behind if behind else np.iinfo(np.int64).max], [1]
+    if channels is not None:
+        starts, ends, axes = [*starts, channels.start], [*ends, channels.stop], [*axes, 2]
+    return op.slice(frames, _int64(starts), _int64(ends), _int64(axes))
+
+
+def _int64(values: Sequence[int]) -> Var:
+    return op.const(np.array(values, np.int64))

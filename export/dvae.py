@@ -1,12 +1,13 @@
-"""The two halves of ChatTTS's DVAE that are served: hidden states -> mel, and waveform -> audio codes."""
+"""The two halves of ChatTTS's DVAE that are served, in ONNX operators: hidden states -> mel, and waveform -> codes."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import numpy as np
+import spox.opset.ai.onnx.v20 as op
+from spox import Var
 
 from chattts_serving.audio import FRAMES_PER_TOKEN, HOP_LENGTH, N_FFT
-from export.convnext import ConvNeXtBlock, Weights, convolve
+from export.convnext import Weights, cast, convnext_block, time_slice
 from export.fourier import forward_basis
 
 DILATION = 2  # of every ConvNeXt block here; DVAEDecoder's default, which no configuration changes
@@ -17,151 +18,138 @@ NUM_RESIDUALS = 2  # quantizers of a group; each quantizes what the one before i
 MIN_ENCODER_SAMPLES = N_FFT // 2 + 1  # the reflection at both ends needs one sample more than it mirrors
 
 
-class ConvNeXtStack(nn.Module):
+def dvae_decoder(weights: Weights, hidden: Var, mask: Var) -> tuple[Var, Var]:
+    """Hidden states of the language model -> log mel: `DVAE.forward` of ChatTTS without a quantizer.
+
+    Args:
+        weights: the tensors of Decoder.safetensors; the mel scale `coef` is folded into the last convolution.
+        hidden: float32 [B, T, H].
+        mask: float32 [B, T], 1 = real.
+
+    Returns:
+        mel float32 [B, 2T, NUM_MELS], 0 where mel_mask float32 [B, 2T] is.
+    """
+    # The first half of a hidden state is the earlier of its token's two frames.
+    channels = weights["decoder.conv_in.0.weight"].shape[1]
+    frames = op.reshape(hidden, op.const([0, -1, channels]))
+    mel_mask = op.reshape(op.concat([op.unsqueeze(mask, op.const([2]))] * FRAMES_PER_TOKEN, axis=2), op.const([0, -1]))
+    frame_mask = cast(op.unsqueeze(mel_mask, op.const([2])), weights.precision)
+    frames = _stack(weights.below("decoder"), cast(frames, weights.precision), frame_mask)
+    mel = weights.conv("out_conv", frames, frame_mask, scale=weights["coef"].reshape(-1))
+    return cast(op.mul(mel, frame_mask), np.float32), mel_mask
+
+
+def dvae_encoder(weights: Weights, audio: Var, num_samples: Var) -> tuple[Var, Var]:
+    """Waveform -> audio codes, rows of different lengths: `DVAE.sample_audio` of ChatTTS.
+
+    Args:
+        weights: the tensors of DVAE.safetensors.
+        audio: float32 [B, N] at 24 kHz.
+        num_samples: int32 [B, 1], the true length of each row, MIN_ENCODER_SAMPLES to N.
+
+    Returns:
+        Codes int32 [B, T, 4] and num_tokens int32 [B, 1]; codes past a row's tokens are 0.
+    """
+    lengths = op.cast(num_samples, to=np.int64)
+    num_frames = op.add(op.div(lengths, _integer(HOP_LENGTH)), _integer(1))
+    num_tokens = op.div(num_frames, _integer(FRAMES_PER_TOKEN))
+    mel = op.div(
+        _log_mel(weights.below("preprocessor_mel.mel_spec"), audio, lengths), weights.const(weights["coef"].reshape(-1))
+    )
+    frame_mask = _length_mask(num_frames, mel)
+    frames = op.gelu(weights.conv("downsample_conv.0", mel, frame_mask))
+    tokens = op.gelu(weights.conv("downsample_conv.2", frames, frame_mask, stride=FRAMES_PER_TOKEN, padding=1))
+    token_mask = _length_mask(num_tokens, tokens)
+    codes = _quantize(weights.below("vq_layer.quantizer"), _stack(weights.below("encoder"), tokens, token_mask))
+    codes = op.mul(op.cast(codes, to=np.int32), op.cast(token_mask, to=np.int32))
+    return codes, op.cast(num_tokens, to=np.int32)
+
+
+def _stack(weights: Weights, frames: Var, mask: Var) -> Var:
     """`DVAEDecoder` of ChatTTS: [B, F, inputs], mask [B, F, 1] -> [B, F, outputs]."""
-
-    def __init__(self, weights: Weights) -> None:
-        """Take the tensors of one stack: conv_in, decoder_block and conv_out."""
-        super().__init__()
-        self.narrow = weights.conv("conv_in.0")
-        self.widen = weights.conv("conv_in.2")
-        parts = weights.parts("decoder_block")
-        self.blocks = nn.ModuleList(ConvNeXtBlock(part, scale="weight", dilation=DILATION) for part in parts)
-        self.out = weights.conv("conv_out")
-
-    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Run the stack."""
-        frames = nn.functional.gelu(convolve(self.narrow, frames, mask))
-        frames = convolve(self.widen, frames, mask)
-        for block in self.blocks:
-            frames = block(frames, mask)
-        return convolve(self.out, frames, mask)
+    frames = weights.conv("conv_in.2", op.gelu(weights.conv("conv_in.0", frames, mask)), mask)
+    for block in weights.parts("decoder_block"):
+        frames = convnext_block(block, frames, mask, scale="weight", dilation=DILATION)
+    return weights.conv("conv_out", frames, mask)
 
 
-class DvaeDecoder(nn.Module):
-    """Hidden states of the language model -> log mel: `DVAE.forward` of ChatTTS without a quantizer."""
+def _log_mel(weights: Weights, audio: Var, lengths: Var) -> Var:
+    """Waveform -> log mel, as torchaudio's MelSpectrogram(power=1, center=True) and a clipped logarithm.
 
-    def __init__(self, weights: Weights) -> None:
-        """Take the tensors of Decoder.safetensors; the mel scale `coef` is folded into the last convolution."""
-        super().__init__()
-        self.decoder = ConvNeXtStack(weights.below("decoder"))
-        self.out = weights.conv("out_conv")
-        with torch.no_grad():
-            self.out.weight.mul_(weights["coef"].reshape(-1, 1, 1, 1))
+    Args:
+        weights: the analysis window [N_FFT] and the mel filters [N_FFT / 2 + 1, NUM_MELS].
+        audio: [B, N].
+        lengths: int64 [B, 1].
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden [B, T, H], mask [B, T] (1 = real) -> mel [B, 2T, NUM_MELS], 0 where mel_mask [B, 2T] is."""
-        # The first half of a hidden state is the earlier of its token's two frames.
-        frames = hidden.reshape(hidden.shape[0], -1, hidden.shape[2] // FRAMES_PER_TOKEN)
-        mel_mask = torch.stack([mask] * FRAMES_PER_TOKEN, dim=2).flatten(1)
-        dtype = self.out.weight.dtype
-        frame_mask = mel_mask.unsqueeze(2).to(dtype)
-        mel = convolve(self.out, self.decoder(frames.to(dtype), frame_mask), frame_mask)
-        return (mel * frame_mask).float(), mel_mask
-
-
-class LogMel(nn.Module):
-    """Waveform -> log mel, as torchaudio's MelSpectrogram(power=1, center=True) and a clipped logarithm."""
-
-    basis: torch.Tensor
-    mel_filters: torch.Tensor
-
-    def __init__(self, weights: Weights) -> None:
-        """Take the analysis window [N_FFT] and the mel filters [N_FFT / 2 + 1, NUM_MELS]."""
-        super().__init__()
-        self.register_buffer("basis", forward_basis(weights["mel_spec.spectrogram.window"]))
-        self.register_buffer("mel_filters", weights["mel_spec.mel_scale.fb"])
-
-    def forward(self, audio: torch.Tensor, num_samples: torch.Tensor) -> torch.Tensor:
-        """Audio [B, N], lengths int64 [B, 1] -> [B, 1 + N // HOP_LENGTH, NUM_MELS], undefined past a row's length."""
-        num_hops = audio.shape[1] // HOP_LENGTH
-        hops = self._reflected(audio, num_samples, num_hops + N_FFT // HOP_LENGTH)
-        hops = hops.reshape(audio.shape[0], -1, HOP_LENGTH)
-        windows = torch.cat([hops[:, start : start + num_hops + 1] for start in range(N_FFT // HOP_LENGTH)], dim=2)
-        # In float64: a sum of 1,024 float32 terms leaves more noise than an FFT in the quiet bands beside a loud one.
-        real, imaginary = (windows.double() @ self.basis).chunk(2, dim=2)
-        mel = (real.square() + imaginary.square()).sqrt().float() @ self.mel_filters
-        return mel.clamp(min=MIN_MEL).log()
-
-    @staticmethod
-    def _reflected(audio: torch.Tensor, num_samples: torch.Tensor, num_hops: int) -> torch.Tensor:
-        """[B, num_hops * HOP_LENGTH]: each row with half a window in front and behind, mirrored at its own ends."""
-        position = (torch.arange(num_hops * HOP_LENGTH, device=audio.device) - N_FFT // 2).abs().unsqueeze(0)
-        last = num_samples - 1
-        source = last - (last - position).abs()
-        return audio.gather(1, source.clamp(min=0))
+    Returns:
+        [B, 1 + N // HOP_LENGTH, NUM_MELS], undefined past a row's length.
+    """
+    hops_around = N_FFT // HOP_LENGTH
+    num_samples = op.squeeze(op.shape(audio, start=1, end=2), op.const([0]))
+    num_positions = op.mul(
+        op.add(op.div(num_samples, _integer(HOP_LENGTH)), _integer(hops_around)), _integer(HOP_LENGTH)
+    )
+    padded = _reflected(audio, lengths, num_positions)
+    hops = op.reshape(padded, op.const([0, -1, HOP_LENGTH]))
+    windows = op.concat([time_slice(hops, start, hops_around - 1 - start) for start in range(hops_around)], axis=2)
+    # In float64: a sum of 1,024 float32 terms leaves more noise than an FFT in the quiet bands beside a loud one.
+    basis = op.const(forward_basis(weights["spectrogram.window"]))
+    real, imaginary = op.split(op.matmul(op.cast(windows, to=np.float64), basis), axis=2, num_outputs=2)
+    magnitude = op.sqrt(op.add(op.mul(real, real), op.mul(imaginary, imaginary)))
+    mel = op.matmul(op.cast(magnitude, to=np.float32), weights.const(weights["mel_scale.fb"]))
+    return op.log(op.clip(mel, min=op.const(np.float32(MIN_MEL))))
 
 
-class Quantizer(nn.Module):
+def _reflected(audio: Var, lengths: Var, num_positions: Var) -> Var:
+    """[B, num_positions]: each row with half a window in front and behind, mirrored at its own ends."""
+    positions = op.range(_integer(0), num_positions, _integer(1))
+    from_start = op.unsqueeze(op.abs(op.sub(positions, _integer(N_FFT // 2))), op.const([0]))
+    last = op.sub(lengths, _integer(1))
+    source = op.sub(last, op.abs(op.sub(last, from_start)))
+    return op.gather_elements(audio, op.clip(source, min=_integer(0)), axis=1)
+
+
+def _quantize(weights: Weights, features: Var) -> Var:
     """Finite scalar quantization in groups, with residuals: `GroupedResidualFSQ` of vector_quantize_pytorch 1.32.
 
     Every dimension takes one of LEVELS values; the levels of a group's dimensions are the digits of its code.
+    Features [B, T, C] -> float codes [B, T, groups * NUM_RESIDUALS], a group's residuals side by side.
     """
-
-    digits: torch.Tensor
-
-    def __init__(self, weights: Weights) -> None:
-        """Take each group's projection to the quantized dimensions."""
-        super().__init__()
-        self.project = nn.ModuleList(part.linear("project_in") for part in weights.parts("rvqs"))
-        num_dimensions = weights["rvqs.0.project_in.weight"].shape[0]
-        self.register_buffer("digits", LEVELS ** torch.arange(num_dimensions, dtype=torch.float32))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features [B, T, C] -> codes int32 [B, T, groups * NUM_RESIDUALS], a group's residuals side by side."""
-        groups = features.chunk(len(self.project), dim=2)
-        codes = [self._quantize(project(group)) for project, group in zip(self.project, groups, strict=True)]
-        return torch.cat(codes, dim=2).int()
-
-    def _quantize(self, values: torch.Tensor) -> torch.Tensor:
-        """[B, T, dimensions] -> float codes [B, T, NUM_RESIDUALS]."""
-        left = (values / MAX_INPUT).tanh() * MAX_INPUT
-        codes = []
-        for residual in range(NUM_RESIDUALS):
-            scale = LEVELS**-residual
-            level = ((LEVELS - 1) * ((left / scale).clamp(-1, 1) + 1) / 2 + 0.5).floor()
-            left = left - (level * (2 / (LEVELS - 1)) - 1) * scale
-            codes.append((level * self.digits).sum(dim=2))
-        return torch.stack(codes, dim=2)
+    groups = weights.parts("rvqs")
+    parts = op.split(features, axis=2, num_outputs=len(groups))
+    return op.concat(
+        [code for group, part in zip(groups, parts, strict=True) for code in _codes(group, part)],
+        axis=2,
+    )
 
 
-class DvaeEncoder(nn.Module):
-    """Waveform -> audio codes: `DVAE.sample_audio` of ChatTTS."""
-
-    coef: torch.Tensor
-
-    def __init__(self, weights: Weights) -> None:
-        """Take the tensors of DVAE.safetensors."""
-        super().__init__()
-        self.log_mel = LogMel(weights.below("preprocessor_mel"))
-        self.register_buffer("coef", weights["coef"].reshape(-1))
-        self.widen = weights.conv("downsample_conv.0")
-        self.halve = weights.conv("downsample_conv.2", stride=FRAMES_PER_TOKEN, padding=1)
-        self.encoder = ConvNeXtStack(weights.below("encoder"))
-        self.quantizer = Quantizer(weights.below("vq_layer.quantizer"))
-
-    def forward(self, audio: torch.Tensor, num_samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode rows of different lengths.
-
-        Args:
-            audio: [B, N] at 24 kHz.
-            num_samples: int32 [B, 1], the true length of each row, MIN_ENCODER_SAMPLES to N.
-
-        Returns:
-            Codes int32 [B, T, 4] and num_tokens int32 [B, 1]; codes past a row's tokens are 0.
-        """
-        lengths = num_samples.long()
-        num_frames = 1 + lengths // HOP_LENGTH
-        num_tokens = num_frames // FRAMES_PER_TOKEN
-        mel = self.log_mel(audio, lengths) / self.coef
-        frame_mask = _length_mask(num_frames, mel)
-        frames = nn.functional.gelu(convolve(self.widen, mel, frame_mask))
-        tokens = nn.functional.gelu(convolve(self.halve, frames, frame_mask))
-        token_mask = _length_mask(num_tokens, tokens)
-        codes = self.quantizer(self.encoder(tokens, token_mask))
-        return codes * token_mask.int(), num_tokens.int()
+def _codes(weights: Weights, features: Var) -> list[Var]:
+    """One group's features [B, T, C] -> NUM_RESIDUALS float codes [B, T, 1]."""
+    values = weights.linear("project_in", features)  # [B, T, dimensions]
+    digits = op.const(LEVELS ** np.arange(len(weights["project_in.bias"]), dtype=np.float32))
+    left = op.mul(op.tanh(op.div(values, _number(MAX_INPUT))), _number(MAX_INPUT))
+    codes = []
+    for residual in range(NUM_RESIDUALS):
+        scale = LEVELS**-residual
+        scaled = op.clip(op.div(left, _number(scale)), _number(-1), _number(1))
+        level = op.div(op.mul(op.add(scaled, _number(1)), _number(LEVELS - 1)), _number(2))
+        level = op.floor(op.add(level, _number(0.5)))
+        quantized = op.mul(op.sub(op.mul(level, _number(2 / (LEVELS - 1))), _number(1)), _number(scale))
+        left = op.sub(left, quantized)
+        codes.append(op.reduce_sum(op.mul(level, digits), op.const([2])))
+    return codes
 
 
-def _length_mask(lengths: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+def _length_mask(lengths: Var, frames: Var) -> Var:
     """float32 [B, F, 1]: 1 on the first `lengths` [B, 1] of the F `frames`."""
-    return (torch.arange(frames.shape[1], device=frames.device) < lengths).unsqueeze(2).float()
+    num_frames = op.squeeze(op.shape(frames, start=1, end=2), op.const([0]))
+    is_real = op.less(op.range(_integer(0), num_frames, _integer(1)), lengths)
+    return op.cast(op.unsqueeze(is_real, op.const([2])), to=np.float32)
+
+
+def _integer(value: int) -> Var:
+    return op.const(np.int64(value))
+
+
+def _number(value: float) -> Var:
+    return op.const(np.float32(value))

@@ -7,32 +7,35 @@ from __future__ import annotations
 
 import math
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from chattts_serving.audio import N_FFT
 from export.layout import NUM_BINS
 
 
-def forward_basis(window: torch.Tensor) -> torch.Tensor:
-    """[N_FFT, 2 * NUM_BINS] float64: samples @ basis is the spectrum of the windowed samples (torch.stft)."""
+def forward_basis(window: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """[N_FFT, 2 * NUM_BINS]: samples @ basis is the spectrum of the windowed samples (torch.stft)."""
     angle = _angles()
-    basis = torch.cat([torch.cos(angle), -torch.sin(angle)], dim=1)
-    return window.double()[:, None] * basis
+    basis: npt.NDArray[np.float64] = np.concatenate([np.cos(angle), -np.sin(angle)], axis=1)
+    basis *= window.astype(np.float64)[:, None]
+    return basis
 
 
-def inverse_basis(window: torch.Tensor) -> torch.Tensor:
-    """[2 * NUM_BINS, N_FFT] float32: spectrum @ basis is the windowed signal (torch.fft.irfft, times the window).
+def inverse_basis(window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """[2 * NUM_BINS, N_FFT]: spectrum @ basis is the windowed signal (torch.fft.irfft, times the window).
 
     Every frequency but the first and the last stands for its mirror image too, hence the factor 2.
     """
     angle = _angles().T
-    weight = torch.full((NUM_BINS, 1), 2.0 / N_FFT, dtype=torch.float64)
+    weight = np.full((NUM_BINS, 1), 2.0 / N_FFT)
     weight[[0, -1]] /= 2
-    basis = torch.cat([weight * torch.cos(angle), -weight * torch.sin(angle)])
-    return (basis * window.double()).float()
+    basis: npt.NDArray[np.float64] = np.concatenate([weight * np.cos(angle), -weight * np.sin(angle)])
+    basis *= window.astype(np.float64)
+    return basis.astype(np.float32)
 
 
-def _angles() -> torch.Tensor:
-    """[N_FFT, NUM_BINS] float64; the product is reduced modulo N_FFT first, which keeps large ones exact."""
-    turns = torch.outer(torch.arange(N_FFT), torch.arange(NUM_BINS)) % N_FFT
-    return turns.double() * (2 * math.pi / N_FFT)
+def _angles() -> npt.NDArray[np.float64]:
+    """[N_FFT, NUM_BINS]; the product is reduced modulo N_FFT first, which keeps large ones exact."""
+    turns = np.outer(np.arange(N_FFT), np.arange(NUM_BINS)) % N_FFT
+    return turns * (2 * math.pi / N_FFT)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
 from chattts_serving import base16384
 from chattts_serving.errors import ConfigError
 from chattts_serving.request import MAX_NEW_TOKENS
-from export.chattts_package import homophones, speaker_statistics
+from export.chattts_package import homophones, is_installed, speaker_statistics
 from export.checkpoint import Checkpoint
 from export.layout import SPEAKER_STATISTICS_FILE
 from export.parity import ParityResult
@@ -27,8 +26,8 @@ def export_frontend_assets(checkpoint: Checkpoint, folder: Path) -> None:
     """Write FRONTEND_ASSETS into `folder`, which exists.
 
     - `tokenizer.json`: the `tokenizers` tokenizer inside transformers' BertTokenizerFast, which settles what the
-      checkpoint's three files together mean.
-    - `homophones.json`: {character: what is spoken instead}.
+      checkpoint's three files together mean. Without the ChatTTS package, the checkpoint's own file of that name.
+    - `homophones.json`: {Chinese character: what is spoken instead}. Without the ChatTTS package, none.
     - `frontend.json`: `spk_stat` (base16384 over float16[2 * hidden]: std, mean), `hidden_size`, and
       `max_prompt_tokens`, the longest prompt that leaves room for MAX_NEW_TOKENS audio tokens.
 
@@ -42,8 +41,8 @@ def export_frontend_assets(checkpoint: Checkpoint, folder: Path) -> None:
             f"the GPT of {checkpoint.directory} has {sizes.max_positions} positions; allowed is more than "
             f"{MAX_NEW_TOKENS}, the audio tokens of a sentence"
         )
-    _bert_tokenizer(checkpoint).backend_tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "homophones.json", homophones())
+    _tokenizer(checkpoint).save(str(folder / "tokenizer.json"))
+    _write_json(folder / "homophones.json", homophones() if is_installed() else {})
     frontend = {
         "spk_stat": _speaker_statistics(checkpoint),
         "hidden_size": sizes.hidden,
@@ -64,7 +63,16 @@ def check_tokenizer(checkpoint: Checkpoint, folder: Path) -> ParityResult:
     return ParityResult("text_frontend tokenizer", num_differing, 0)
 
 
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if is_installed():
+        tokenizer: Tokenizer = _bert_tokenizer(checkpoint).backend_tokenizer
+        return tokenizer
+    return Tokenizer.from_file(str(checkpoint.tokenizer / "tokenizer.json"))
+
+
 def _bert_tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # noqa: PLC0415 - takes seconds
+
     try:
         return BertTokenizerFast.from_pretrained(checkpoint.tokenizer)
     except Exception as error:  # transformers and tokenizers raise whatever their parsers do

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
 from chattts_serving.voices import Voice
-from export.chattts_package import load_chat
+from export.chattts_package import is_installed
 from export.checkpoint import Checkpoint
-from export.frontend_assets import FRONTEND_ASSETS, check_tokenizer, export_frontend_assets
-from export.gpt import check_gpt, export_gpt
+from export.frontend_assets import FRONTEND_ASSETS, export_frontend_assets
+from export.gpt import export_gpt
 from export.lock import locked
 from export.onnx_models import export_onnx_models
 from export.parity import ParityResult
@@ -33,9 +30,10 @@ SOURCE_REPOSITORY = ROOT / "model_repository"
 STAMP_FILE = "gpt_decoder/1/export.json"
 LOCK_FILE = "gpt_decoder/1/.export.lock"
 TEMPORARY_PREFIX = ".export-"
+ARTIFACT_MODELS = ("text_frontend", "gpt_decoder", "dvae_decoder", "vocos", "dvae_encoder")
 # What decides the artifacts besides the checkpoint and this package.
 SERVING_SOURCES = ("audio", "base16384", "gpt", "gpt_config", "request", "speaker", "voices")  # of chattts_serving
-PACKAGES = ("onnx", "onnxscript", "tokenizers", "torch", "transformers")
+PACKAGES = ("ChatTTS", "onnx", "spox", "tokenizers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,12 @@ class Artifact:
     Attributes:
         model: its name.
         num_bytes: size of its files.
-        parity: the comparisons that it passed.
-        seconds: how long the step that wrote it took, comparisons included.
+        parity: the comparisons that it passed; none without the ChatTTS package.
     """
 
     model: str
     num_bytes: int
     parity: tuple[ParityResult, ...]
-    seconds: float
 
 
 def lock_repository(out_dir: Path) -> AbstractContextManager[None]:
@@ -62,14 +58,13 @@ def lock_repository(out_dir: Path) -> AbstractContextManager[None]:
 
 def build_repository(
     checkpoint: Checkpoint, out_dir: Path, vocoder_precision: str, voices: Sequence[Voice]
-) -> Iterator[Artifact]:
-    """Write the models and every artifact below `out_dir`, yielding each artifact as it passes its check.
+) -> list[Artifact]:
+    """Write the models and every artifact below `out_dir`, and compare each artifact with what it comes from.
 
     `vocoder_precision` is that of `export_onnx_models`; `voices` are what callers may ask for, and fit the checkpoint.
 
     All is made in a temporary folder and takes its names at the end, so an export that fails or is interrupted before
     leaves the models as they were. One that ends during these last renames leaves no stamp: the next one starts over.
-    Exhaust the iterator: its last step is that move.
 
     Raises:
         ConfigError: the checkpoint is not usable, or an artifact is too far from the module it came from.
@@ -79,9 +74,8 @@ def build_repository(
         models, artifacts = temporary / "models", temporary / "artifacts"
         artifacts.mkdir()
         _write_models(models, out_dir, voices)
-        onnx_step = partial(export_onnx_models, precision=vocoder_precision)
-        for step in (_frontend_step, _gpt_step, onnx_step):
-            yield from _run_step(step, checkpoint, artifacts)
+        _write_artifacts(checkpoint, artifacts, vocoder_precision)
+        results = _compared(checkpoint, artifacts, vocoder_precision)
         sizes = _sizes(artifacts)
         stamp = out_dir / STAMP_FILE
         stamp.unlink(missing_ok=True)  # without one first and with the new one last
@@ -91,6 +85,14 @@ def build_repository(
         key = _stamp_key(checkpoint, vocoder_precision)
         unfinished.write_text(json.dumps({"key": key, "artifacts": sizes}, indent=1) + "\n", "utf-8")
         unfinished.replace(stamp)
+    return [
+        Artifact(
+            model,
+            num_bytes=sum(size for name, size in sizes.items() if name.startswith(f"{model}/")),
+            parity=tuple(result for result in results if result.name.partition(" ")[0] == model),
+        )
+        for model in ARTIFACT_MODELS
+    ]
 
 
 def update_models(out_dir: Path, voices: Sequence[Voice]) -> None:
@@ -152,32 +154,32 @@ def _copy_models(folder: Path) -> None:
             shutil.copyfile(source, folder / source.relative_to(SOURCE_REPOSITORY))
 
 
-def _run_step(
-    step: Callable[[Checkpoint, Path], list[ParityResult]], checkpoint: Checkpoint, build_dir: Path
-) -> Iterator[Artifact]:
-    start = time.monotonic()
-    results = step(checkpoint, build_dir)
+def _write_artifacts(checkpoint: Checkpoint, folder: Path, vocoder_precision: str) -> None:
+    """Write every artifact below `folder`, which exists."""
+    frontend, gpt = (folder / model / "1" for model in ("text_frontend", "gpt_decoder"))
+    for version in (frontend, gpt):
+        version.mkdir(parents=True)
+    export_frontend_assets(checkpoint, frontend)
+    for name in FRONTEND_ASSETS:  # gpt_decoder tokenizes refined text; a model finds its own version folder only
+        shutil.copyfile(frontend / name, gpt / name)
+    export_gpt(checkpoint, gpt)
+    export_onnx_models(checkpoint, folder, vocoder_precision)
+
+
+def _compared(checkpoint: Checkpoint, folder: Path, vocoder_precision: str) -> list[ParityResult]:
+    """How far the artifacts in `folder` are from their sources, which is little enough; [] without the ChatTTS package.
+
+    Raises:
+        ConfigError: one is too far.
+    """
+    if not is_installed():
+        return []
+    from export.comparison import compare  # noqa: PLC0415 - imports PyTorch, which nothing else of an export needs
+
+    results = compare(checkpoint, folder, vocoder_precision)
     for result in results:
         result.check()
-    seconds = time.monotonic() - start
-    for model, parity in itertools.groupby(results, key=lambda result: result.name.partition(" ")[0]):
-        yield Artifact(model, sum(_sizes(build_dir / model).values()), tuple(parity), seconds)
-
-
-def _frontend_step(checkpoint: Checkpoint, build_dir: Path) -> list[ParityResult]:
-    folder = build_dir / "text_frontend" / "1"
-    folder.mkdir(parents=True)
-    export_frontend_assets(checkpoint, folder)
-    return [check_tokenizer(checkpoint, folder)]
-
-
-def _gpt_step(checkpoint: Checkpoint, build_dir: Path) -> list[ParityResult]:
-    folder = build_dir / "gpt_decoder" / "1"
-    folder.mkdir(parents=True)
-    for name in FRONTEND_ASSETS:  # it tokenizes refined text; a model finds its own version folder only
-        shutil.copyfile(build_dir / "text_frontend" / "1" / name, folder / name)
-    export_gpt(checkpoint, folder)
-    return check_gpt(load_chat(checkpoint.directory), folder)
+    return results
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -206,5 +208,13 @@ def _stamp_key(checkpoint: Checkpoint, vocoder_precision: str) -> str:
     for path in (*sorted(Path(__file__).parent.glob("*.py")), *serving):
         digest.update(path.read_bytes())
     for package in PACKAGES:
-        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+        digest.update(f"{package} {_version(package)}\n".encode())
     return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    """Its version, "" where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -9,8 +9,6 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from chattts_serving.errors import ConfigError
 from chattts_serving.speaker import MAX_HIDDEN_SIZE, encode_speaker
 from chattts_serving.voices import Voice, voice_path
@@ -54,9 +52,14 @@ def read_pt(path: Path) -> str:
     Nothing in the file is run: pickled objects other than tensors are refused.
 
     Raises:
-        ConfigError: the file holds something else, is too large, or its values are no finite float16.
+        ConfigError: the file holds something else, is too large, or its values are no finite float16; or PyTorch is
+            not installed.
     """
     _check_size(path)
+    try:
+        import torch  # noqa: PLC0415 - voices from seeds and strings do without
+    except ImportError as error:
+        raise ConfigError("reading a .pt file needs PyTorch; install the extra 'export'") from error
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise whatever they come upon
@@ -66,16 +69,13 @@ def read_pt(path: Path) -> str:
         raise ConfigError(f"{path} holds {type(tensor).__name__}; allowed is {allowed}")
     shape = list(tensor.shape)
     is_vector = len(shape) == 1 or (len(shape) == 2 and shape[0] == 1)
-    if not is_vector or not 1 <= shape[-1] <= MAX_HIDDEN_SIZE or not _is_plain(tensor):
+    is_plain = tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not is_vector or not 1 <= shape[-1] <= MAX_HIDDEN_SIZE or not is_plain:
         raise ConfigError(f"{path} holds a tensor of {tensor.dtype} and shape {shape}; allowed is {allowed}")
     vector = tensor.detach().reshape(-1).to(torch.float16)
     if not vector.isfinite().all():
         raise ConfigError(f"{path} holds values that are not finite in float16")
     return encode_speaker(vector.numpy())
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def _check_size(path: Path) -> None:

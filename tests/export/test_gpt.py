@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from chattts_serving.errors import ConfigError
 from chattts_serving.gpt_config import GPTConfig
 from export.checkpoint import Checkpoint, load_tensors
-from export.gpt import check_gpt, export_gpt, fold_weight_norm, fuse_weights
+from export.gpt import export_gpt, fold_weight_norm, fuse_weights
+from export.gpt_parity import check_gpt
 
 
 @pytest.fixture
@@ -32,24 +34,27 @@ def test_the_check_notices_a_changed_tensor(chat, exported, name):
 def test_a_fused_product_is_the_separate_products_side_by_side(checkpoint):
     llama, embed = load_tensors(checkpoint.gpt), load_tensors(checkpoint.embed)
     weights = fuse_weights(llama, embed, checkpoint.sizes.gpt.num_layers)
-    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    x = np.random.default_rng(0).standard_normal((3, 64), np.float32)
     separate = [x @ llama[f"layers.1.self_attn.{name}_proj.weight"].T for name in "qkv"]
-    torch.testing.assert_close(x @ weights["layers.1.qkv"].T, torch.cat(separate, dim=1))
+    np.testing.assert_allclose(x @ weights["layers.1.qkv"].T, np.concatenate(separate, axis=1), rtol=0, atol=1e-5)
     separate = [x @ llama[f"layers.0.mlp.{name}_proj.weight"].T for name in ("gate", "up")]
-    torch.testing.assert_close(x @ weights["layers.0.gate_up"].T, torch.cat(separate, dim=1))
+    np.testing.assert_allclose(x @ weights["layers.0.gate_up"].T, np.concatenate(separate, axis=1), rtol=0, atol=1e-5)
 
 
 def test_folded_heads_are_the_weights_that_torch_computes(checkpoint, chat):
     embed = load_tensors(checkpoint.embed)
-    torch.testing.assert_close(fold_weight_norm(embed, "head_text"), chat.embed.head_text.weight.detach())
-    torch.testing.assert_close(fold_weight_norm(embed, "head_code.3"), chat.embed.head_code[3].weight.detach())
+    for name, head in (("head_text", chat.embed.head_text), ("head_code.3", chat.embed.head_code[3])):
+        torch.testing.assert_close(torch.from_numpy(fold_weight_norm(embed, name)), head.weight.detach())
 
 
-def test_sixteen_bit_checkpoints_are_exported_as_float32(own_checkpoint, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_checkpoints_are_exported_as_float32(own_checkpoint, tmp_path, dtype):
     for path in (own_checkpoint / "asset/gpt/model.safetensors", own_checkpoint / "asset/Embed.safetensors"):
-        save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path)
     export_gpt(Checkpoint.load(own_checkpoint), tmp_path)
-    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+    found = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert torch.equal(found["norm"], load_file(own_checkpoint / "asset/gpt/model.safetensors")["norm.weight"].float())
 
 
 def test_the_config_holds_the_ids_of_the_tokenizer(exported):

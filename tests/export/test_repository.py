@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+import export.comparison
 import export.repository
 from chattts_serving.speaker import encode_speaker
 from chattts_serving.voices import Voice, voice_path
 from export.__main__ import main
 from export.lock import locked
 from export.parity import ParityResult
-from export.repository import LOCK_FILE, SERVING_SOURCES, SOURCE_REPOSITORY, STAMP_FILE
+from export.repository import ARTIFACT_MODELS, LOCK_FILE, SERVING_SOURCES, SOURCE_REPOSITORY, STAMP_FILE
 from export.synthetic import SIZES
 from export.voice_library import SOURCE_VOICES, VOICES_CONFIG, voices_for, with_voices
 
@@ -24,24 +25,26 @@ ONNX_MODELS = ("dvae_decoder", "vocos", "dvae_encoder")
 
 
 @pytest.fixture
-def onnx_parity(monkeypatch):
-    """Replace the ONNX exporters, which take half a minute, by ones that write at once and differ by `value[0]`."""
+def parity(monkeypatch):
+    """Replace ONNX files and comparisons, which take seconds, by ones that take no time and differ by `value[0]`."""
     value = [0.0]
 
     def export_onnx_models(_checkpoint, out_dir, precision):
         for model in ONNX_MODELS:
             (out_dir / model / "1").mkdir(parents=True)
             (out_dir / model / "1" / "model.onnx").write_bytes(precision.encode())
-        return [ParityResult(model, value[0], 1e-4) for model in ONNX_MODELS]
+
+    def compare(*_):
+        return [ParityResult(model, value[0], 1e-4) for model in ARTIFACT_MODELS]
 
     monkeypatch.setattr(export.repository, "export_onnx_models", export_onnx_models)
+    monkeypatch.setattr(export.comparison, "compare", compare)
     return value
 
 
 @pytest.fixture
-def run(checkpoint, chat, tmp_path, onnx_parity, monkeypatch):
+def run(checkpoint, tmp_path, parity):
     """Run the command line on the tiny checkpoint; returns its exit status."""
-    monkeypatch.setattr(export.repository, "load_chat", lambda _: chat)
 
     def run(*options, source=checkpoint.directory):
         arguments = ["--checkpoint", str(source), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
@@ -74,8 +77,8 @@ def test_the_repository_is_complete(run, tmp_path):
 def test_one_line_is_printed_per_model(run, capsys):
     run()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["text_frontend", "gpt_decoder", *ONNX_MODELS]
-    assert all(" MB " in line and " s " in line and "allowed" in line for line in lines[1:-1])
+    assert [line.split()[0] for line in lines[1:-1]] == list(ARTIFACT_MODELS)
+    assert all(" MB " in line and "allowed" in line for line in lines[1:-1])
 
 
 def test_a_second_run_changes_no_artifact(run, tmp_path, capsys):
@@ -139,20 +142,20 @@ def test_the_stamp_covers_every_serving_module_that_the_export_uses():
     assert used - {"errors"} == set(SERVING_SOURCES)
 
 
-def test_an_artifact_that_differs_is_refused_and_the_old_repository_stays(run, tmp_path, onnx_parity, capsys):
+def test_an_artifact_that_differs_is_refused_and_the_old_repository_stays(run, tmp_path, parity, capsys):
     run()
     config = tmp_path / "out" / "vocos" / "config.pbtxt"
     config.write_text("edited")
     before = artifacts(tmp_path / "out")
-    onnx_parity[0] = 1.0
+    parity[0] = 1.0
     assert run("--force") == 1
-    assert "dvae_decoder" in capsys.readouterr().err
+    assert "text_frontend" in capsys.readouterr().err
     assert artifacts(tmp_path / "out") == before
     assert config.read_text() == "edited"
 
 
-def test_an_export_that_fails_puts_nothing_into_a_new_folder(run, tmp_path, onnx_parity):
-    onnx_parity[0] = 1.0
+def test_an_export_that_fails_puts_nothing_into_a_new_folder(run, tmp_path, parity):
+    parity[0] = 1.0
     assert run() == 1
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert files == [tmp_path / "out" / LOCK_FILE]
@@ -244,7 +247,7 @@ def test_hf_is_downloaded_into_the_cache(run, tmp_path, monkeypatch, checkpoint)
     def download(folder):
         folder.symlink_to(checkpoint.directory)
 
-    monkeypatch.setattr("export.__main__.download_checkpoint", download)
+    monkeypatch.setattr("export.download.download_checkpoint", download)
     assert run(source="hf") == 0
     assert (tmp_path / "cache" / "hf").is_symlink()
 

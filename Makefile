@@ -17,7 +17,7 @@ help: ## list the commands
 
 setup: $(VENV)/.installed ## create .venv with everything in it
 
-$(VENV)/.installed: pyproject.toml constraints.txt docker/install.sh $(wildcard chattts_serving/cpu/*.[ch])
+$(VENV)/.installed: pyproject.toml constraints.txt docker/install.sh $(wildcard chattts_serving/engine/cpu/*.[ch])
 	PYTHON=$(PYTHON) docker/install.sh $(VENV) $(DEVICE),test$(if $(filter cpu,$(DEVICE)),-cpu)
 	@touch $@
 

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.errors import ServingError
-from chattts_serving.gpt_config import Precision
 
 PRECISIONS = [precision.value for precision in Precision]
 TOKENS = 96  # 2 s of audio

@@ -25,7 +25,7 @@ from bench import report
 from bench.plots import draw_beside
 from bench.repository import FOLDER, precision_of, sentence, with_precision
 from chattts_serving.audio import SAMPLE_RATE, num_samples
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from client import TTSClient
 from export.chattts_package import load_chat
 

@@ -17,14 +17,14 @@ import torch
 
 from bench import report
 from bench.plots import draw_beside
-from chattts_serving.engine.cpu_runner import CpuRunner
+from chattts_serving.engine.cpu.runner import CpuRunner
 from chattts_serving.engine.engine import Engine
+from chattts_serving.engine.gpt_config import GPTConfig, Precision, weight_shapes
+from chattts_serving.engine.gpu.gpt import DTYPES as HALF_DTYPES
+from chattts_serving.engine.gpu.gpt import GPT
+from chattts_serving.engine.gpu.runner import TorchRunner
 from chattts_serving.engine.runner import Runner
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
-from chattts_serving.engine.torch_runner import TorchRunner
-from chattts_serving.gpt import DTYPES as HALF_DTYPES
-from chattts_serving.gpt import GPT
-from chattts_serving.gpt_config import GPTConfig, Precision, weight_shapes
 
 OFFICIAL = GPTConfig(
     hidden_size=768,

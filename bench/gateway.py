@@ -24,7 +24,7 @@ from bench.playback import summarize_streams
 from bench.repository import FOLDER, sentence
 from bench.server import Load, speaker
 from chattts_serving.audio import SAMPLE_RATE
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError
 from gateway.process import running_gateway
 

@@ -29,7 +29,7 @@ from bench.repository import FOLDER, precision_of, sentence, setting, with_preci
 from bench.server import DEFAULT_CONCURRENCY, Load, Target, measure_levels
 from bench.watch import Usage, Watch
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from client import AsyncTTSClient, SynthesisOptions
 from client.transport import ProtocolName
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.tritonserver import ROOT
+from chattts_serving.launcher.tritonserver import ROOT
 
 FOLDER = ROOT / "build" / "bench"  # copies of repositories, and the servers' logs
 SENTENCES = (

@@ -29,7 +29,7 @@ from bench.plots import draw_beside
 from bench.repository import FOLDER, precision_of, sentence, with_precision
 from bench.watch import MB, Gpu, Watch, memory_of
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from client import AsyncTTSClient, SynthesisOptions
 from client.options import Mode
 from client.transport import ProtocolName

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import RunningServer, running_server
-from chattts_serving.tritonserver import ROOT
+from chattts_serving.launcher.running import RunningServer, running_server
+from chattts_serving.launcher.tritonserver import ROOT
 from client import Speech, TTSClient, TTSError
 
 REPOSITORY = ROOT / "model_repository"

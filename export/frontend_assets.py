@@ -9,9 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from chattts_serving import base16384
 from chattts_serving.errors import ConfigError
 from chattts_serving.request import MAX_NEW_TOKENS
+from chattts_serving.voice import base16384
 from export.chattts_package import homophones, is_installed, speaker_statistics
 from export.checkpoint import Checkpoint
 from export.layout import SPEAKER_STATISTICS_FILE

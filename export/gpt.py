@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from chattts_serving.engine.gpt_config import GPTConfig
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt_config import GPTConfig
 from chattts_serving.request import NUM_AUDIO_TOKENS
 from export.checkpoint import Checkpoint, load_tensors
 from export.layout import NUM_CODEBOOKS

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from chattts_serving.gpt import GPT
-from chattts_serving.gpt_config import GPTConfig
+from chattts_serving.engine.gpt_config import GPTConfig
+from chattts_serving.engine.gpu.gpt import GPT
 from export.parity import ParityResult
 
 ALLOWED_HIDDEN_DIFFERENCE = 1e-4  # float32 over 20 layers, hidden states of size 1

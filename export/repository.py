@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.voices import Voice
+from chattts_serving.voice.voices import Voice
 from export.chattts_package import is_installed
 from export.checkpoint import Checkpoint
 from export.frontend_assets import FRONTEND_ASSETS, export_frontend_assets
@@ -32,7 +32,15 @@ LOCK_FILE = "gpt_decoder/1/.export.lock"
 TEMPORARY_PREFIX = ".export-"
 ARTIFACT_MODELS = ("text_frontend", "gpt_decoder", "dvae_decoder", "vocos", "dvae_encoder")
 # What decides the artifacts besides the checkpoint and this package.
-SERVING_SOURCES = ("audio", "base16384", "gpt", "gpt_config", "request", "speaker", "voices")  # of chattts_serving
+SERVING_SOURCES = (  # of chattts_serving
+    "audio",
+    "engine.gpt_config",
+    "engine.gpu.gpt",
+    "request",
+    "voice.base16384",
+    "voice.speaker",
+    "voice.voices",
+)
 PACKAGES = ("ChatTTS", "onnx", "spox", "tokenizers", "transformers")
 
 
@@ -204,7 +212,7 @@ def _stamp_key(checkpoint: Checkpoint, vocoder_precision: str) -> str:
     for path in checkpoint.files():
         status = path.stat()
         digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    serving = [ROOT / "chattts_serving" / f"{module}.py" for module in SERVING_SOURCES]
+    serving = [ROOT / "chattts_serving" / f"{module.replace('.', '/')}.py" for module in SERVING_SOURCES]
     for path in (*sorted(Path(__file__).parent.glob("*.py")), *serving):
         digest.update(path.read_bytes())
     for package in PACKAGES:

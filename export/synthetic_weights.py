@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from chattts_serving import base16384
 from chattts_serving.audio import N_FFT, NUM_MELS, SAMPLE_RATE
+from chattts_serving.voice import base16384
 from export.layout import (
     DECODER_FILE,
     DVAE_FILE,

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.speaker import MAX_HIDDEN_SIZE, encode_speaker
-from chattts_serving.voices import Voice, voice_path
+from chattts_serving.voice.speaker import MAX_HIDDEN_SIZE, encode_speaker
+from chattts_serving.voice.voices import Voice, voice_path
 from export.voice_library import SOURCE_VOICES
 
 MAX_PT_BYTES = 1_000_000  # of a .pt file, packed and unpacked; one with 768 float32 values has under 5,000

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.voices import DEFAULT_VOICE, PARAMETER_PREFIX, Voice, load_voices
+from chattts_serving.voice.voices import DEFAULT_VOICE, PARAMETER_PREFIX, Voice, load_voices
 
 SOURCE_VOICES = Path(__file__).resolve().parent.parent / "voices"
 VOICES_FOLDER = "voices"  # beside a checkpoint's `asset/`: voices of its own

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from chattts_serving.server import RunningServer, running_server
+from chattts_serving.launcher.running import RunningServer, running_server
 from export.__main__ import DEMO
 
 ROOT = Path(__file__).resolve().parent.parent

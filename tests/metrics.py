@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, fields
 
-from chattts_serving.server import RunningServer
+from chattts_serving.launcher.running import RunningServer
 
 PORT_OPENS_S = 10.0
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chattts_serving.verbalizer import Verbalizer
+from chattts_serving.text.verbalizer import Verbalizer
 from export.chattts_package import load_chat
 
 NEAR_ZERO = 1e-5  # temperature: the likeliest token always wins, and float32 still divides by it

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from chattts_serving import base16384
-from chattts_serving.speaker import encode_speaker
-from chattts_serving.voices import DEFAULT_VOICE, Voice, voice_path
+from chattts_serving.voice import base16384
+from chattts_serving.voice.speaker import encode_speaker
+from chattts_serving.voice.voices import DEFAULT_VOICE, Voice, voice_path
 from export.layout import (
     DECODER_FILE,
     DVAE_FILE,

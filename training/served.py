@@ -17,7 +17,7 @@ import torch
 
 from bench.repository import with_precision
 from chattts_serving.audio import SAMPLE_RATE
-from chattts_serving.server import RunningServer, running_server
+from chattts_serving.launcher.running import RunningServer, running_server
 from client import AsyncTTSClient, SynthesisOptions
 from client.audio_file import save
 from training.corpus import speak

@@ -1,6 +1,5 @@
 """Continuous batching for ChatTTS's GPT: refined text and audio codes in one batch, joining and leaving each step.
 
-Sequence ──> Scheduler (who runs, where its cache lies) ──> Runner (computes, draws) ──> Engine.step()
-                                                              ├ CpuRunner ── chattts_serving.cpu, in C
-                                                              └ TorchRunner ── lanes, triton_ops (GPU), torch_ops
+Plain counting: Scheduler (who runs, where its cache lies) -> Runner -> Engine.step(); `cpu` and `gpu` hold the runners.
+Must not know what computes, nor text, voices, requests, sound or Triton's server.
 """

@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from chattts_serving.engine.gpt_config import GPTConfig
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.sequence import Sequence
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt_config import GPTConfig
 
 logger = logging.getLogger(__name__)
 

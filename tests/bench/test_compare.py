@@ -8,7 +8,7 @@ from bench import repository
 from bench.compare import Turn, speedup, speedup_lines, turn_table
 from chattts_serving.audio import SAMPLE_RATE, num_samples
 from chattts_serving.errors import ConfigError
-from chattts_serving.tritonserver import ROOT
+from chattts_serving.launcher.tritonserver import ROOT
 
 TURNS = [
     *(Turn("ChatTTS", 1, seconds) for seconds in (6.0, 5.0, 9.0)),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import engine, report
-from chattts_serving.gpt_config import Precision
+from chattts_serving.engine.gpt_config import Precision
 
 SMALL = replace(engine.OFFICIAL, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from chattts_serving.server import RunningServer, running_server
+from chattts_serving.launcher.running import RunningServer, running_server
 from client import AsyncTTSClient, Chunk, TTSClient
 
 FAKE_MODEL = Path(__file__).parent / "fake_model"

@@ -17,7 +17,7 @@ from socket import create_server
 import numpy as np
 import pytest
 
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from client import (
     AsyncTTSClient,
     ConnectionFailedError,

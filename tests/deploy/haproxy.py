@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from chattts_serving.supervisor import end_with_parent
+from chattts_serving.launcher.supervisor import end_with_parent
 
 POLICY = Path(__file__).resolve().parent.parent.parent / "docker" / "haproxy" / "haproxy.cfg"
 # Servers by address, as docker/README.md shows them for machines without a name service.

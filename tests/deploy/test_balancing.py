@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from chattts_serving.server import RunningServer, running_server
+from chattts_serving.launcher.running import RunningServer, running_server
 from client import ConnectionFailedError, OverloadedError, TTSClient
 from tests.client.conftest import FAKE_MODEL, content
 from tests.deploy.haproxy import Addresses, balancer, program

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from chattts_serving import reports
-from chattts_serving.server import ANY_ADDRESS, parse_arguments
+from chattts_serving.launcher.options import parse_arguments
+from chattts_serving.launcher.server import ANY_ADDRESS
+from chattts_serving.triton import reports
 from tests.deploy.haproxy import check_configuration
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -64,9 +65,9 @@ def test_what_the_build_needs_is_in_its_context() -> None:
     ignored = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    packages = re.search(r"^packages = \[(.*)\]$", project, re.MULTILINE)
+    packages = re.search(r"^include = \[(.*)\]$", project, re.MULTILINE)
     assert packages
-    roots = {name.strip(' "').split(".")[0] for name in packages[1].split(",")}
+    roots = {name.strip(' "*') for name in packages[1].split(",")}
     assert roots | {"pyproject.toml", "constraints.txt", "docker/install.sh", "backends"} <= allowed
     assert all((ROOT / path).exists() for path in allowed)
 

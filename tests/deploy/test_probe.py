@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from chattts_serving import probe
-from chattts_serving.probe import ProbeError, check, main, open_requests, wait_idle
-from chattts_serving.server import running_server
-from chattts_serving.supervisor import child_processes
-from chattts_serving.tritonserver import EXPORTED_FILES
+from chattts_serving.launcher import probe
+from chattts_serving.launcher.probe import ProbeError, check, main, open_requests, wait_idle
+from chattts_serving.launcher.running import running_server
+from chattts_serving.launcher.supervisor import child_processes
+from chattts_serving.launcher.tritonserver import EXPORTED_FILES
 from tests.conftest import Deployment
 
 WORKING = {"/v2/health/ready": 200, "/v2/models/text_frontend/infer": 200, "/v2/models/gpt_decoder/infer": 200}

@@ -14,7 +14,7 @@ import tritonclient.grpc
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from chattts_serving.server import RunningServer, running_server
+from chattts_serving.launcher.running import RunningServer, running_server
 from tests.client.conftest import FAKE_MODEL
 
 COMPOSE = Path(__file__).resolve().parent.parent.parent / "docker" / "compose.tls.yaml"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from chattts_serving.engine.engine import Engine
-from chattts_serving.engine.torch_runner import TorchRunner
-from chattts_serving.gpt import GPT
-from chattts_serving.gpt_config import GPTConfig, Precision, weight_shapes
+from chattts_serving.engine.gpt_config import GPTConfig, Precision, weight_shapes
+from chattts_serving.engine.gpu.gpt import GPT
+from chattts_serving.engine.gpu.runner import TorchRunner
 
 CONFIG = GPTConfig(
     hidden_size=32,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from chattts_serving.engine.gpt_config import Precision
+from chattts_serving.engine.gpu.runner import TorchRunner
 from chattts_serving.engine.runner import cache_capacity
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
-from chattts_serving.engine.torch_runner import TorchRunner
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt_config import Precision
 from tests.engine.models import CONFIG, random_engine, random_gpt
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chattts_serving.engine.gpt_config import GPTConfig
 from chattts_serving.errors import ConfigError
-from chattts_serving.gpt_config import GPTConfig
 from export.checkpoint import Checkpoint, load_tensors
 from export.gpt import export_gpt, fold_weight_norm, fuse_weights
 from export.gpt_parity import check_gpt

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from chattts_serving.speaker import MAX_HIDDEN_SIZE, decode_speaker, encode_speaker
-from chattts_serving.voices import Voice
+from chattts_serving.voice.speaker import MAX_HIDDEN_SIZE, decode_speaker, encode_speaker
+from chattts_serving.voice.voices import Voice
 from export.chattts_package import import_chattts
 from export.voice import MAX_PT_BYTES, main
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.speaker import encode_speaker
-from chattts_serving.voices import Voice, voice_path, voices_from_triton
+from chattts_serving.voice.speaker import encode_speaker
+from chattts_serving.voice.voices import Voice, voice_path, voices_from_triton
 from export.__main__ import DEMO
 from export.checkpoint import Checkpoint
 from export.repository import SOURCE_REPOSITORY

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import running_server
-from chattts_serving.tritonserver import ROOT
+from chattts_serving.launcher.running import running_server
+from chattts_serving.launcher.tritonserver import ROOT
 from tests.fuzz import campaign, crashes
 
 FOLDER = ROOT / "build" / "fuzz"  # the server's log

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
-from chattts_serving.frontend import PAUSES
-from chattts_serving.speaker import decode_speaker
+from chattts_serving.text.frontend import PAUSES
+from chattts_serving.voice.speaker import decode_speaker
 from tests.fuzz.calls import Call, Expected
 
 Outputs = Mapping[str, np.ndarray]

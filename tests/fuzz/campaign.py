@@ -17,7 +17,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from chattts_serving.server import RunningServer
+from chattts_serving.launcher.running import RunningServer
 from tests.fuzz import garbage, inner_calls
 from tests.fuzz.answers import OK, Answer, UnexpectedError, check, check_refusal
 from tests.fuzz.calls import Call, Tensor, text_tensor

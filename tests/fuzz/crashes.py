@@ -16,7 +16,7 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import RunningServer
+from chattts_serving.launcher.running import RunningServer
 from tests.fuzz.calls import Call, Tensor, grpc_request, http_body, text_tensor
 
 LOOK_S = 0.2

@@ -13,9 +13,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from chattts_serving.audio import FRAMES_PER_TOKEN, HOP_LENGTH, NUM_MELS
-from chattts_serving.speaker import decode_sample
-from chattts_serving.voice_encoder import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
-from chattts_serving.windows import Chunk, ReadingPlan
+from chattts_serving.speech.windows import Chunk, ReadingPlan
+from chattts_serving.voice.speaker import decode_sample
+from chattts_serving.voice.voice_encoder import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from tests.fuzz.answers import OK, Answer, Outputs, UnexpectedError, check
 from tests.fuzz.calls import Call, Expected, Tensor, float_tensor, text_tensor
 from tests.fuzz.values import TINY_HIDDEN_SIZE, malformed, often

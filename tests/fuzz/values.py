@@ -13,9 +13,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from chattts_serving import request as limits
-from chattts_serving.config import MODES
-from chattts_serving.speaker import NUM_CODES, encode_sample, encode_speaker
-from chattts_serving.tags import CONTROL_TAGS
+from chattts_serving.text.tags import CONTROL_TAGS
+from chattts_serving.triton.config import MODES
+from chattts_serving.voice.speaker import NUM_CODES, encode_sample, encode_speaker
 from client.options import STREAM_DATATYPES
 from tests.fuzz.calls import Element, Expected, Tensor
 

@@ -17,7 +17,7 @@ import numpy as np
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import triton_to_np_dtype
 
-from chattts_serving.server import RunningServer
+from chattts_serving.launcher.running import RunningServer
 from tests.fuzz.answers import OF_A_STREAM, OK, Answer, Outputs
 from tests.fuzz.calls import Call, generate_body, grpc_request, http_body, http_path
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chattts_serving.server import RunningServer, running_server
+from chattts_serving.launcher.running import RunningServer, running_server
 from gateway.process import RunningGateway, running_gateway
 from tests.client.conftest import FAKE_MODEL, refusing_url  # noqa: F401 - a fixture
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from chattts_serving.cpus import available_cpus
+from chattts_serving.engine.cpu.cpus import available_cpus
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import RunningServer, running_server
-from chattts_serving.supervisor import child_processes
+from chattts_serving.launcher.running import RunningServer, running_server
+from chattts_serving.launcher.supervisor import child_processes
 from tests import streams
 from tests.conftest import Deployment
 

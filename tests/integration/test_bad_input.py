@@ -10,7 +10,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from chattts_serving.windows import ReadingPlan
+from chattts_serving.speech.windows import ReadingPlan
 from client import TTSClient
 
 

@@ -25,9 +25,9 @@ import numpy as np
 import pytest
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.probe import ProbeError, check
-from chattts_serving.server import RunningServer, running_server
-from chattts_serving.supervisor import child_processes
+from chattts_serving.launcher.probe import ProbeError, check
+from chattts_serving.launcher.running import RunningServer, running_server
+from chattts_serving.launcher.supervisor import child_processes
 from client import DeadlineExceededError, OverloadedError, ServerError, Speech, TTSClient, TTSError, joined
 from tests.metrics import time_to_rest, wait_until
 
@@ -293,7 +293,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chattts_serving.engine.cpu_runner import CpuRunner
+from chattts_serving.engine.cpu.runner import CpuRunner
 
 FAILURES = Path({folder!r}) / "failures"
 launch = CpuRunner.launch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.repository import with_settings
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from client import TTSClient
 from tests.oracle import NEAR_ZERO, Oracle
 from training.corpus import VOICES

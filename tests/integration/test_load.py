@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tritonclient.http
 
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from tests.client.conftest import FAKE_MODEL
 from tests.conftest import ROOT
 from tests.metrics import time_to_rest, wait_until

@@ -14,8 +14,8 @@ import pytest
 import tritonclient.http
 
 from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
-from chattts_serving.frontend import TextFrontend
 from chattts_serving.request import GenerationRequest, SynthesisRequest
+from chattts_serving.text.frontend import TextFrontend
 from client import Chunk, Speech, TTSClient
 from tests.oracle import NEAR_ZERO
 

@@ -12,7 +12,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import np_to_triton_dtype
 
-from chattts_serving.windows import Chunk, ReadingPlan
+from chattts_serving.speech.windows import Chunk, ReadingPlan
 from client import TTSClient
 from tests.oracle import NEAR_ZERO, Oracle
 

@@ -13,7 +13,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from bench.repository import with_settings
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from client import AsyncTTSClient, SynthesisOptions
 from client.errors import DeadlineExceededError, OverloadedError, TTSError
 from tests.metrics import time_to_rest, wait_until

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc
 
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from tests.conftest import Deployment
 from tests.streams import tensors
 

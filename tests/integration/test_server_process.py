@@ -21,8 +21,8 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import RunningServer, running_server
-from chattts_serving.supervisor import child_processes
+from chattts_serving.launcher.running import RunningServer, running_server
+from chattts_serving.launcher.supervisor import child_processes
 from tests import onnx_models
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,7 +10,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from chattts_serving.voice_encoder import resample
+from chattts_serving.voice.voice_encoder import resample
 from export.voice_library import SOURCE_VOICES, voices_for
 from tests.oracle import Oracle
 

@@ -16,8 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import running_server
-from chattts_serving.tritonserver import ROOT
+from chattts_serving.launcher.running import running_server
+from chattts_serving.launcher.tritonserver import ROOT
 
 FOLDER = ROOT / "build" / "load"  # reports, and the server's log
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import running_server
-from chattts_serving.tritonserver import ROOT
+from chattts_serving.launcher.running import running_server
+from chattts_serving.launcher.tritonserver import ROOT
 from tests.soak import report
 from tests.soak.run import DECK, run, with_few_requests
 from tests.soak.verdict import Limits, cache_mb, judge

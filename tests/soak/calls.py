@@ -22,8 +22,8 @@ from tritonclient.utils import np_to_triton_dtype
 
 from bench.load import kind_of
 from chattts_serving.audio import num_samples
+from chattts_serving.launcher.tritonserver import ROOT
 from chattts_serving.request import PRIORITIES
-from chattts_serving.tritonserver import ROOT
 from client import AsyncTTSClient, Chunk, Speech, SynthesisOptions, TTSError, joined
 from client.errors import mapped_errors
 from client.options import Mode

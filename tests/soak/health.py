@@ -10,9 +10,9 @@ from pathlib import Path
 
 from bench.watch import MB, memory_of, process_tree
 from chattts_serving.errors import ConfigError
-from chattts_serving.server import RunningServer
-from chattts_serving.supervisor import SHARED_MEMORY, child_processes
-from chattts_serving.tritonserver import STUB_NAME
+from chattts_serving.launcher.running import RunningServer
+from chattts_serving.launcher.supervisor import SHARED_MEMORY, child_processes
+from chattts_serving.launcher.tritonserver import STUB_NAME
 from tests.metrics import AT_REST, scrape
 
 LAUNCHER, TRITONSERVER = "launcher", "tritonserver"

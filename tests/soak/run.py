@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.repository import with_settings
-from chattts_serving.server import RunningServer
+from chattts_serving.launcher.running import RunningServer
 from client import Speech, TTSClient, TTSError
 from tests.soak import answers
 from tests.soak.calls import Caller, Outcome, Settings

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chattts_serving.server import running_server
+from chattts_serving.launcher.running import running_server
 from tests.soak.calls import ANSWERED
 from tests.soak.run import run, with_few_requests
 from tests.soak.trend import Answer

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from chattts_serving.tritonserver import ROOT
+from chattts_serving.launcher.tritonserver import ROOT
 from tests.soak import report
 from tests.soak.calls import ANSWERED, FULL, NO_ANSWER, WRONG, Outcome
 from tests.soak.health import Busy, Process, Rest

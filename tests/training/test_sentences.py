@@ -3,7 +3,7 @@
 import random
 import re
 
-from chattts_serving.normalizer import Normalizer
+from chattts_serving.text.normalizer import Normalizer
 from training.corpus import PIECE, read_text
 from training.sentences import draw, draw_words, grammar, held_out, is_held_out, sentences, vocabulary
 from training.vocabulary import IDS

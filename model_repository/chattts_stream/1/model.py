@@ -1,4 +1,4 @@
-"""Text in, speech out chunk by chunk; see config.pbtxt. All logic is in chattts_serving.session."""
+"""Text in, speech out chunk by chunk; see config.pbtxt. All logic is in chattts_serving.speech.session."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -6,10 +6,11 @@ from functools import partial
 
 import triton_python_backend_utils as pb_utils
 
-from chattts_serving import session, triton_io
-from chattts_serving.config import MODES, ReadingConfig
-from chattts_serving.metrics import Metrics
-from chattts_serving.reports import RequestReports
+from chattts_serving.speech import session
+from chattts_serving.triton import io as triton_io
+from chattts_serving.triton.config import MODES, ReadingConfig
+from chattts_serving.triton.metrics import Metrics
+from chattts_serving.triton.reports import RequestReports
 
 SETTLE_S = 0.2  # Triton 2.51 can crash where a gRPC stream ends at the moment in which it is cancelled (measured)
 

@@ -1,15 +1,15 @@
-"""The GPT of ChatTTS; see config.pbtxt. All logic is in chattts_serving.decoder."""
+"""The GPT of ChatTTS; see config.pbtxt. All logic is in chattts_serving.triton.decoder."""
 
 import logging
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from chattts_serving import triton_io
-from chattts_serving.config import DecoderConfig
-from chattts_serving.decoder import Decoder
-from chattts_serving.metrics import Metrics
-from chattts_serving.reports import EngineReports
+from chattts_serving.triton import io as triton_io
+from chattts_serving.triton.config import DecoderConfig
+from chattts_serving.triton.decoder import Decoder
+from chattts_serving.triton.metrics import Metrics
+from chattts_serving.triton.reports import EngineReports
 
 
 class TritonPythonModel:

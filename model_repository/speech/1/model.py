@@ -4,11 +4,12 @@ from functools import partial
 
 import triton_python_backend_utils as pb_utils
 
-from chattts_serving import session, triton_io
-from chattts_serving.config import ReadingConfig
-from chattts_serving.loop_thread import LoopThread
-from chattts_serving.metrics import Metrics
-from chattts_serving.reports import RequestReports
+from chattts_serving.speech import session
+from chattts_serving.triton import io as triton_io
+from chattts_serving.triton.config import ReadingConfig
+from chattts_serving.triton.loop_thread import LoopThread
+from chattts_serving.triton.metrics import Metrics
+from chattts_serving.triton.reports import RequestReports
 
 
 class TritonPythonModel:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from chattts_serving import triton_io
-from chattts_serving.admission import Door
-from chattts_serving.frontend import TextFrontend
-from chattts_serving.metrics import Metrics
-from chattts_serving.reports import RequestReports
 from chattts_serving.request import request_from_inputs
-from chattts_serving.voices import voices_from_triton
+from chattts_serving.speech.admission import Door
+from chattts_serving.text.frontend import TextFrontend
+from chattts_serving.triton import io as triton_io
+from chattts_serving.triton.metrics import Metrics
+from chattts_serving.triton.reports import RequestReports
+from chattts_serving.voice.voices import voices_from_triton
 
 SWITCH_S = 0.0005  # after which the thread that works lets those that refuse go on; Python's default is 5 ms
 # Between two refusals. Triton's HTTP server loses answers when more than some 277 wait for one of its threads: it hands

@@ -3,8 +3,8 @@
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from chattts_serving import triton_io
-from chattts_serving.voice_encoder import speaker_sample
+from chattts_serving.triton import io as triton_io
+from chattts_serving.voice.voice_encoder import speaker_sample
 
 
 class TritonPythonModel:

@@ -1,0 +1,164 @@
+"""What a decode step has to know of each sequence: one row of numbers, filled when the sequence joins.
+
+The table of rows lies where the step runs, which keeps it up to date itself: tokens drawn, history, length. The host
+keeps count of which sequence has which row, and sends a row only when a sequence joins or its cache was moved. A step
+works on lanes; lane i of the batch is the row that entry i of a short list of rows names. Everything is int32, floats
+by their bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.engine.gpu.sampler import PENALTY_WINDOW
+from chattts_serving.engine.sequence import NO_TOKEN, Input, Kind, Sequence
+
+# Columns of a lane's row.
+START = 0  # first token of its slot in the cache
+LENGTH = 1  # its tokens, the one that is being computed included
+STEP = 2  # number of the draw that is being made, from 0
+KIND = 3  # CODES or TEXT: what is drawn
+INPUT = 4  # CODES, TEXT or SPEAKER: what the token being computed is
+SEED_LOW = 5  # words of the seed
+SEED_HIGH = 6
+STREAM = 7
+MIN_NEW = 8  # draws before the end token is allowed
+TOP_K = 9
+TEMPERATURE = 10  # float
+TOP_P = 11  # float
+PENALTY = 12  # float
+TOKENS = 13  # the token being computed, later the one drawn; one column for each codebook, text in the first
+# Then its last tokens, [PENALTY_WINDOW][num_codebooks]; draw n is at place n % PENALTY_WINDOW.
+
+# Columns of a prompt's token. A prompt is computed up to its last token, which a decode step takes.
+POSITION = 0  # in its sequence
+FIRST = 1  # where its sequence begins among the tokens computed together
+CACHE = 2  # its token of the cache
+SPEAKER_ROW = 3  # the lane's row, by which its speaker's vector is found
+PROMPT_INPUT = 4  # as INPUT
+PROMPT_TOKENS = 5  # as TOKENS
+
+# Values of INPUT; the first two are those of KIND too.
+CODES, TEXT, SPEAKER = 0, 1, 2
+_INPUTS = {Input.AUDIO: CODES, Input.TEXT: TEXT, Input.SPEAKER: SPEAKER}
+
+IntArray = npt.NDArray[np.int32]
+
+
+def row_width(num_codebooks: int) -> int:
+    """Columns of a lane's row."""
+    return TOKENS + num_codebooks * (1 + PENALTY_WINDOW)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a batch changes in the table.
+
+    Attributes:
+        joined: sequences that were not in the batch before, or have lost their cache, and the row of each.
+        moved: rows whose cache lies elsewhere, and where it starts.
+    """
+
+    joined: list[tuple[int, Sequence]]
+    moved: list[tuple[int, int]]
+
+
+class Lanes:
+    """Which sequence has which row. A row stays with its sequence until a batch is made without it."""
+
+    def __init__(self, capacity: int) -> None:
+        """`capacity` is the number of rows."""
+        self._free = list(range(capacity))
+        self._rows: dict[Sequence, int] = {}
+        self._starts: dict[Sequence, int] = {}
+
+    def assign(self, batch: list[Sequence]) -> Changes:
+        """Give every sequence of `batch` a row, take the rows of all others, and say what to write.
+
+        Raises:
+            ValueError: `batch` has more sequences than there are rows.
+        """
+        staying = set(batch)
+        for sequence in [one for one in self._rows if one not in staying]:
+            self._free.append(self._rows.pop(sequence))
+            del self._starts[sequence]
+        if len(batch) > len(self._rows) + len(self._free):
+            raise ValueError(f"{len(batch)} sequences in one step; allowed are {len(self._rows) + len(self._free)}")
+        changes = Changes([], [])
+        for sequence in batch:
+            start = sequence.cache_start
+            if sequence not in self._rows:
+                self._rows[sequence] = self._free.pop()
+                changes.joined.append((self._rows[sequence], sequence))
+            elif not sequence.num_cached_tokens:
+                changes.joined.append((self._rows[sequence], sequence))
+            elif start != self._starts[sequence]:
+                changes.moved.append((self._rows[sequence], start))
+            self._starts[sequence] = start
+        return changes
+
+    def rows(self, batch: list[Sequence]) -> list[int]:
+        """The row of each sequence."""
+        return [self._rows[sequence] for sequence in batch]
+
+
+def lane_row(sequence: Sequence, num_codebooks: int, spk_emb_id: int) -> IntArray:
+    """The row of a sequence that joins, as the step before its first would have left it."""
+    params = sequence.params
+    row = np.zeros(row_width(num_codebooks), np.int32)
+    kind = TEXT if sequence.kind is Kind.TEXT else CODES
+    row[START] = sequence.cache_start
+    row[LENGTH] = sequence.num_tokens - 1
+    row[STEP] = len(sequence.tokens) - 1
+    row[KIND] = kind
+    words = np.array([params.seed & 0xFFFFFFFF, params.seed >> 32, params.stream], np.uint32)
+    row[SEED_LOW : STREAM + 1] = words.view(np.int32)
+    row[MIN_NEW] = params.first_end
+    row[TOP_K] = params.top_k
+    floats = np.array([params.temperature, params.top_p, params.repetition_penalty], np.float32)
+    row[TEMPERATURE : PENALTY + 1] = floats.view(np.int32)
+    last = sequence.num_tokens - 1
+    row[INPUT], row[TOKENS : TOKENS + num_codebooks] = _token(sequence, last, num_codebooks, spk_emb_id)
+    history = row[TOKENS + num_codebooks :].reshape(PENALTY_WINDOW, num_codebooks)
+    history[:] = NO_TOKEN
+    for number in range(max(0, len(sequence.tokens) - PENALTY_WINDOW), len(sequence.tokens)):
+        token = sequence.tokens[number]
+        history[number % PENALTY_WINDOW, : len(token)] = token
+    return row
+
+
+def unused_row(num_codebooks: int, cache_token: int) -> IntArray:
+    """The row of lanes that no sequence uses: one token long, at `cache_token`, which nothing reads."""
+    row = np.zeros(row_width(num_codebooks), np.int32)
+    row[START], row[LENGTH], row[MIN_NEW], row[TOP_K] = cache_token, 1, 1, 1
+    row[TEMPERATURE : PENALTY + 1] = np.ones(3, np.float32).view(np.int32)
+    row[TOKENS + num_codebooks :] = NO_TOKEN
+    return row
+
+
+def prompt_rows(joined: list[tuple[int, Sequence]], num_codebooks: int, spk_emb_id: int) -> IntArray:
+    """All tokens but the last of each sequence, one after another: [num_tokens, PROMPT_TOKENS + num_codebooks]."""
+    rows: list[list[int]] = []
+    for lane, sequence in joined:
+        first, start = len(rows), sequence.cache_start
+        for position in range(sequence.num_tokens - 1):
+            kind, token = _token(sequence, position, num_codebooks, spk_emb_id)
+            rows.append([position, first, start + position, lane, kind, *token])
+    return np.array(rows, np.int32).reshape(len(rows), PROMPT_TOKENS + num_codebooks)
+
+
+def unused_prompt_rows(first: int, end: int, num_codebooks: int, cache_token: int, lane: int) -> IntArray:
+    """Tokens `first` to `end - 1` that pad a prompt: sequences of one token each, at `cache_token`."""
+    rows = np.zeros((end - first, PROMPT_TOKENS + num_codebooks), np.int32)
+    rows[:, FIRST] = np.arange(first, end)
+    rows[:, CACHE], rows[:, SPEAKER_ROW] = cache_token, lane
+    return rows
+
+
+def _token(sequence: Sequence, position: int, num_codebooks: int, spk_emb_id: int) -> tuple[int, list[int]]:
+    """What the token at `position` is, and its ids, padded to `num_codebooks`."""
+    kind, token = sequence.token_at(position, spk_emb_id)
+    return _INPUTS[kind], [*token, *[0] * (num_codebooks - len(token))]

@@ -1,0 +1,307 @@
+"""The runner in PyTorch: prompts in one packed pass, then a decode step that takes nothing from the host.
+
+On a GPU both are CUDA graphs, captured for a few sizes at start, and a step is launched before the last one is read.
+On a CPU the very same steps run operation by operation.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from chattts_serving.engine.gpu import lanes
+from chattts_serving.engine.gpu.gpt import GPT
+from chattts_serving.engine.gpu.lanes import Lanes
+from chattts_serving.engine.gpu.torch_ops import Buffers, StepOps, TorchOps
+from chattts_serving.engine.kv_slots import Slot
+from chattts_serving.engine.runner import cache_capacity
+from chattts_serving.engine.sequence import Kind, Sequence
+
+logger = logging.getLogger(__name__)
+
+MIN_PROMPT_BUCKET = 64  # tokens; prompts below it cost no less
+
+
+def lane_buckets(max_sequences: int) -> list[int]:
+    """Sizes of the batch that a step is made for, ascending: a smaller batch is filled up with unused lanes."""
+    buckets = [1, 2, 4, 8]
+    while buckets[-1] < max_sequences:
+        step = 8 if buckets[-1] < 32 else 16 if buckets[-1] < 64 else 32 if buckets[-1] < 128 else 64
+        buckets.append(buckets[-1] + step)
+    return [bucket for bucket in buckets if bucket < max_sequences] + [max_sequences]
+
+
+def prompt_buckets(max_prefill_tokens: int) -> list[int]:
+    """Numbers of prompt tokens that a pass is made for, ascending; longer ones are computed as they are."""
+    buckets = [MIN_PROMPT_BUCKET]
+    while buckets[-1] < max_prefill_tokens:
+        buckets.append(2 * buckets[-1])
+    return buckets
+
+
+class Graph(Protocol):
+    """A step that was captured."""
+
+    def replay(self) -> None:
+        """Compute it again, on what its tensors now hold."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step on its way.
+
+    Attributes:
+        drawn: what each lane draws, int32 [lanes, num_codebooks] on the host; there once `done` has happened.
+        places: for each sequence launched, its lane and how many tokens that draws.
+        done: what to wait for.
+    """
+
+    drawn: torch.Tensor
+    places: list[tuple[int, int]]
+    done: torch.cuda.Event | None
+
+    def tokens(self) -> list[tuple[int, ...]]:
+        """As `PendingStep`."""
+        if self.done is not None:
+            self.done.synchronize()
+        rows = self.drawn.tolist()
+        return [tuple(rows[lane][:width]) for lane, width in self.places]
+
+
+class TorchRunner:
+    """The model, its cache, and the table of lanes."""
+
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        kv_cache_gb: float,
+        max_sequences: int,
+        max_prefill_tokens: int,
+        steps_ahead: int | None = None,
+        use_graphs: bool | None = None,
+    ) -> None:
+        """Allocate everything that steps need; it never grows.
+
+        Args:
+            model: the weights.
+            kv_cache_gb: memory of the key-value cache, 10**9 bytes.
+            max_sequences: sequences of one step.
+            max_prefill_tokens: prompt tokens of one step, a single longer prompt excepted.
+            steps_ahead: as `Runner`; None is 1 on a GPU and 0 on a CPU.
+            use_graphs: whether `warm_up` captures CUDA graphs; None is where there is a GPU.
+
+        Raises:
+            ConfigError: `kv_cache_gb` is no number above 0.
+        """
+        config = self.config = model.config
+        self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(model))
+        on_gpu = model.device.type == "cuda"
+        self.steps_ahead = int(on_gpu) if steps_ahead is None else steps_ahead
+        if on_gpu and model.device.index is not None:
+            torch.cuda.set_device(model.device)  # of this thread, where kernels are launched
+        self._use_graphs = on_gpu if use_graphs is None else use_graphs
+        self._model, self._max_sequences = model, max_sequences
+        self._lanes = Lanes(max_sequences)
+        self._lane_buckets, self._prompt_buckets = lane_buckets(max_sequences), prompt_buckets(max_prefill_tokens)
+        self._buffers = self._allocate()
+        unused = lanes.unused_prompt_rows(
+            0, self._prompt_buckets[-1], config.num_codebooks, self.num_cache_tokens, max_sequences
+        )
+        self._prompt = self._to_device(unused)
+        self._ops = _ops(model, self._buffers)
+        self._rows_sent: list[int] = []  # what the first of `Buffers.rows` are
+        self._graphs: dict[tuple[str, int], tuple[Graph, torch.Tensor]] = {}
+        self._graph_memory: Any = None  # PyTorch's handle of it, which has no public type
+        # Hidden states are copied beside the step that is already under way.
+        self._copy_stream = torch.cuda.Stream(model.device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._last_move: torch.cuda.Event | None = None
+
+    @staticmethod
+    def bytes_per_token(model: GPT) -> int:
+        """Bytes of cache that one token takes: keys and values of every layer, and one hidden state."""
+        config = model.config
+        return (2 * config.num_layers + 1) * config.hidden_size * model.dtype.itemsize
+
+    @torch.inference_mode()
+    def launch(self, sequences: list[Sequence]) -> _Pending:
+        """As `Runner`."""
+        batch = sorted(sequences, key=lambda sequence: sequence.kind is Kind.AUDIO)  # text lanes first
+        num_text = sum(sequence.kind is Kind.TEXT for sequence in batch)
+        changes = self._lanes.assign(batch)
+        num_lanes = next(bucket for bucket in self._lane_buckets if bucket >= len(batch))
+        self._send(changes, self._lanes.rows(batch) + [self._max_sequences] * (num_lanes - len(batch)))
+        hidden = self._run("decode", num_lanes, self._decode)
+        if num_text:
+            self._ops.sample_text(self._model.text_logits(hidden[:num_text]))
+        lane_of = {sequence: lane for lane, sequence in enumerate(batch)}
+        widths = {Kind.TEXT: 1, Kind.AUDIO: self.config.num_codebooks}
+        places = [(lane_of[sequence], widths[sequence.kind]) for sequence in sequences]
+        drawn = self._buffers.drawn[: len(batch)]
+        if self._copy_stream is None:
+            return _Pending(drawn.clone(), places, None)
+        copy = drawn.to("cpu", non_blocking=True)  # into pinned memory
+        return _Pending(copy, places, self._record_event())
+
+    @torch.inference_mode()
+    def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
+        """As `Runner`."""
+        start = sequence.cache_start + sequence.num_prompt_tokens - 1
+        states = self._buffers.hidden[start + first : start + last]
+        if self._copy_stream is None:
+            return states.numpy().copy()
+        # The step that drew the last token was waited for; only a move of the slot may still be under way.
+        if self._last_move is not None:
+            self._copy_stream.wait_event(self._last_move)
+        with torch.cuda.stream(self._copy_stream):
+            on_host = states.cpu()
+        return on_host.float().numpy()
+
+    @torch.inference_mode()
+    def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
+        """As `Runner`."""
+        buffers = self._buffers
+        for pool in (buffers.keys, buffers.values, buffers.hidden.unsqueeze(0)):
+            pool[:, target.start : target.start + num_tokens] = pool[:, source.start : source.start + num_tokens]
+        if self._copy_stream is not None:
+            self._last_move = self._record_event()
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Capture a graph of every step and prompt size; on a CPU there is nothing to do."""
+        if not self._use_graphs:
+            return
+        started = time.monotonic()
+        for size in reversed(self._lane_buckets):  # the largest first: the others fit into its memory
+            self._graphs["decode", size] = self._capture(self._decode, size)
+        for size in reversed(self._prompt_buckets):
+            self._graphs["prompt", size] = self._capture(self._compute_prompt, size)
+        self._warm_up_text()
+        logger.info("%d CUDA graphs captured in %.1f s", len(self._graphs), time.monotonic() - started)
+
+    def _capture(self, step: Callable[[int], torch.Tensor], size: int) -> tuple[Graph, torch.Tensor]:
+        """A graph of `step(size)`, and what the step returns; all graphs share their memory."""
+        step(size)  # compiles kernels and lets cuBLAS choose, which must not happen in a capture
+        torch.cuda.synchronize(self._model.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._graph_memory):
+            hidden = step(size)
+        self._graph_memory = graph.pool()
+        return graph, hidden
+
+    def _warm_up_text(self) -> None:
+        """Compile what draws text, which is no part of a graph; the lanes are unused ones."""
+        hidden = torch.zeros(1, self.config.hidden_size, dtype=self._model.dtype, device=self._model.device)
+        self._ops.sample_text(self._model.text_logits(hidden))
+
+    def _run(self, name: str, size: int, step: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """Replay the graph of a step, or compute it where there is none; its hidden states [size, hidden]."""
+        if (name, size) not in self._graphs:
+            return step(size)
+        graph, hidden = self._graphs[name, size]
+        graph.replay()
+        return hidden
+
+    def _decode(self, num_lanes: int) -> torch.Tensor:
+        """Compute the newest token of each lane and draw the next audio codes; hidden states [num_lanes, hidden]."""
+        hidden = self._model.forward(self._ops.embed_lanes(num_lanes), self._ops.attend_lanes, self._ops)
+        self._ops.store_lanes(hidden)
+        self._ops.sample_codes(self._model.code_logits(hidden))
+        return hidden
+
+    def _compute_prompt(self, num_tokens: int) -> torch.Tensor:
+        """Fill the cache with the first tokens of `_prompt`; hidden states [num_tokens, hidden]."""
+        return self._compute_tokens(self._prompt[:num_tokens])
+
+    def _compute_tokens(self, prompt: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            return self._ops.attend_prompt(layer, qkv, prompt)
+
+        hidden = self._model.forward(self._ops.embed_prompt(prompt), attend, self._ops)
+        self._ops.store_prompt(hidden, prompt)
+        return hidden
+
+    def _send(self, changes: lanes.Changes, rows_of_lanes: list[int]) -> None:
+        """Send what a batch changes, and compute the prompts of those that join up to their last token."""
+        config, buffers = self.config, self._buffers
+        if rows_of_lanes != self._rows_sent:
+            buffers.rows[: len(rows_of_lanes)].copy_(self._to_device(np.array(rows_of_lanes, np.int32)))
+            self._rows_sent = rows_of_lanes
+        if changes.moved:
+            moved = self._to_device(np.array(changes.moved, np.int32)).long()
+            buffers.state[moved[:, 0], lanes.START] = moved[:, 1].int()
+        if not changes.joined:
+            return
+        rows = self._to_device(np.array([row for row, _ in changes.joined], np.int32)).long()
+        filled = [lanes.lane_row(one, config.num_codebooks, config.spk_emb_id) for _, one in changes.joined]
+        buffers.state.index_copy_(0, rows, self._to_device(np.stack(filled)))
+        nobody = np.zeros(config.hidden_size, np.float32)
+        speakers = [nobody if one.speaker is None else one.speaker for _, one in changes.joined]
+        buffers.speakers.index_copy_(0, rows, self._to_device(np.stack(speakers)).to(buffers.speakers.dtype))
+        self._prefill(lanes.prompt_rows(changes.joined, config.num_codebooks, config.spk_emb_id))
+
+    def _prefill(self, prompt: lanes.IntArray) -> None:
+        """Compute prompt tokens, filled up to a size that a graph or at least its kernels were made for."""
+        num_tokens = len(prompt)
+        if not num_tokens:
+            return
+        if not self._graphs:
+            self._compute_tokens(self._to_device(prompt))
+            return
+        largest = self._prompt_buckets[-1]
+        size = next((bucket for bucket in self._prompt_buckets if bucket >= num_tokens), None)
+        padding = lanes.unused_prompt_rows(
+            num_tokens,
+            size or -(-num_tokens // largest) * largest,
+            self.config.num_codebooks,
+            self.num_cache_tokens,
+            self._max_sequences,
+        )
+        padded = self._to_device(np.concatenate([prompt, padding]))
+        if size is None:
+            self._compute_tokens(padded)
+            return
+        self._prompt[:size].copy_(padded)
+        self._run("prompt", size, self._compute_prompt)
+
+    def _allocate(self) -> Buffers:
+        config, dtype, device = self.config, self._model.dtype, self._model.device
+        cache = (config.num_layers, self.num_cache_tokens + 1, config.num_heads, config.head_dim)
+        state = np.tile(lanes.unused_row(config.num_codebooks, self.num_cache_tokens), (self._max_sequences + 1, 1))
+        return Buffers(
+            state=self._to_device(state),
+            rows=torch.full((self._max_sequences,), self._max_sequences, dtype=torch.int32, device=device),
+            speakers=torch.zeros(self._max_sequences + 1, config.hidden_size, dtype=dtype, device=device),
+            keys=torch.zeros(cache, dtype=dtype, device=device),
+            values=torch.zeros(cache, dtype=dtype, device=device),
+            hidden=torch.zeros(self.num_cache_tokens + 1, config.hidden_size, dtype=dtype, device=device),
+            drawn=torch.zeros(self._max_sequences, config.num_codebooks, dtype=torch.int32, device=device),
+        )
+
+    def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """A copy on the device; on a GPU it is under way, from pinned memory that the allocator keeps for so long."""
+        tensor = torch.from_numpy(array)
+        if self._model.device.type == "cuda":
+            return tensor.pin_memory().to(self._model.device, non_blocking=True)
+        return tensor.clone()
+
+    def _record_event(self) -> torch.cuda.Event:
+        # Waiting sleeps rather than spins: a step is ahead, so that waking up late costs nothing but frees a core.
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._model.device))
+        return event
+
+
+def _ops(model: GPT, buffers: Buffers) -> StepOps:
+    if model.device.type == "cuda":
+        from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415  # only there is Triton installed
+
+        return TritonOps(model, buffers)
+    return TorchOps(model, buffers)

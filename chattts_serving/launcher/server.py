@@ -1,0 +1,226 @@
+"""Runs tritonserver in the foreground: `python -m chattts_serving.server --model-repository DIR`.
+
+Checks all that can be checked before it starts anything, waits until the server is ready, prints one line on stdout,
+and stays until it is told to stop. Behind it no process and no shared memory stays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.draining import Drain
+from chattts_serving.launcher.options import (
+    LOOPBACK,
+    PORT_OPTIONS,
+    RESTRICTED_APIS,
+    RESTRICTING_FLAGS,
+    ServerOptions,
+    parse_arguments,
+)
+from chattts_serving.launcher.probe import check
+from chattts_serving.launcher.supervisor import (
+    SHARED_MEMORY,
+    Supervision,
+    Supervisor,
+    TritonProcess,
+    adopt_orphans,
+    end_with_parent,
+    say,
+)
+from chattts_serving.launcher.tritonserver import (
+    ROOT,
+    check_repository,
+    environment,
+    find_installation,
+    has_onnx_backend,
+    lay_out_backends,
+)
+from chattts_serving.triton.io import CALLS_AT_ONCE
+from chattts_serving.variables import LOG_REQUESTS
+
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104
+EXIT_CONFIG = 2  # nothing was started
+EXIT_TIMEOUT_S = 5  # that tritonserver takes to end, within supervisor.STOP_TIMEOUT_S
+PROBED_MODELS = {"text_frontend", "gpt_decoder"}  # that chattts_serving.launcher.probe asks
+# Per process of a Python model, taken from /dev/shm at the start and where an answer is longer (measured).
+SHM_DEFAULT_BYTES = 16 * 2**20  # two sentences of 2,048 hidden states of 768 float32
+SHM_GROWTH_BYTES = 16 * 2**20
+LOW_SHM_BYTES = 256 * 2**20  # a process that finds no more is killed without a word
+NO_METRICS = "--allow-metrics=false"  # of tritonserver
+
+
+def choose_ports(options: ServerOptions) -> ServerOptions:
+    """`options` with a free port in place of each 0.
+
+    Raises:
+        ConfigError: a port is taken, or `host` cannot be bound.
+    """
+    try:
+        address = socket.gethostbyname(options.host)  # IPv4, which tritonserver's three services write alike
+    except OSError as error:
+        raise ConfigError(f"--host is {options.host}, which is no IPv4 address and no known name") from error
+    with ExitStack() as held:  # all three at once, so that none is chosen twice
+        ports = [
+            held.enter_context(_bound(address, getattr(options, name), option, listening=True)).getsockname()[1]
+            for name, option in PORT_OPTIONS.items()
+        ]
+    return replace(options, http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2])
+
+
+def hold_ports(options: ServerOptions, held: ExitStack) -> None:
+    """Keep the ports while `held` is open: tritonserver gets them, and nobody to whom any port is right.
+
+    Else one may be gone when the models are loaded, or after a restart (seen on a busy machine).
+    """
+    for name, option in PORT_OPTIONS.items():
+        held.enter_context(_bound(socket.gethostbyname(options.host), getattr(options, name), option))
+
+
+def _bound(address: str, port: int, option: str, *, listening: bool = False) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # As tritonserver has it: connections of a server that has ended do not count, nor do sockets that only have a port.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+        if listening:
+            listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"port {port} on {address} cannot be used ({error.strerror}): choose another {option}, or 0 for a free one"
+        ) from error
+    return listener
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is there; without one Triton's GPU metrics only fill the log with warnings."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm_prefixes: dict[str, str]) -> list[str]:
+    """The flags of tritonserver; `shm_prefixes` has how the shared memory of each Python-based backend is named."""
+    flags = [
+        f"--model-repository={models}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=none",
+        "--exit-on-error=true",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        f"--http-address={options.host}",
+        f"--grpc-address={options.host}",
+        f"--metrics-address={options.host}",
+        *(f"{option}={getattr(options, name)}" for name, option in PORT_OPTIONS.items()),
+        f"--allow-gpu-metrics={str(has_gpu()).lower()}",
+        # By default Triton keeps eight whole answers and eight chunks for reuse, each as large as its largest was.
+        "--grpc-infer-allocation-pool-size=0",
+    ]
+    for backend, prefix in shm_prefixes.items():
+        flags += [
+            f"--backend-config={backend},shm-region-prefix-name={prefix}",
+            f"--backend-config={backend},shm-default-byte-size={SHM_DEFAULT_BYTES}",
+            f"--backend-config={backend},shm-growth-byte-size={SHM_GROWTH_BYTES}",
+            f"--backend-config={backend},thread-pool-size={CALLS_AT_ONCE}",
+        ]
+    given = {flag.split("=", maxsplit=1)[0] for flag in options.flags}
+    # Restricted to callers that send this header with a value that nobody is told. The syntax is that of Triton 2.51's
+    # parser; its --help has another.
+    restriction = f"{RESTRICTED_APIS}:restricted-key={secrets.token_hex(16)}"
+    flags += [f"{flag}={restriction}" for flag in RESTRICTING_FLAGS if flag not in given]
+    return [*flags, *options.flags]  # last, so that they win
+
+
+def serve(options: ServerOptions) -> int:
+    """Check, start, wait, supervise; the exit status for the shell.
+
+    Raises:
+        ConfigError: something is missing or taken; nothing was started.
+    """
+    if options.exit_with_parent:
+        end_with_parent()
+    adopt_orphans()
+    installation = find_installation()
+    models = check_repository(options.model_repository)
+    options = choose_ports(options)
+    _warn_of_little_shared_memory()
+    with ExitStack() as stack:
+        hold_ports(options, stack)
+        log = _open_log(options, stack)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_")))
+        shm_prefix = f"chattts_{os.getpid()}_{secrets.token_hex(8)}_"  # no name that a caller could guess
+        python_based = ["python"] if has_onnx_backend(installation) else ["python", "onnxruntime"]
+        flags = tritonserver_flags(
+            options,
+            _shell_safe(options.model_repository.resolve(), folder),
+            lay_out_backends(installation, folder / "backends"),
+            {backend: f"{shm_prefix}{backend}_" for backend in python_based},
+        )
+        command = [str(installation.binary), *flags]
+        host = LOOPBACK if options.host == ANY_ADDRESS else options.host
+        drain = Drain(folder / "drain", options.drain_timeout_s, (host, options.metrics_port))
+        env = {**environment(installation, folder / "lib"), **drain.environment()}
+        if options.log_requests:
+            env[LOG_REQUESTS] = "1"
+
+        def start() -> TritonProcess:
+            # In the checkout: Python models have their working directory first on their path, for chattts_serving.
+            return TritonProcess(command, env, ROOT, shm_prefix, log)
+
+        supervision = Supervision(
+            health=(host, options.http_port),
+            metrics=None if NO_METRICS in options.flags else drain.metrics,
+            ready_line=" ".join(["ready", *(f"{name}={url}" for name, url in options.endpoints.items())]),
+            num_models=len(models),
+            start_timeout_s=options.start_timeout_s,
+            repeat_complaints=options.log_file is not None,
+            ask=partial(check, f"{host}:{options.http_port}"),
+            hang_timeout_s=options.hang_timeout_s if set(models) >= PROBED_MODELS else 0.0,
+            drain=drain,
+        )
+        return Supervisor(start, supervision).run()
+
+
+def _warn_of_little_shared_memory() -> None:
+    space = os.statvfs(SHARED_MEMORY)
+    free = space.f_bavail * space.f_frsize
+    if free < LOW_SHM_BYTES:
+        say(
+            f"warning: {SHARED_MEMORY} has {free // 2**20} MiB free, and Python models that fill it are killed: "
+            "in a container raise it (docker run --shm-size=1g)"
+        )
+
+
+def _open_log(options: ServerOptions, stack: ExitStack) -> Callable[[bytes], object]:
+    if options.log_file is None:
+        return lambda text: os.write(sys.stderr.fileno(), text)
+    try:
+        return stack.enter_context(options.log_file.open("ab", buffering=0)).write
+    except OSError as error:
+        raise ConfigError(f"--log-file is {options.log_file}, which cannot be written: {error.strerror}") from error
+
+
+def _shell_safe(repository: Path, folder: Path) -> Path:
+    """`repository`, or a link to it in `folder`: the Python backend hands the path to a shell without quotes."""
+    if re.fullmatch(r"[\w./+@%=:,-]+", str(repository), re.ASCII):
+        return repository
+    link = folder / "models"
+    link.symlink_to(repository)
+    return link
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit status: 0 stopped, 1 the server failed, 2 nothing was started."""
+    try:
+        return serve(parse_arguments(arguments))
+    except ConfigError as error:
+        say(f"error: {error}")
+        return EXIT_CONFIG

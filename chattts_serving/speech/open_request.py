@@ -1,0 +1,245 @@
+"""The state of one open request: what is to be said, what is said, and which chunk of it is next.
+
+It knows no engine and no thread: `Synthesizer` moves its sentences through the engine and answers its reads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN
+from chattts_serving.engine.engine import Finished
+from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
+from chattts_serving.errors import EngineError, InvalidInputError, ServingError
+from chattts_serving.request import GenerationRequest
+from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_window
+
+MAX_REQUEST_TOKENS = 98_304  # audio tokens of one request, 35 min: 200 MB of samples in one answer
+
+Hidden = npt.NDArray[np.float32]
+
+
+class PromptBuilder(Protocol):
+    """What is needed to speak a refined sentence; `Prompts` is one."""
+
+    def refined_text(self, ids: tuple[int, ...]) -> str:
+        """The text of refined token ids."""
+
+    def code_prompt(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> tuple[int, ...]:
+        """Token ids of the prompt that has `text` spoken."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opens a request.
+
+    Attributes:
+        request: what to say.
+        speaker: the voice's normalised vector, float32 [hidden].
+        plan: how the audio is read.
+    """
+
+    request: GenerationRequest
+    speaker: Hidden
+    plan: ReadingPlan
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one read gets.
+
+    Attributes:
+        hidden: the hidden states of the chunk's window, float32 [n, hidden]; None where there is no audio.
+        codes: the chunk's audio tokens, [num_tokens][num_codebooks].
+        chunk: what they are.
+    """
+
+    hidden: Hidden | None
+    codes: list[tuple[int, ...]]
+    chunk: Chunk
+
+
+Reply = Callable[["Part | ServingError"], None]
+
+
+@dataclass(eq=False)
+class OpenRequest:
+    """One open request.
+
+    Its sentences wait, then run as sequences, one that is refined and one that is spoken, and are read in their order.
+
+    Attributes:
+        name: what the reader calls it.
+        opening: as submitted.
+        texts: the sentences as they will be spoken; refined ones replace those of the request.
+        waiting: places of the sentences that have not been started.
+        running: the sequences in the engine, by the place of the sentence that each belongs to.
+        spoken: the finished sentences that were not read to their end, by place.
+        num_tokens: audio tokens of all finished sentences.
+        place, num_read, num_chunks: the sentence that is read, and how many of its tokens and chunks were.
+        num_samples: samples read, pauses included.
+        sentence_start: of `num_samples`, those before the sentence that is read.
+        reply: of the read that waits; None between two reads.
+        idle_since: when the last read was answered, s (monotonic).
+        error: why the request ended, for the next read.
+    """
+
+    name: str
+    opening: Opening
+    texts: list[str] = field(init=False)
+    waiting: deque[int] = field(init=False)
+    running: dict[int, Sequence] = field(default_factory=dict)
+    spoken: dict[int, Finished] = field(default_factory=dict)
+    num_tokens: int = 0
+    place: int = 0
+    num_read: int = 0
+    num_chunks: int = 0
+    num_samples: int = 0
+    sentence_start: int = 0
+    reply: Reply | None = None
+    idle_since: float = field(default_factory=time.monotonic)
+    error: ServingError | None = None
+
+    def __post_init__(self) -> None:
+        """All sentences wait."""
+        self.texts = list(self.request.texts)
+        self.waiting = deque(range(len(self.texts)))
+
+    @property
+    def request(self) -> GenerationRequest:
+        """What to say."""
+        return self.opening.request
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether others go first."""
+        return self.request.priority == "batch"
+
+    @property
+    def num_ahead(self) -> int:
+        """Sentences that are in the engine, or spoken and not read to their end."""
+        return len(self.running) + len(self.spoken)
+
+    def start_next(self) -> tuple[int, Sequence]:
+        """The place of the next sentence that waits, and its first sequence."""
+        place = self.waiting.popleft()
+        kind = Kind.TEXT if self.request.refine else Kind.AUDIO
+        return place, self.sequence(place, kind, self.request.prompts[place])
+
+    def sequence(self, place: int, kind: Kind, prompt: tuple[int, ...]) -> Sequence:
+        """Sentence number `place` as a sequence that generates `kind`."""
+        priority = Priority.BATCH if self.is_batch else Priority.INTERACTIVE
+        options, seed = self.request.sampling, self.request.seed
+        stream = 2 * place + (kind is Kind.AUDIO)
+        if kind is Kind.TEXT:
+            params = SamplingParams(
+                temperature=options.refine_temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                repetition_penalty=1.0,  # ChatTTS's default, and the only value that its refining takes
+                min_new_tokens=0,
+                max_new_tokens=options.refine_max_new_tokens,
+                seed=seed,
+                stream=stream,
+            )
+            return Sequence(kind, prompt, params, priority=priority)
+        params = SamplingParams(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            repetition_penalty=options.repetition_penalty,
+            min_new_tokens=options.min_new_tokens,
+            max_new_tokens=options.max_new_tokens,
+            seed=seed,
+            stream=stream,
+        )
+        return Sequence(kind, prompt, params, self.request.sample_codes, self.opening.speaker, priority)
+
+    def take_finished(self, place: int, finished: Finished) -> None:
+        """The running sequence of sentence `place` has ended. Spoken sentences are kept until they are read.
+
+        Raises:
+            EngineError: it failed.
+            InvalidInputError: the request has become too long.
+        """
+        del self.running[place]
+        if finished.sequence.finish_reason is FinishReason.FAILED:
+            raise EngineError(f"sentence {place + 1} failed: the model's logits are not finite")
+        if finished.sequence.kind is Kind.TEXT:
+            return
+        self.spoken[place] = finished
+        self.num_tokens += len(finished.sequence.tokens)
+        if self.num_tokens > MAX_REQUEST_TOKENS:
+            allowed = f"text of at most {MAX_REQUEST_TOKENS} audio tokens (35 minutes of speech): send it in parts"
+            raise InvalidInputError("text", " ".join(self.request.texts), allowed)
+
+    def next_part(self, hidden_of: Callable[[Sequence, int, int], Hidden]) -> Part | None:
+        """What the next read gets, taken as read; None while too little of it is there.
+
+        `hidden_of` gives the hidden states of a running sequence from one of its tokens to another, [n, hidden].
+        """
+        if self.request.refine_only:
+            return self._refined()
+        finished = self.spoken.get(self.place)
+        sequence = finished.sequence if finished else self.running.get(self.place)
+        if sequence is None or sequence.kind is Kind.TEXT or not (finished or sequence.has_hidden):
+            return None
+        window = next_window(
+            self.opening.plan, self.num_chunks, self.num_read, len(sequence.tokens), ended=finished is not None
+        )
+        if window is None:
+            return None
+        hidden = (
+            finished.hidden[window.start : window.end] if finished else hidden_of(sequence, window.start, window.end)
+        )
+        return Part(hidden, sequence.tokens[window.first : window.last], self._take(sequence, window))
+
+    def _refined(self) -> Part | None:
+        """The answer to a request for refined text alone, once all of it is there."""
+        if self.waiting or self.running:
+            return None
+        return Part(None, [], Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True))
+
+    def _take(self, sequence: Sequence, window: Window) -> Chunk:
+        """The chunk of `window`, which counts as read from now on."""
+        place, is_first = self.place, self.num_read == 0
+        sentences: tuple[SpokenSentence, ...] = ()
+        pause_samples = 0
+        is_final = window.ends and place == len(self.texts) - 1
+        self.num_samples += window.num_samples
+        self.num_read = window.last
+        self.num_chunks += 1
+        if window.ends:
+            sentences = (
+                SpokenSentence(
+                    text=self.texts[place],
+                    start=self.sentence_start / SAMPLE_RATE,
+                    end=self.num_samples / SAMPLE_RATE,
+                    num_tokens=len(sequence.tokens),
+                    finish_reason=sequence.finish_reason.value if sequence.finish_reason else "",
+                ),
+            )
+            if not is_final:
+                pause_samples = self.request.pauses[place] * SAMPLES_PER_TOKEN + HOP_LENGTH
+            self.num_samples += pause_samples
+            self.sentence_start = self.num_samples
+            del self.spoken[place]
+            self.place, self.num_read, self.num_chunks = place + 1, 0, 0
+        return Chunk(
+            first_sample=window.first_sample,
+            num_samples=window.num_samples,
+            fade_samples=window.fade_tokens * SAMPLES_PER_TOKEN,
+            pause_samples=pause_samples,
+            num_tokens=window.last - window.first,
+            texts=(self.texts[place],) if is_first else (),
+            sentences=sentences,
+            seed=self.request.seed,
+            is_final=is_final,
+        )

@@ -1,0 +1,207 @@
+"""One request from its prompts to its sound: the model `speech_chunk` called for chunk after chunk, and those joined.
+
+What calls models is handed in, so that nothing here needs a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.audio import SAMPLE_RATE
+from chattts_serving.errors import CancelledError, DeadlineExceededError, ServingError
+from chattts_serving.request import deadline_of
+from chattts_serving.speech.windows import Chunk, ReadingPlan, sentences_json
+
+CANCEL_POLL_S = 0.1  # between two looks whether the caller of a stream has gone; one takes 16 us (measured)
+DEADLINE_GRACE_S = 0.1  # past a deadline, which the engine keeps; decoder and vocoder know none
+
+Samples = npt.NDArray[np.float32]
+Values = Mapping[str, npt.NDArray[Any] | str]
+CallModel = Callable[[str, Values, Sequence[str]], Awaitable[Values]]
+"""(model, inputs, names of outputs) -> outputs, none with a batch dimension; raises ServingError."""
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """One chunk of speech.
+
+    Attributes:
+        audio: mono samples, float32 [n], silence after a sentence included.
+        chunk: what they are.
+    """
+
+    audio: Samples
+    chunk: Chunk
+
+
+class SpeechSession:
+    """One request that is read."""
+
+    def __init__(self, call: CallModel, plan: ReadingPlan, prepared: Values) -> None:
+        """Nothing is called yet.
+
+        Args:
+            call: calls a model.
+            plan: how the audio is read.
+            prepared: `generation` and `speaker_embedding`, as text_frontend writes them.
+        """
+        self._call = call
+        self.deadline = deadline_of(str(prepared["generation"]))
+        self._stream_id = secrets.token_hex(16)
+        self._opening = {name: prepared[name] for name in ("generation", "speaker_embedding")}
+        self._opening["reading"] = plan.to_json()
+
+    async def chunks(self) -> AsyncIterator[Heard]:
+        """The chunks, in order; the last one says `is_final`.
+
+        Raises:
+            ServingError: the request failed.
+        """
+        inputs: Values = self._opening
+        faded = np.zeros(0, np.float32)  # what the last window made of this one's beginning
+        while True:
+            inputs = {**inputs, "stream_id": self._stream_id}
+            outputs = await self._call("speech_chunk", inputs, ["waveform", "chunk"])
+            chunk = Chunk.from_json(str(outputs["chunk"]))
+            waveform = np.asarray(outputs["waveform"])
+            end = chunk.first_sample + chunk.num_samples
+            audio = cross_faded(faded, waveform[chunk.first_sample : end])
+            faded = waveform[end : end + chunk.fade_samples]
+            yield Heard(np.concatenate([audio, np.zeros(chunk.pause_samples, np.float32)]), chunk)
+            if chunk.is_final:
+                return
+            inputs = {}
+
+    async def cancel(self) -> None:
+        """Have the engine drop the request, if it is open; a call under way is answered with CANCELLED."""
+        with suppress(ServingError):  # what ended the request counts, and its lease ends it in any case
+            await self._call("gpt_decoder", {"stream_id": self._stream_id, "cancel": np.array([True])}, ["chunk"])
+
+
+def cross_faded(old: Samples, new: Samples) -> Samples:
+    """`new` with its beginning faded in over `old`, the same stretch of sound, by a raised cosine."""
+    length = min(len(old), len(new))
+    if not length:
+        return new
+    rising = np.sin(0.5 * np.pi * (np.arange(length, dtype=np.float32) + 0.5) / length) ** 2
+    mixed = new.copy()
+    mixed[:length] = rising * new[:length] + (1 - rising) * old[:length]
+    return mixed
+
+
+def outputs_of(heard: Sequence[Heard]) -> dict[str, npt.NDArray[Any] | str]:
+    """The contract's outputs for `heard`, one chunk of a stream or all chunks of a request."""
+    chunks = [one.chunk for one in heard]
+    return {
+        "audio": np.concatenate([one.audio for one in heard]),
+        "sample_rate": np.array([SAMPLE_RATE], np.int32),
+        "used_seed": np.array([chunks[-1].seed], np.int64),
+        "refined_text": "\n".join(text for chunk in chunks for text in chunk.texts),
+        "num_tokens": np.array([sum(chunk.num_tokens for chunk in chunks)], np.int32),
+        "sentences": sentences_json(tuple(sentence for chunk in chunks for sentence in chunk.sentences)),
+    }
+
+
+async def speak(call: CallModel, plan: ReadingPlan, prepared: Values) -> Values:
+    """The whole speech of a request, as the contract's outputs.
+
+    Raises:
+        ServingError: the request failed.
+    """
+    session = SpeechSession(call, plan, prepared)
+    try:
+        return outputs_of(await asyncio.wait_for(_all(session), _seconds_left(session)))
+    except asyncio.TimeoutError:
+        await session.cancel()
+        raise _deadline_exceeded() from None
+    except BaseException:
+        await session.cancel()
+        raise
+
+
+async def stream(
+    call: CallModel,
+    plan: ReadingPlan,
+    inputs: Values,
+    send: Callable[[Values], None],
+    is_cancelled: Callable[[], bool],
+) -> None:
+    """Speak a request and send every chunk of it.
+
+    Args:
+        call: calls a model.
+        plan: how the audio is read.
+        inputs: the request's inputs, as text_frontend takes them.
+        send: sends one chunk's outputs.
+        is_cancelled: whether the caller has gone; asked every CANCEL_POLL_S seconds.
+
+    Raises:
+        ServingError: the request failed, or was cancelled.
+    """
+    prepared = await call("text_frontend", inputs, ["generation", "speaker_embedding", "used_speaker"])
+    if is_cancelled():
+        raise CancelledError("the caller has gone")
+    session = SpeechSession(call, plan, prepared)
+    sending = asyncio.create_task(_send_all(session, prepared["used_speaker"], send))
+    try:
+        await _watched(session, sending, is_cancelled)
+    except BaseException:
+        await _give_up(session, sending)
+        raise
+
+
+async def _all(session: SpeechSession) -> list[Heard]:
+    return [heard async for heard in session.chunks()]
+
+
+def _seconds_left(session: SpeechSession) -> float | None:
+    return None if session.deadline is None else session.deadline + DEADLINE_GRACE_S - time.monotonic()
+
+
+def _deadline_exceeded() -> DeadlineExceededError:
+    return DeadlineExceededError("deadline exceeded before the audio was complete")
+
+
+async def _watched(session: SpeechSession, sending: asyncio.Task[None], is_cancelled: Callable[[], bool]) -> None:
+    """Wait for `sending`, or raise CancelledError once the caller has gone, DeadlineExceededError past the deadline."""
+    while not sending.done():
+        await asyncio.wait([sending], timeout=CANCEL_POLL_S)
+        if sending.done():
+            break
+        if is_cancelled():
+            raise CancelledError("the caller has gone")
+        left = _seconds_left(session)
+        if left is not None and left <= 0:
+            sending.cancel()  # whatever it waits for; the engine drops the request by itself
+            raise _deadline_exceeded()
+    sending.result()
+
+
+async def _give_up(session: SpeechSession, sending: asyncio.Task[None]) -> None:
+    """Cancel `session` until `sending` has ended: a cancel may overtake the call that opens the request."""
+    while True:
+        await session.cancel()
+        await asyncio.wait([sending], timeout=CANCEL_POLL_S)
+        if sending.done():
+            if not sending.cancelled():
+                sending.exception()  # taken, or asyncio would log it
+            return
+
+
+async def _send_all(session: SpeechSession, used_speaker: Any, send: Callable[[Values], None]) -> None:
+    index = 0
+    async for heard in session.chunks():
+        outputs: dict[str, Any] = {**outputs_of([heard]), "used_speaker": used_speaker}
+        outputs["chunk_index"] = np.array([index], np.int32)
+        outputs["is_final"] = np.array([heard.chunk.is_final])
+        send(outputs)
+        index += 1

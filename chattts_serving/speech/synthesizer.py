@@ -1,0 +1,394 @@
+"""The thread that owns the engine: requests are opened, read chunk by chunk under a name, and end.
+
+Everything but the queue of arrivals is the thread's own, and every reply leaves from it. What a request is, and which
+chunk is next, is in `open_request`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from chattts_serving.engine.engine import Engine, Finished
+from chattts_serving.engine.sequence import Kind, Sequence
+from chattts_serving.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    EngineError,
+    InvalidInputError,
+    ServingError,
+    ShuttingDownError,
+)
+from chattts_serving.speech.admission import Room, RoomSign, check_not_drained, drained_until
+from chattts_serving.speech.observer import Load, Observer, Step
+from chattts_serving.speech.open_request import Opening, OpenRequest, Part, PromptBuilder, Reply
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.02  # between two looks at deadlines, leases and load
+MAX_FAILED_STEPS = 3  # in a row; a GPU that has failed does not recover within a process
+LAST_WORDS_S = 1.0  # for the answers of a process that ends itself
+
+
+class Synthesizer:
+    """Runs requests through an engine, many at a time, and answers each read exactly once."""
+
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        prompts: PromptBuilder,
+        *,
+        max_requests: int,
+        max_batch_requests: int,
+        max_sentences_at_once: int,
+        max_sequences: int,
+        lease_s: float,
+        observer: Observer | None = None,
+        abandon: Callable[[], None] = lambda: os._exit(1),
+    ) -> None:
+        """Start the thread and wait until its engine is made.
+
+        Args:
+            make_engine: called on the thread, which then owns the engine: PyTorch's current GPU and stream belong to a
+                thread.
+            prompts: makes the prompts of the second pass.
+            max_requests: requests at once; one more is refused.
+            max_batch_requests: of those, the most of priority `BATCH`.
+            max_sentences_at_once: sentences of one request in the engine, so that a long text leaves room for others.
+            max_sequences: that the engine runs at once; open requests share them.
+            lease_s: seconds between two reads after which a request is given up.
+            observer: told what the engine does.
+            abandon: ends the process, for another one to take over, when MAX_FAILED_STEPS steps in a row have failed.
+
+        Raises:
+            Exception: whatever `make_engine` raises.
+        """
+        self._prompts = prompts
+        self._max_sentences_at_once = max_sentences_at_once
+        self._max_sequences = max_sequences
+        self._lease_s = lease_s
+        self._room = Room(0, 0, max_requests, max_batch_requests)  # guarded by _lock
+        self._sign = RoomSign()
+        self._sign.write(self._room)
+        self._lock = threading.Lock()
+        self._closing = False
+        self._arrivals: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
+        self._requests: dict[str, OpenRequest] = {}  # the open requests by name
+        self._reading: dict[OpenRequest, None] = {}  # those with a read that waits, longest first
+        self._owners: dict[Sequence, tuple[OpenRequest, int]] = {}  # the request, and the place of the sentence
+        self._next_look = 0.0
+        self._observer = observer
+        self._observed = Load()
+        self._abandon = abandon
+        self._num_failed_steps = 0  # in a row
+        self._made: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(make_engine,), name="engine", daemon=True)
+        self._thread.start()
+        self._made.result()
+
+    def open(self, name: str, opening: Opening, reply: Reply) -> None:
+        """Queue a request, and read its first chunk.
+
+        Args:
+            name: of the request, which no other one has.
+            opening: what to say, and how it is read.
+            reply: called once, from the engine's thread, with the first chunk or the error.
+
+        Raises:
+            OverloadedError: as many requests as allowed are open; `reply` will not be called.
+            ShuttingDownError: the synthesizer is closed, or the server is about to end; `reply` will not be called.
+        """
+        request = OpenRequest(name, opening)
+        check_not_drained()
+        with self._lock:
+            self._check_open()
+            self._room = replace(self._room, num_arrived=self._room.num_arrived + 1)
+            self._sign.write(self._room)
+            self._room.check(is_batch=request.is_batch)
+            self._count(request, 1)
+            self._arrivals.put(lambda: self._open(request, reply))
+
+    def read(self, name: str, reply: Reply) -> None:
+        """Read the next chunk of the request `name`; `reply` as for `open`.
+
+        Raises:
+            ShuttingDownError: the synthesizer is closed; `reply` will not be called.
+        """
+        with self._lock:
+            self._check_open()
+            self._arrivals.put(lambda: self._read(name, reply))
+
+    def cancel(self, name: str, done: Callable[[], None]) -> None:
+        """Give the request `name` up, if it is open: nobody will read it any more. A read that waits is answered.
+
+        `done` is called afterwards, from the engine's thread.
+
+        Raises:
+            ShuttingDownError: the synthesizer is closed; `done` will not be called.
+        """
+        with self._lock:
+            self._check_open()
+            self._arrivals.put(lambda: self._cancel(name, done))
+
+    def close(self) -> None:
+        """Answer every read that waits with ShuttingDownError and end the thread."""
+        with self._lock:
+            self._closing = True
+        self._arrivals.put(None)
+        self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise _shutting_down()
+
+    def _count(self, request: OpenRequest, change: int) -> None:
+        """Count `request` in (1) or out (-1); the caller holds the lock."""
+        room = self._room
+        self._room = replace(
+            room, num_open=room.num_open + change, num_batch=room.num_batch + (change if request.is_batch else 0)
+        )
+        self._sign.write(self._room)
+
+    def _run(self, make_engine: Callable[[], Engine]) -> None:
+        try:
+            self._engine = make_engine()
+        except BaseException as error:
+            self._made.set_exception(error)
+            return
+        self._made.set_result(None)
+        while self._take_arrivals():
+            self._look_around()
+            for one in [] if self._engine.is_idle else self._step():
+                self._advance(one)
+            self._answer_reads()
+        with suppress(queue.Empty):
+            while True:
+                arrival = self._arrivals.get_nowait()
+                if arrival is not None:
+                    arrival()
+        self._end_all(_shutting_down())
+
+    def _step(self) -> list[Finished]:
+        """One step of the engine; one that fails ends every open request."""
+        started = time.perf_counter()
+        try:
+            finished = self._engine.step()
+        except Exception:
+            logger.exception("a step of the engine failed")
+            self._end_all(EngineError("a step of the engine failed; the server's log has the cause"))
+            self._num_failed_steps += 1
+            if self._num_failed_steps == MAX_FAILED_STEPS:
+                logger.critical("%d steps in a row have failed: this process ends", MAX_FAILED_STEPS)
+                time.sleep(LAST_WORDS_S)
+                self._abandon()
+            return []
+        self._num_failed_steps = 0
+        seconds = time.perf_counter() - started
+        self._tell(lambda observer: observer.step(Step(seconds, self._engine.batch_size, self._engine.num_generated)))
+        return finished
+
+    def _take_arrivals(self) -> bool:
+        """Do what has arrived, waiting for it when there is nothing else to do; False once closed."""
+        with suppress(queue.Empty):
+            while True:
+                timeout = LOOK_S if self._requests else None
+                if timeout is None:
+                    self._report_load()
+                arrival = self._arrivals.get(block=self._engine.is_idle, timeout=timeout)
+                if arrival is None:
+                    return False
+                arrival()
+        return True
+
+    def _open(self, request: OpenRequest, reply: Reply) -> None:
+        if request.name in self._requests:
+            with self._lock:
+                self._count(request, -1)
+            _send(reply, InvalidInputError("stream_id", request.name, "the id of no open stream, with 'generation'"))
+            return
+        self._requests[request.name] = request
+        self._wait_for(request, reply)
+        with self._answers_for(request):
+            self._start_waiting(request)
+
+    def _read(self, name: str, reply: Reply) -> None:
+        request = self._requests.get(name)
+        if request is None or request.reply is not None:
+            allowed = "the id of an open stream that is not being read (an idle one is given up after its lease)"
+            _send(reply, InvalidInputError("stream_id", name, allowed))
+            return
+        self._wait_for(request, reply)
+        if request.error is not None:
+            self._end(request, request.error)
+            return
+        self._answer_read(request)
+
+    def _cancel(self, name: str, done: Callable[[], None]) -> None:
+        if name in self._requests:
+            self._end(self._requests[name], CancelledError("the request was cancelled"))
+        try:
+            done()
+        except Exception:
+            logger.exception("a reply could not be sent")
+
+    def _wait_for(self, request: OpenRequest, reply: Reply) -> None:
+        request.reply = reply
+        self._reading[request] = None
+
+    def _advance(self, finished: Finished) -> None:
+        """Take a sequence that ended."""
+        owner = self._owners.pop(finished.sequence, None)
+        if owner is None:  # another sentence of its request failed in the same step
+            return
+        request, place = owner
+        with self._answers_for(request):
+            request.take_finished(place, finished)
+            if finished.sequence.kind is Kind.TEXT:
+                self._take_refined(request, place, finished.sequence)
+
+    def _take_refined(self, request: OpenRequest, place: int, sequence: Sequence) -> None:
+        """Speak what was refined, or go on refining where that is all."""
+        refined = self._prompts.refined_text(tuple(token for (token,) in sequence.tokens))
+        request.texts[place] = refined or request.texts[place]  # style tags alone say nothing: keep the text
+        spoken = request.request
+        if spoken.refine_only:
+            self._start_waiting(request)
+            return
+        prompt = self._prompts.code_prompt(
+            request.texts[place], spoken.prompt, spoken.sample_text, has_speaker=spoken.has_speaker
+        )
+        self._add(request, place, request.sequence(place, Kind.AUDIO, prompt))
+
+    def _start_waiting(self, request: OpenRequest) -> None:
+        """Queue as many sentences in the engine as a request may have there, finished and unread ones included."""
+        rivals = sum(other.is_batch <= request.is_batch for other in self._requests.values())
+        share = max(1, self._max_sequences // rivals)
+        allowed = min(share, self._max_sentences_at_once, request.opening.plan.sentences_ahead)
+        while request.waiting and request.num_ahead < allowed:
+            self._add(request, *request.start_next())
+
+    def _add(self, request: OpenRequest, place: int, sequence: Sequence) -> None:
+        try:
+            self._engine.add(sequence)
+        except ValueError as error:
+            raise InvalidInputError("text", request.texts[place], f"a shorter sentence: {error}") from error
+        request.running[place] = sequence
+        self._owners[sequence] = request, place
+
+    def _answer_reads(self) -> None:
+        for request in list(self._reading):
+            self._answer_read(request)
+
+    def _answer_read(self, request: OpenRequest) -> None:
+        """Answer the read that waits, if its chunk is there."""
+        with self._answers_for(request):
+            part = request.next_part(self._engine.hidden)
+            if part is None:
+                return
+            if part.chunk.is_final:
+                self._end(request, part)
+                return
+            self._start_waiting(request)
+            self._reply(request, part)
+
+    @contextmanager
+    def _answers_for(self, request: OpenRequest) -> Iterator[None]:
+        """Whatever is raised inside ends the request of `request`, and no other."""
+        try:
+            yield
+        except ServingError as error:
+            self._end(request, error)
+        except Exception:
+            logger.exception("a request failed")
+            self._end(request, EngineError("the request failed; the server's log has the cause"))
+
+    def _look_around(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_S
+            self._drop_expired(now)
+            drained = drained_until()
+            if drained is not None and now >= drained:
+                self._end_all(_shutting_down())
+            self._report_load()
+
+    def _report_load(self) -> None:
+        engine = self._engine
+        load = Load(
+            requests_open=len(self._requests),
+            sequences_running=engine.num_running,
+            sequences_waiting=engine.num_waiting,
+            cache_tokens_used=engine.num_used_cache_tokens,
+            cache_tokens=engine.num_cache_tokens,
+        )
+        if load != self._observed:
+            self._observed = load
+            self._tell(lambda observer: observer.load(load))
+
+    def _tell(self, what: Callable[[Observer], None]) -> None:
+        if self._observer is not None:
+            try:
+                what(self._observer)
+            except Exception:  # whatever it is, requests matter more
+                logger.exception("what the engine does could not be reported")
+
+    def _drop_expired(self, now: float) -> None:
+        for request in list(self._requests.values()):
+            deadline_ns = request.request.deadline_ns
+            if request.reply is None and now > request.idle_since + self._lease_s:
+                logger.warning("a request was given up: not read for %.0f s", self._lease_s)
+                self._forget(request)
+            elif deadline_ns is not None and time.monotonic_ns() >= deadline_ns and request.error is None:
+                self._end(request, DeadlineExceededError("deadline exceeded before the audio was complete"))
+
+    def _end_all(self, error: ServingError) -> None:
+        for request in list(self._requests.values()):
+            self._end(request, error)
+
+    def _end(self, request: OpenRequest, outcome: Part | ServingError) -> None:
+        """End a request: its last part or its error goes to the read that waits, or an error to the next one."""
+        if request.reply is not None or isinstance(outcome, CancelledError):
+            self._forget(request)
+            self._reply(request, outcome)
+        elif isinstance(outcome, ServingError):
+            self._leave_engine(request)
+            request.error = outcome
+
+    def _leave_engine(self, request: OpenRequest) -> None:
+        for sequence in request.running.values():
+            self._engine.remove(sequence)
+            del self._owners[sequence]
+        request.running.clear()
+        request.spoken.clear()
+
+    def _forget(self, request: OpenRequest) -> None:
+        self._leave_engine(request)
+        del self._requests[request.name]
+        with self._lock:
+            self._count(request, -1)
+
+    def _reply(self, request: OpenRequest, outcome: Part | ServingError) -> None:
+        """The one place that answers reads of open requests."""
+        self._reading.pop(request, None)
+        reply, request.reply = request.reply, None
+        request.idle_since = time.monotonic()
+        if reply is not None:
+            _send(reply, outcome)
+
+
+def _send(reply: Reply, outcome: Part | ServingError) -> None:
+    try:
+        reply(outcome)
+    except Exception:
+        logger.exception("a reply could not be sent")
+
+
+def _shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("the server is shutting down")

@@ -1,0 +1,186 @@
+"""From a request to what `gpt_decoder` works on: normalised sentences, prompts of token ids, and a voice."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.errors import ConfigError, InvalidInputError
+from chattts_serving.request import INT63_MAX, GenerationRequest, SynthesisRequest
+from chattts_serving.text.normalizer import Normalizer, detect_language, load_homophones
+from chattts_serving.text.prompts import Prompts
+from chattts_serving.text.sentences import End, split_sentences
+from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable
+from chattts_serving.text.verbalizer import Verbalizer
+from chattts_serving.voice.speaker import SpeakerStatistics, decode_sample
+from chattts_serving.voice.voices import Voice, VoiceLibrary
+
+# Silence after a piece of text, in audio tokens of 21.33 ms. What the model itself leaves at its ends comes on top.
+PAUSES = {
+    End.PARAGRAPH: 28,  # 597 ms
+    End.SENTENCE: 12,  # 256 ms
+    End.CUT: 4,  # 85 ms: the sentence goes on
+}
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """What `frontend.json` holds.
+
+    Attributes:
+        spk_stat: base16384 over float16[2 * hidden_size], standard deviation and mean of voices.
+        hidden_size: of the language model.
+        max_prompt_tokens: longest prompt, codes of a reference recording included.
+    """
+
+    spk_stat: str
+    hidden_size: int
+    max_prompt_tokens: int
+
+    @classmethod
+    def load(cls, path: Path) -> FrontendConfig:
+        """Read the file.
+
+        Raises:
+            ConfigError: it is missing, is not JSON, or its keys are not exactly the fields.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path}: {error}; run python -m export") from error
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != expected:
+            raise ConfigError(f"{path} must have the keys {sorted(expected)}; run python -m export again")
+        return cls(**values)
+
+
+class Prepared(NamedTuple):
+    """What `gpt_decoder` is to do, and in whose voice.
+
+    Attributes:
+        generation: the work.
+        speaker_embedding: the voice's vector at length 1, float32 [hidden].
+        used_speaker: the voice's ChatTTS speaker string; "" where a recording alone decides, without the vector.
+    """
+
+    generation: GenerationRequest
+    speaker_embedding: npt.NDArray[np.float32]
+    used_speaker: str
+
+
+class TextFrontend:
+    """Everything between a caller's words and the model's prompts. One instance serves one thread."""
+
+    def __init__(self, assets_dir: Path, voices: Iterable[Voice] = ()) -> None:
+        """Load tokenizer.json, homophones.json and frontend.json of `assets_dir`; callers may ask for `voices` by name.
+
+        Raises:
+            ConfigError: a file is missing, broken, or does not fit the others, or a voice does not fit them.
+        """
+        self._config = FrontendConfig.load(assets_dir / "frontend.json")
+        self._voices = VoiceLibrary(voices, SpeakerStatistics.parse(self._config.spk_stat, self._config.hidden_size))
+        self._prompts = Prompts(assets_dir)
+        self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"))
+
+    def prepare(self, request: SynthesisRequest) -> Prepared:
+        """What `gpt_decoder` is to do for `request`, and in whose voice.
+
+        Raises:
+            InvalidInputError: an input is wrong in a way that only text and vocabulary show.
+        """
+        now_ns = time.monotonic_ns()
+        _check_texts(request)
+        sample_codes = decode_sample(request.speaker_sample) if request.speaker_sample else ()
+        seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
+        speaker = self._voices.find(request.speaker) if request.speaker else self._voices.sample(seed)
+        texts, pauses = self._sentences(request)
+        generation = GenerationRequest(
+            prompts=tuple(self._first_prompt(request, text) for text in texts),
+            texts=texts,
+            pauses=pauses,
+            refine=not request.skip_refine,
+            refine_only=request.refine_only,
+            prompt=request.prompt,
+            sample_text=request.sample_text,
+            sample_codes=sample_codes,
+            has_speaker=_has_speaker(request),
+            seed=seed,
+            deadline_ns=None if request.deadline_ms is None else now_ns + request.deadline_ms * 1_000_000,
+            priority=request.priority,
+            sampling=request.sampling,
+        )
+        self._check_lengths(generation)
+        return Prepared(generation, speaker.embedding, speaker.text if generation.has_speaker else "")
+
+    def _sentences(self, request: SynthesisRequest) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The sentences of the request's text, normalised, and the pauses after them, in audio tokens.
+
+        Sentences with nothing to say are left out; of the pauses around them the longest is kept.
+        """
+        language_of_all = detect_language(request.text)
+        verbalize = Verbalizer() if request.normalize else None
+        texts: list[str] = []
+        pauses: list[int] = []
+        for sentence, end in split_sentences(request.text):
+            language = request.language or detect_language(sentence, otherwise=language_of_all)
+            text = self._normalizer(sentence, language, verbalize)
+            if is_speakable(text):
+                texts.append(text)
+                pauses.append(PAUSES[end])
+            elif pauses:
+                pauses[-1] = max(pauses[-1], PAUSES[end])
+        if not texts:
+            raise InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
+        return tuple(texts), tuple(pauses)
+
+    def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
+        if request.skip_refine:
+            return self._prompts.code_prompt(
+                text, request.prompt, request.sample_text, has_speaker=_has_speaker(request)
+            )
+        return self._prompts.refine_prompt(text, request.refine_prompt)
+
+    def _check_lengths(self, generation: GenerationRequest) -> None:
+        """Check that the prompts of both passes fit, that of the second for the longest text that refining may make."""
+        most = self._config.max_prompt_tokens
+        prompt = self._prompts.code_prompt(
+            "", generation.prompt, generation.sample_text, has_speaker=generation.has_speaker
+        )
+        frame = len(prompt) + len(generation.sample_codes)
+        longest = max(map(len, generation.prompts))
+        if generation.refine:
+            needed = max(longest, frame + generation.sampling.refine_max_new_tokens)
+        else:
+            needed = longest + len(generation.sample_codes)
+        if needed <= most:
+            return
+        if generation.sample_codes:
+            allowed = f"a recording that leaves room for text: the prompt needs {needed} tokens of at most {most}"
+            raise InvalidInputError("speaker_sample", f"{len(generation.sample_codes)} tokens", allowed)
+        raise InvalidInputError(
+            "text", generation.texts, f"sentences whose prompt has at most {most} tokens, not {needed}"
+        )
+
+
+def _has_speaker(request: SynthesisRequest) -> bool:
+    """A recording without a speaker string decides the voice alone, as in ChatTTS: a sampled voice would blur it."""
+    return bool(request.speaker) or not request.speaker_sample
+
+
+def _check_texts(request: SynthesisRequest) -> None:
+    check_tags("text", request.text)
+    check_tags("sample_text", request.sample_text)
+    check_only_tags("prompt", request.prompt)
+    check_only_tags("refine_prompt", request.refine_prompt)
+    if request.sample_text and not request.speaker_sample:
+        raise InvalidInputError(
+            "sample_text", request.sample_text, "the transcript of a 'speaker_sample', which is not given"
+        )

@@ -1,0 +1,118 @@
+"""Configuration of the Python models: the parameters of their config.pbtxt files, checked once at start."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+from chattts_serving.engine.gpt_config import Precision
+from chattts_serving.errors import ConfigError, InvalidInputError
+from chattts_serving.speech.windows import ReadingPlan
+
+MODES = ("exact", "low_latency")  # of streams
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What gpt_decoder's config.pbtxt sets; the comments there say what each value does.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    max_requests: int = 256
+    max_batch_requests: int = 128
+    max_sentences_at_once: int = 16
+    max_sequences: int = 64
+    max_prefill_tokens: int = 512
+    kv_cache_gb: float = 1.0
+    num_threads: int = 0
+    precision: Precision | None = None  # None: what suits the device
+    lease_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        """Check what is not checked where it is used."""
+        at_least_one = ("max_requests", "max_sentences_at_once", "max_sequences", "max_prefill_tokens")
+        for name, least in (*((name, 1) for name in at_least_one), ("max_batch_requests", 0), ("num_threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"parameter '{name}' is {getattr(self, name)}; allowed is {least} or more")
+        if not 0 < self.lease_s < math.inf:
+            raise ConfigError(f"parameter 'lease_s' is {self.lease_s}; allowed is a number above 0")
+
+    @classmethod
+    def from_triton(cls, model_config: str) -> DecoderConfig:
+        """Read the parameters of `model_config`, the JSON that Triton hands to a Python model.
+
+        Raises:
+            ConfigError: an unknown parameter, a value that is no number, or one out of its range.
+        """
+        readers: dict[str, _Reader] = {field.name: int for field in fields(cls)}
+        readers |= {"kv_cache_gb": float, "lease_s": float, "precision": _precision}
+        return cls(**_parameters(model_config, readers))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ReadingConfig:
+    """What the config.pbtxt of `speech` and `chattts_stream` sets; the comments there say what each value does.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    least_tokens: tuple[int, ...] = (512,)
+    most_tokens: int = 512
+    sentences_ahead: int = 16
+    low_latency_lookahead_tokens: int = 12
+    low_latency_fade_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that each mode has a plan."""
+        for mode in MODES:
+            try:
+                self.plan(mode)
+            except InvalidInputError as error:
+                raise ConfigError(f"the parameters make no reading plan: {error}") from error
+
+    @classmethod
+    def from_triton(cls, model_config: str) -> ReadingConfig:
+        """As `DecoderConfig.from_triton`."""
+        readers: dict[str, _Reader] = {field.name: int for field in fields(cls)}
+        readers["least_tokens"] = lambda text: tuple(map(int, text.split(",")))
+        return cls(**_parameters(model_config, readers))  # type: ignore[arg-type]
+
+    def plan(self, mode: str) -> ReadingPlan:
+        """How a request of `mode` is read.
+
+        Raises:
+            InvalidInputError: there is no such mode.
+        """
+        if mode not in MODES:
+            raise InvalidInputError("mode", mode, f"one of {', '.join(MODES)}")
+        plan = ReadingPlan(self.least_tokens, self.most_tokens, sentences_ahead=self.sentences_ahead)
+        if mode == "exact":
+            return plan
+        lookahead, fade = self.low_latency_lookahead_tokens, self.low_latency_fade_tokens
+        return replace(plan, lookahead_tokens=lookahead, fade_tokens=fade)
+
+
+_Reader = Callable[[str], object]
+
+
+def _parameters(model_config: str, readers: Mapping[str, _Reader]) -> dict[str, object]:
+    """The `parameters` of a model's configuration, each read by its reader."""
+    values = {}
+    for name, entry in json.loads(model_config).get("parameters", {}).items():
+        if name not in readers:
+            raise ConfigError(f"parameter '{name}' is unknown; known are {', '.join(sorted(readers))}")
+        try:
+            values[name] = readers[name](entry["string_value"])
+        except ValueError:
+            allowed = f"auto, {', '.join(one.value for one in Precision)}" if name == "precision" else "a number"
+            raise ConfigError(f"parameter '{name}' is '{entry['string_value']}'; allowed is {allowed}") from None
+    return values
+
+
+def _precision(value: str) -> Precision | None:
+    return None if value == "auto" else Precision(value)

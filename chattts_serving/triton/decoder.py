@@ -1,0 +1,157 @@
+"""What stands behind the Triton model `gpt_decoder`: its folder and configuration in, tensors by name out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chattts_serving.engine.cpu.cpus import available_cpus
+from chattts_serving.engine.cpu.runner import CpuRunner
+from chattts_serving.engine.engine import Engine
+from chattts_serving.engine.gpt_config import GPTConfig, Precision
+from chattts_serving.engine.runner import Runner
+from chattts_serving.errors import InvalidInputError, ServingError
+from chattts_serving.request import GenerationRequest
+from chattts_serving.speech.observer import Observer
+from chattts_serving.speech.open_request import Opening, Part
+from chattts_serving.speech.open_request import Reply as PartReply
+from chattts_serving.speech.synthesizer import Synthesizer
+from chattts_serving.speech.windows import ReadingPlan, padded
+from chattts_serving.text.prompts import Prompts
+from chattts_serving.triton.config import DecoderConfig
+
+Outputs = Mapping[str, npt.NDArray[Any] | str]
+Reply = Callable[[Outputs | Exception], None]
+
+MAX_STREAM_ID_CHARACTERS = 64
+YIELDING = 10  # niceness of threads that compute without an end, so that those that only talk get a core at once
+
+
+class Decoder:
+    """The engine with its model, and the prompts of the second pass."""
+
+    def __init__(self, folder: Path, config: DecoderConfig, device: str, observer: Observer) -> None:
+        """Load the artifacts in `folder` and start the engine on `device`, "cpu" or "cuda:N".
+
+        `observer` is that of `Synthesizer`.
+
+        Raises:
+            ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
+        """
+        self._config = GPTConfig.load(folder)
+
+        def make_engine() -> Engine:
+            if device == "cpu":
+                os.nice(YIELDING)  # the engine's thread, which computes, and those that it starts
+            runner = make_runner(folder, device, config)
+            engine = Engine(runner, max_sequences=config.max_sequences, max_prefill_tokens=config.max_prefill_tokens)
+            runner.warm_up()
+            return engine
+
+        self._synthesizer = Synthesizer(
+            make_engine,
+            Prompts(folder),
+            max_requests=config.max_requests,
+            max_batch_requests=config.max_batch_requests,
+            max_sentences_at_once=config.max_sentences_at_once,
+            max_sequences=config.max_sequences,
+            lease_s=config.lease_s,
+            observer=observer,
+        )
+
+    def open(
+        self, stream_id: str, generation: str, speaker: npt.NDArray[np.float32], reading: str, reply: Reply
+    ) -> None:
+        """Start one request and read its first chunk.
+
+        Args:
+            stream_id: what the caller will call it by; 1 to MAX_STREAM_ID_CHARACTERS characters, random.
+            generation: `GenerationRequest` as JSON.
+            speaker: the voice's normalised vector, float32 [hidden].
+            reading: `ReadingPlan` as JSON.
+            reply: called once, from another thread, with the model's outputs (without the batch dimension) or the
+                error.
+
+        Raises:
+            ServingError: the request is refused; `reply` will not be called.
+        """
+        if not 1 <= len(stream_id) <= MAX_STREAM_ID_CHARACTERS:
+            raise InvalidInputError("stream_id", stream_id, f"1 to {MAX_STREAM_ID_CHARACTERS} characters")
+        request = GenerationRequest.from_json(generation)
+        self._check(request, speaker)
+        opening = Opening(request, speaker, ReadingPlan.from_json(reading))
+        self._synthesizer.open(stream_id, opening, self._part_reply(reply))
+
+    def read(self, stream_id: str, reply: Reply) -> None:
+        """Read the next chunk of an open request; `reply` and errors as for `open`."""
+        self._synthesizer.read(stream_id, self._part_reply(reply))
+
+    def cancel(self, stream_id: str, reply: Reply) -> None:
+        """Give an open request up, if there is one of that name; `reply` gets an empty `chunk`, errors as for `open`.
+
+        The engine's thread answers, so that this also shows whether that lives.
+        """
+        self._synthesizer.cancel(stream_id, lambda: reply({"chunk": ""}))
+
+    def close(self) -> None:
+        """Answer every read that waits with ShuttingDownError and stop."""
+        self._synthesizer.close()
+
+    def _part_reply(self, reply: Reply) -> PartReply:
+        def done(outcome: Part | ServingError) -> None:
+            try:
+                result: Outputs | Exception = outcome if isinstance(outcome, ServingError) else self._outputs(outcome)
+            except Exception as error:  # memory, for one: the request must still be answered
+                result = error
+            reply(result)
+
+        return done
+
+    def _outputs(self, part: Part) -> Outputs:
+        hidden, mask = padded(
+            np.zeros((0, self._config.hidden_size), np.float32) if part.hidden is None else part.hidden
+        )
+        codes = np.array(part.codes, np.int32).reshape(-1, self._config.num_codebooks)
+        return {"hidden": hidden, "mask": mask, "codes": codes, "chunk": part.chunk.to_json()}
+
+    def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:
+        """Refuse what would fail inside a step, where it could harm the other requests in it."""
+        config = self._config
+        _check_ids("prompts", request.prompts, config.num_text_tokens)
+        _check_ids("sample_codes", request.sample_codes, config.eos_code)
+        if any(len(codes) != config.num_codebooks for codes in request.sample_codes):
+            raise InvalidInputError("generation", request.sample_codes, f"{config.num_codebooks} codes a token")
+        if speaker.shape != (config.hidden_size,) or not np.isfinite(speaker).all():
+            raise InvalidInputError("speaker_embedding", speaker.shape, f"{config.hidden_size} finite numbers")
+
+
+def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
+    """What computes the engine's steps on `device`, with the artifacts in `folder` loaded.
+
+    Raises:
+        ConfigError: as `Decoder`.
+    """
+    if device == "cpu":
+        num_threads = config.num_threads or available_cpus()
+        return CpuRunner.load(folder, config.precision or Precision.FP32, config.kv_cache_gb, num_threads)
+    # PyTorch takes seconds and 200 MB, which CPUs do without.
+    from chattts_serving.engine.gpu.gpt import GPT  # noqa: PLC0415
+    from chattts_serving.engine.gpu.runner import TorchRunner  # noqa: PLC0415
+
+    return TorchRunner(
+        GPT.load(folder, device, config.precision or Precision.BF16),
+        kv_cache_gb=config.kv_cache_gb,
+        max_sequences=config.max_sequences,
+        max_prefill_tokens=config.max_prefill_tokens,
+    )
+
+
+def _check_ids(name: str, rows: tuple[tuple[int, ...], ...], limit: int) -> None:
+    for row in rows:
+        if any(not 0 <= token_id < limit for token_id in row):
+            raise InvalidInputError("generation", row, f"{name} of 0 to {limit - 1}")

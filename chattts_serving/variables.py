@@ -1,0 +1,4 @@
+"""Environment variables by which the launcher tells the models what holds for this run of the server."""
+
+DRAIN_FILE = "CHATTTS_DRAIN_FILE"  # the file that appears when the server is about to end; beside it lies `room`
+LOG_REQUESTS = "CHATTTS_LOG_REQUESTS"  # 1 has the models log a line for each request

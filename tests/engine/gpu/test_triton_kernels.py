@@ -1,0 +1,258 @@
+"""The GPU kernels in Triton's interpreter, on the CPU, against the same operations in PyTorch.
+
+The interpreter has to be chosen before Triton is imported, so one test runs the others in a process of their own.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from chattts_serving.engine.gpt_config import GPTConfig, weight_shapes
+from chattts_serving.engine.gpu import lanes
+from chattts_serving.engine.gpu.gpt import DTYPES, GPT
+from chattts_serving.engine.gpu.sampler import PENALTY_WINDOW
+from chattts_serving.engine.gpu.torch_ops import Buffers, TorchOps
+from chattts_serving.engine.sequence import NO_TOKEN
+from tests.engine.models import CONFIG, random_engine
+from tests.engine.test_engine import alone, check_equal, mixed_sequences, run
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+in_the_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs where Triton's interpreter was chosen")
+
+HEADS = GPTConfig(
+    **(vars(CONFIG) | {"hidden_size": 96, "num_heads": 3, "num_layers": 1, "max_position_embeddings": 512})
+)
+CACHE_TOKENS = 900
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="is what starts the interpreter")
+def test_kernels_in_the_interpreter():
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def random_model(config, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in weight_shapes(config).items()}
+    model = GPT(config, weights, torch.device("cpu"))
+    model.dtype = dtype
+    model.embed_table = {name: table.to(dtype) for name, table in model.embed_table.items()}
+    return model
+
+
+def random_lanes(config, lengths, seed=0, **columns):
+    """State of a lane for each of `lengths`, slots apart; `columns` overwrites by name. Unused is the last row."""
+    rng = np.random.default_rng(seed)
+    state = np.tile(lanes.unused_row(config.num_codebooks, CACHE_TOKENS), (len(lengths) + 1, 1))
+    state[:-1, lanes.START] = np.cumsum([0, *lengths[:-1]])
+    state[:-1, lanes.LENGTH] = lengths
+    state[:-1, lanes.STEP] = rng.integers(0, 40, len(lengths))
+    state[:-1, lanes.TOKENS :] = rng.integers(0, config.num_audio_tokens, state[:-1, lanes.TOKENS :].shape)
+    for name, values in columns.items():
+        column = np.asarray(values)
+        bits = column if column.dtype.kind in "iu" else column.astype(np.float32).view(np.int32)
+        state[:-1, getattr(lanes, name)] = bits
+    return torch.from_numpy(state)
+
+
+def both(model, state, num_lanes):
+    """The operations in PyTorch and as kernels, each on buffers of their own with equal random content."""
+    from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415  # the interpreter is chosen by now
+
+    config, generator = model.config, torch.Generator().manual_seed(1)
+
+    def noise(*shape):
+        return torch.randn(shape, generator=generator).to(model.dtype)
+
+    cache = (config.num_layers, CACHE_TOKENS + 1, config.num_heads, config.head_dim)
+    rows = torch.full((num_lanes,), len(state) - 1, dtype=torch.int32)
+    rows[: len(state) - 1] = torch.arange(len(state) - 1).flip(0)
+    drawn = torch.full((num_lanes, config.num_codebooks), -7, dtype=torch.int32)
+    hidden = noise(CACHE_TOKENS + 1, config.hidden_size)
+    buffers = Buffers(state, rows, noise(len(state), config.hidden_size), noise(*cache), noise(*cache), hidden, drawn)
+    copy = Buffers(*(tensor.clone() for tensor in vars(buffers).values()))
+    return TorchOps(model, buffers), TritonOps(model, copy), buffers, copy
+
+
+def check_close(found, expected, dtype):
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    torch.testing.assert_close(found.float(), expected.float(), atol=tolerance, rtol=tolerance)
+
+
+def check_buffers(found, expected, dtype):
+    """All but the last token of the cache and the last row, where unused lanes write."""
+    for name in ("state", "rows", "drawn"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    for name in ("keys", "values"):
+        check_close(getattr(found, name)[:, :-1], getattr(expected, name)[:, :-1], dtype)
+    check_close(found.hidden[:-1], expected.hidden[:-1], dtype)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize(
+    ("num_lanes", "num_parts", "dtype"),
+    [(5, 16, torch.float32), (5, 16, torch.bfloat16), (70, 4, torch.float16), (180, 1, torch.float32)],
+)
+def test_attention_over_ragged_lengths(num_lanes, num_parts, dtype):
+    """Lengths around the blocks; all lanes but five are unused."""
+    from chattts_serving.engine.gpu.triton_ops import num_splits  # noqa: PLC0415
+
+    assert num_splits(num_lanes, HEADS.num_heads) == num_parts
+    model = random_model(HEADS, dtype)
+    reference, kernels, expected, found = both(model, random_lanes(HEADS, [1, 2, 33, 66, 300]), num_lanes)
+    qkv = torch.randn(num_lanes, 3 * HEADS.hidden_size, generator=torch.Generator().manual_seed(2)).to(dtype)
+    check_close(kernels.attend_lanes(0, qkv)[:5], reference.attend_lanes(0, qkv)[:5], dtype)
+    check_buffers(found, expected, dtype)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter cannot multiply bfloat16 matrices
+def test_attention_within_packed_prompts(dtype):
+    model = random_model(HEADS, dtype)
+    reference, kernels, expected, found = both(model, random_lanes(HEADS, [1]), 1)
+    parts = []
+    for length, start in ((3, 200), (90, 300), (1, 10), (66, 100)):
+        first = sum(map(len, parts))
+        position = np.arange(length)
+        parts.append(np.zeros((length, lanes.PROMPT_TOKENS + HEADS.num_codebooks), np.int32))
+        parts[-1][:, lanes.POSITION], parts[-1][:, lanes.FIRST] = position, first
+        parts[-1][:, lanes.CACHE] = start + position
+    parts.append(lanes.unused_prompt_rows(160, 192, HEADS.num_codebooks, CACHE_TOKENS, 1))
+    prompt = torch.from_numpy(np.concatenate(parts))
+    qkv = torch.randn(192, 3 * HEADS.hidden_size, generator=torch.Generator().manual_seed(2)).to(dtype)
+    check_close(kernels.attend_prompt(0, qkv, prompt)[:160], reference.attend_prompt(0, qkv, prompt)[:160], dtype)
+    hidden = qkv[:, : HEADS.hidden_size].contiguous()
+    kernels.store_prompt(hidden, prompt)
+    reference.store_prompt(hidden, prompt)
+    check_buffers(found, expected, dtype)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES.values()])
+def test_what_a_layer_does_between_products(dtype):
+    reference, kernels, _, _ = both(random_model(HEADS, dtype), random_lanes(HEADS, [1]), 1)
+    generator = torch.Generator().manual_seed(3)
+    x, delta = (torch.randn(7, 96, generator=generator).to(dtype) for _ in range(2))
+    weight = torch.randn(96, generator=generator).to(dtype)
+    check_close(kernels.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6), dtype)
+    for one, other in zip(
+        kernels.add_rms_norm(x, delta, weight, 1e-6), reference.add_rms_norm(x, delta, weight, 1e-6), strict=True
+    ):
+        check_close(one, other, dtype)
+    gate_up = torch.randn(7, 2 * 1_100, generator=generator).to(dtype)
+    check_close(kernels.silu_mul(gate_up), reference.silu_mul(gate_up), dtype)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES.values()])
+def test_embedding_goes_on_to_the_next_token_and_hidden_states_are_kept(dtype):
+    state = random_lanes(
+        HEADS, [4, 5, 6, 7], KIND=[0, 1, 0, 1], INPUT=[lanes.CODES, lanes.TEXT, lanes.SPEAKER, lanes.TEXT]
+    )
+    reference, kernels, expected, found = both(random_model(HEADS, dtype), state, 6)
+    embeddings = kernels.embed_lanes(6)
+    check_close(embeddings, reference.embed_lanes(6), dtype)
+    assert found.state[:4, lanes.LENGTH].tolist() == [5, 6, 7, 8]
+    assert found.state[:4, lanes.INPUT].tolist() == [lanes.CODES, lanes.TEXT, lanes.CODES, lanes.TEXT]
+    kernels.store_lanes(embeddings)
+    reference.store_lanes(embeddings)
+    check_buffers(found, expected, dtype)
+
+
+def sampling_lanes(config, count, kind, seed):
+    rng = np.random.default_rng(seed)
+    state = random_lanes(
+        config,
+        [3] * count,
+        seed,
+        KIND=[kind] * count,
+        TEMPERATURE=rng.choice([0.1, 0.3, 1, 2], count),
+        TOP_P=rng.choice([0.3, 0.7, 0.95, 1.0], count),
+        TOP_K=rng.choice([1, 3, 20, 626], count),
+        PENALTY=rng.choice([0.8, 1.0, 1.05, 1.5], count).astype(float),
+        MIN_NEW=rng.choice([1, 100], count),
+        SEED_LOW=rng.integers(-(2**31), 2**31, count),
+        SEED_HIGH=rng.integers(0, 2**31, count),
+        STREAM=rng.integers(-(2**31), 2**31, count),
+    )
+    history = lanes.TOKENS + config.num_codebooks
+    state[0, history:] = NO_TOKEN  # a history that has not begun
+    assert state.shape[1] == history + PENALTY_WINDOW * config.num_codebooks
+    return state
+
+
+@in_the_interpreter
+@pytest.mark.parametrize(("vocabulary", "num_lanes"), [(50, 24), (626, 2)])
+def test_codes_are_drawn_as_in_pytorch(vocabulary, num_lanes):
+    """Random parameters and logits, in every third lane many of them equal; a lane that draws text is left alone."""
+    config = GPTConfig(**(vars(HEADS) | {"num_audio_tokens": vocabulary}))
+    state = sampling_lanes(config, num_lanes, lanes.CODES, seed=vocabulary)
+    state[1, lanes.KIND] = lanes.TEXT
+    reference, kernels, expected, found = both(random_model(config), state, num_lanes)
+    logits = torch.randn(num_lanes, 4, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+    logits[::3] = logits[::3].round()
+    logits[:, :, -1] = 6  # the end token is likely, where it is allowed
+    kernels.sample_codes(logits)
+    reference.sample_codes(logits)
+    assert (found.drawn == -7).all(1).sum() == 1
+    check_buffers_but_unused(found, expected)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize(("vocabulary", "num_lanes"), [(100, 24), (5_000, 2)])
+def test_text_is_drawn_as_in_pytorch(vocabulary, num_lanes):
+    """As codes; of the larger vocabulary, more tokens are left out than are candidates."""
+    config = GPTConfig(**(vars(HEADS) | {"num_text_tokens": vocabulary}))
+    state = sampling_lanes(config, num_lanes, lanes.TEXT, seed=vocabulary)
+    reference, kernels, expected, found = both(random_model(config), state, num_lanes)
+    logits = torch.randn(num_lanes, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+    logits[::3] = (logits[::3] * 8).round() / 8
+    logits[:, config.ebreak_id] = 9
+    kernels.sample_text(logits)
+    reference.sample_text(logits)
+    check_buffers_but_unused(found, expected)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("kind", ["codes", "text"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers_draw_nothing_in_one_lane_alone(kind, value):
+    state = sampling_lanes(HEADS, 3, lanes.CODES if kind == "codes" else lanes.TEXT, seed=1)
+    reference, kernels, expected, found = both(random_model(HEADS), state, 3)
+    shape = (3, 4, HEADS.num_audio_tokens) if kind == "codes" else (3, HEADS.num_text_tokens)
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    logits[1][..., 5] = value
+    for ops in (kernels, reference):
+        getattr(ops, f"sample_{kind}")(logits)
+    check_buffers_but_unused(found, expected)
+    width = 4 if kind == "codes" else 1
+    assert (found.drawn[:3, :width] == NO_TOKEN).all(1).tolist() == [False, True, False]
+    assert (found.state[:, lanes.TOKENS : lanes.TOKENS + width] >= 0).all()
+
+
+def check_buffers_but_unused(found, expected):
+    assert torch.equal(found.state[:-1], expected.state[:-1])
+    used = len(found.state) - 1
+    assert torch.equal(found.drawn[:used], expected.drawn[:used])
+
+
+@in_the_interpreter
+def test_an_engine_with_the_kernels_draws_the_same_tokens():
+    from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415
+
+    machine, sequences = random_engine(steps_ahead=1), mixed_sequences()[1:4]
+    runner = machine._runner
+    runner._ops = TritonOps(runner._model, runner._buffers)
+    check_equal(sequences, run(machine, sequences), alone()[1:4])

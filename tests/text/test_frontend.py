@@ -1,0 +1,246 @@
+"""From requests to prompts: what the language model is told, and what callers are told when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chattts_serving.errors import ConfigError, InvalidInputError
+from chattts_serving.request import MAX_TEXT_CHARACTERS, GenerationRequest, SynthesisRequest
+from chattts_serving.text.frontend import TextFrontend
+from chattts_serving.text.tokenizer import Tokenizer
+from chattts_serving.voice.speaker import normalize
+from tests.frontend_assets import make_frontend_assets
+from tests.voices import encode_sample, encode_speaker
+
+SAMPLE = encode_sample(np.arange(40).reshape(4, 10))
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory) -> Path:
+    return make_frontend_assets(tmp_path_factory.mktemp("assets"))
+
+
+@pytest.fixture(scope="module")
+def frontend(assets) -> TextFrontend:
+    return TextFrontend(assets)
+
+
+@pytest.fixture(scope="module")
+def encode(assets) -> Callable[[str], tuple[int, ...]]:
+    return Tokenizer(assets / "tokenizer.json").encode
+
+
+@pytest.fixture(scope="module")
+def hidden_size(assets) -> int:
+    return json.loads((assets / "frontend.json").read_text())["hidden_size"]
+
+
+def prepare(frontend: TextFrontend, text: str = "Hello world.", **values) -> GenerationRequest:
+    return frontend.prepare(SynthesisRequest(text=text, **values)).generation
+
+
+def test_refining_comes_first(frontend, encode):
+    generation = prepare(frontend, refine_prompt="[oral_2][break_6]")
+    assert generation.refine
+    assert generation.texts == ("Hello world.",)
+    assert generation.prompts == (encode("[Sbreak]Hello world.[Pbreak][oral_2][break_6]"),)
+
+
+def test_without_refining_the_text_is_spoken_as_it_is(frontend, encode):
+    generation = prepare(frontend, skip_refine=True, prompt="[speed_3]")
+    assert not generation.refine
+    assert generation.prompts == (encode("[Stts][spk_emb][speed_3]Hello world.[Ptts]"),)
+
+
+def test_reference_recording_comes_with_its_transcript(frontend, encode):
+    generation = prepare(frontend, skip_refine=True, speaker_sample=SAMPLE, sample_text="as I said")
+    assert generation.prompts == (encode("[Stts][empty_spk]as I said[speed_5]Hello world.[Ptts]"),)
+    assert generation.sample_codes == tuple((n, 10 + n, 20 + n, 30 + n) for n in range(10))
+
+
+def test_sentences_are_normalised_one_by_one_in_their_own_language(frontend):
+    generation = prepare(frontend, "我有3个苹果和5个梨。\nI have 3 apples and 5 pears.\n其中2个是红的吧！")
+    assert generation.texts == ("我有三个苹果和五个梨。", "I have three apples and five pears.", "其中两个是红的吧。")
+    assert len(generation.prompts) == 3
+
+
+def test_sentence_without_words_has_the_language_of_the_text(frontend):
+    assert prepare(frontend, "电话号码是多少呢？\n13812345678\n").texts[1] == "幺三八幺二三四五六七八"
+
+
+def test_given_language_holds_for_every_sentence(frontend):
+    assert prepare(frontend, "12 34", language="zh").texts == ("十二 三十四",)
+    assert prepare(frontend, "12 34", language="en").texts == ("twelve thirty four",)
+
+
+def test_digits_stay_without_normalising(frontend):
+    assert prepare(frontend, "I have 3.", normalize=False).texts == ("I have 3.",)
+
+
+def test_sentences_with_nothing_to_say_are_left_out(frontend):
+    assert prepare(frontend, "The first sentence.\n????????????\nThe second one.").texts == (
+        "The first sentence.",
+        "The second one.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "pauses"),
+    [
+        ("One sentence here.", [28]),
+        ("The first one here. The second one here.\nThe third one here.", [12, 28, 28]),
+        ("The first one here.\n\n\nThe second one here.", [28, 28]),
+        ("word " * 100 + "here. The next sentence.", [4, 12, 28]),
+    ],
+)
+def test_pauses_are_longest_between_paragraphs_and_shortest_inside_a_sentence(frontend, text, pauses):
+    assert list(prepare(frontend, text).pauses) == pauses
+
+
+@pytest.mark.parametrize(
+    ("text", "pauses"),
+    [
+        ("The first sentence. ????????????\nThe second one.", [28, 28]),
+        ("The first sentence.\n????????????. The second one.", [28, 28]),
+        ("The first sentence. ????????????. The second one.", [12, 28]),
+        ("????????????\nThe first sentence. The second one.", [12, 28]),
+        ("The first sentence. The second one. ????????????", [12, 28]),
+    ],
+)
+def test_around_a_sentence_with_nothing_to_say_the_longer_pause_is_kept(frontend, text, pauses):
+    generation = prepare(frontend, text)
+    assert generation.texts == ("The first sentence.", "The second one.")
+    assert list(generation.pauses) == pauses
+
+
+@pytest.mark.parametrize(
+    "text", [" ", "\n", "...", "！？。", "😀😀", "[laugh]", "[uv_break] [laugh]。", "—", "\u200b", "ไทย"]
+)
+def test_text_with_nothing_to_say_is_refused(frontend, text):
+    with pytest.raises(InvalidInputError, match="input 'text' is"):
+        prepare(frontend, text)
+
+
+@pytest.mark.parametrize("name", ["text", "prompt", "refine_prompt", "sample_text"])
+@pytest.mark.parametrize("value", ["[nonsense]", "[spk_emb]", "hi \ud800"])
+def test_unknown_tags_and_broken_unicode_are_refused_where_they_are(frontend, name, value):
+    values = {"text": "Hello", "speaker_sample": SAMPLE, name: value}
+    with pytest.raises(InvalidInputError) as error:
+        prepare(frontend, **values)
+    assert error.value.name == name
+
+
+@pytest.mark.parametrize("name", ["prompt", "refine_prompt"])
+def test_prompts_take_tags_only(frontend, name):
+    with pytest.raises(InvalidInputError, match=f"input '{name}' is 'slowly'"):
+        prepare(frontend, **{name: "slowly"})
+
+
+@pytest.mark.parametrize("name", ["speaker", "speaker_sample"])
+def test_bad_voices_are_refused(frontend, name):
+    with pytest.raises(InvalidInputError, match=f"input '{name}' is 'Alice'"):
+        prepare(frontend, **{name: "Alice"})
+
+
+def test_transcript_without_recording_is_refused(frontend):
+    with pytest.raises(InvalidInputError, match="input 'sample_text' is 'hello'"):
+        prepare(frontend, sample_text="hello")
+
+
+@pytest.mark.parametrize("skip_refine", [True, False])
+def test_recording_that_leaves_no_room_is_refused(frontend, skip_refine):
+    sample = encode_sample(np.zeros((4, 2_045), np.uint16))
+    with pytest.raises(InvalidInputError, match="input 'speaker_sample' is '2045 tokens'"):
+        prepare(frontend, skip_refine=skip_refine, speaker_sample=sample)
+
+
+def test_prompt_that_does_not_fit_is_refused(assets, tmp_path):
+    shutil.copytree(assets, tmp_path, dirs_exist_ok=True)
+    config = json.loads((assets / "frontend.json").read_text())
+    (tmp_path / "frontend.json").write_text(json.dumps({**config, "max_prompt_tokens": 10}))
+    with pytest.raises(InvalidInputError, match=r"input 'text' is .* at most 10 tokens"):
+        prepare(TextFrontend(tmp_path), "one two three four five six seven eight", skip_refine=True)
+
+
+def test_given_voice_is_normalised(frontend, hidden_size):
+    voice = np.arange(hidden_size).astype(np.float16)
+    vector = frontend.prepare(SynthesisRequest(text="Hello", speaker=encode_speaker(voice))).speaker_embedding
+    assert vector.dtype == np.float32
+    assert np.array_equal(vector, normalize(voice))
+
+
+def test_voice_comes_from_the_seed(frontend):
+    first, again, other = (
+        frontend.prepare(SynthesisRequest(text="Hello", seed=seed)).speaker_embedding for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_seed_is_kept_or_drawn(frontend):
+    assert prepare(frontend, seed=2**63 - 1).seed == 2**63 - 1
+    drawn = {prepare(frontend).seed for _ in range(3)}
+    assert len(drawn) == 3
+    assert all(0 <= seed < 2**63 for seed in drawn)
+
+
+def test_deadline_counts_from_now_on_the_monotonic_clock(frontend):
+    before = time.monotonic_ns()
+    deadline_ns = prepare(frontend, deadline_ms=5_000).deadline_ns
+    assert deadline_ns is not None
+    assert before <= deadline_ns - 5_000_000_000 <= time.monotonic_ns()
+    assert prepare(frontend).deadline_ns is None
+
+
+def test_sampling_options_are_handed_on(frontend):
+    request = SynthesisRequest(text="Hello", temperature=0.5, top_k=3, max_new_tokens=77, refine_max_new_tokens=12)
+    assert frontend.prepare(request).generation.sampling == request.sampling
+
+
+UNITS = st.one_of(
+    st.text(max_size=30),
+    st.text(st.sampled_from("你好世界hello, .!?。0123456789%$￥:/-\n"), max_size=60),
+    st.sampled_from(["[uv_break]", "[laugh]", "[1]", "[", "]", "3.14", "2023年1月5日"]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(UNITS, min_size=1, max_size=6).map("".join), skip_refine=st.booleans(), normalize=st.booleans())
+def test_any_text_is_prepared_or_refused(frontend, text, skip_refine, normalize):
+    """And what is prepared crosses to gpt_decoder unchanged."""
+    try:
+        generation = prepare(frontend, text, skip_refine=skip_refine, normalize=normalize)
+    except InvalidInputError:
+        return
+    assert GenerationRequest.from_json(generation.to_json()) == generation
+
+
+@pytest.mark.parametrize("unit", ["word ", "好", "9", "1,", "[laugh]a", "#1 ", "好。", "a\n"])
+def test_longest_text_of_any_kind_is_prepared(frontend, unit):
+    generation = prepare(frontend, (unit * MAX_TEXT_CHARACTERS)[:MAX_TEXT_CHARACTERS], skip_refine=True)
+    assert max(map(len, generation.prompts)) <= 2_048
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "homophones.json", "frontend.json"])
+def test_missing_asset_is_refused_by_name(assets, tmp_path, name):
+    shutil.copytree(assets, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match=name):
+        TextFrontend(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"spk_stat": "", "hidden_size": 4}'])
+def test_broken_configuration_is_refused(assets, tmp_path, content):
+    shutil.copytree(assets, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "frontend.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"frontend\.json"):
+        TextFrontend(tmp_path)

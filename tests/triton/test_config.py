@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from chattts_serving.engine.gpt_config import Precision
+from chattts_serving.errors import ConfigError, InvalidInputError
+from chattts_serving.speech.windows import CONTEXT_TOKENS, ReadingPlan
+from chattts_serving.triton.config import DecoderConfig, ReadingConfig
+from tests.engine.models import random_gpt
+
+
+def triton(**parameters):
+    return json.dumps({"parameters": {name: {"string_value": value} for name, value in parameters.items()}})
+
+
+def read(**parameters):
+    return DecoderConfig.from_triton(triton(**parameters))
+
+
+def test_parameters_are_read_and_the_rest_has_defaults():
+    config = read(max_requests="3", kv_cache_gb="0.5", precision="int8", max_sequences="7")
+    assert config == DecoderConfig(max_requests=3, kv_cache_gb=0.5, precision=Precision.INT8, max_sequences=7)
+
+
+def test_no_parameters_are_all_defaults():
+    assert DecoderConfig.from_triton("{}") == DecoderConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_request", "3", "'max_request' is unknown; known are kv_cache_gb"),
+        ("max_requests", "many", "'max_requests' is 'many'; allowed is a number"),
+        ("max_requests", "0", "'max_requests' is 0; allowed is 1 or more"),
+        ("max_sequences", "0", "'max_sequences' is 0; allowed is 1 or more"),
+        ("max_prefill_tokens", "0", "'max_prefill_tokens' is 0; allowed is 1 or more"),
+        ("lease_s", "0", "'lease_s' is 0.0; allowed is a number above 0"),
+        ("lease_s", "nan", "'lease_s' is nan; allowed is a number above 0"),
+        ("num_threads", "-1", "'num_threads' is -1; allowed is 0 or more"),
+        ("precision", "int4", "'precision' is 'int4'; allowed is auto, fp32, bf16, fp16, int8"),
+    ],
+)
+def test_a_wrong_parameter_is_named(name, value, message):
+    with pytest.raises(ConfigError, match=message):
+        read(**{name: value})
+
+
+def test_precision_auto_leaves_it_to_the_device():
+    assert read(precision="auto").precision is None
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16, Precision.INT8])
+def test_pytorch_on_a_cpu_computes_in_float32_alone(precision):
+    with pytest.raises(ConfigError, match=f"precision is {precision.value}; allowed on cpu is fp32"):
+        random_gpt(precision=precision)
+
+
+def test_each_mode_of_a_stream_has_its_plan():
+    parameters = {"least_tokens": "4,8", "most_tokens": "16", "sentences_ahead": "3"}
+    config = ReadingConfig.from_triton(
+        triton(**parameters, low_latency_lookahead_tokens="6", low_latency_fade_tokens="2")
+    )
+    assert config.plan("exact") == ReadingPlan((4, 8), 16, CONTEXT_TOKENS, 0, 3)
+    assert config.plan("low_latency") == ReadingPlan((4, 8), 16, 6, 2, 3)
+    with pytest.raises(InvalidInputError, match="'mode' is 'fast'; allowed is one of exact, low_latency"):
+        config.plan("fast")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("least_tokens", "0"),
+        ("least_tokens", ""),
+        ("least_tokens", "8;9"),
+        ("most_tokens", "3"),
+        ("low_latency_lookahead_tokens", "53"),
+        ("low_latency_fade_tokens", "13"),
+        ("sentences_ahead", "0"),
+    ],
+)
+def test_parameters_that_make_no_plan_are_refused_at_start(name, value):
+    with pytest.raises(ConfigError, match=name.removeprefix("low_latency_")):
+        ReadingConfig.from_triton(triton(**{"least_tokens": "4", "most_tokens": "16"} | {name: value}))

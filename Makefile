@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKPOINT ?= demo
-# ONNX Runtime comes as two packages that exclude each other.
 DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+# Extras of pyproject.toml: what server, gateway and client need, and the rest, which PyTorch is part of.
+RUNTIME := embedded-$(DEVICE),onnx,client,gateway
+EVERYTHING := $(RUNTIME),test
 ARGS ?=
 MINUTES ?= 30
 REQUESTS ?= 10000
@@ -15,13 +17,17 @@ REQUESTS ?= 10000
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
-setup: $(VENV)/.installed ## create .venv with everything in it
+setup: $(VENV)/.everything ## create .venv with everything in it (other commands install what they need)
 
-$(VENV)/.installed: pyproject.toml constraints.txt docker/install.sh $(wildcard chattts_serving/engine/cpu/*.[ch])
-	PYTHON=$(PYTHON) docker/install.sh $(VENV) $(DEVICE),test$(if $(filter cpu,$(DEVICE)),-cpu)
+$(VENV)/.runtime: pyproject.toml constraints.txt docker/install.sh $(wildcard chattts_serving/engine/cpu/*.[ch])
+	PYTHON=$(PYTHON) docker/install.sh $(VENV) $(RUNTIME)
 	@touch $@
 
-demo: setup ## speak a sentence through the server over gRPC and HTTP, write demo.wav
+$(VENV)/.everything: $(VENV)/.runtime
+	PYTHON=$(PYTHON) docker/install.sh $(VENV) $(EVERYTHING)
+	@touch $@
+
+demo: $(VENV)/.runtime ## speak a sentence through the server over gRPC and HTTP, write demo.wav
 	$(RUN) -m chattts_serving.demo $(ARGS)
 
 test: setup ## run every test (ARGS="-m 'not slow'" for the quick ones)
@@ -32,13 +38,13 @@ lint: setup ## check format, style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-serve: setup ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after make export
+serve: $(VENV)/.runtime ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after make export
 	$(RUN) -m chattts_serving.server $(ARGS)
 
-up: setup ## server, OpenAI-compatible API and web page on http://127.0.0.1:8080 (ARGS="--port 9000")
+up: $(VENV)/.runtime ## server, OpenAI-compatible API and web page on http://127.0.0.1:8080 (ARGS="--port 9000")
 	$(RUN) -m gateway.up $(ARGS)
 
-export: setup ## write the artifacts of CHECKPOINT=hf|demo|synthetic|tiny|DIR into model_repository/
+export: $(VENV)/$(if $(filter demo,$(CHECKPOINT)),.runtime,.everything) ## write the artifacts of CHECKPOINT=hf|demo|synthetic|tiny|DIR into model_repository/
 	$(RUN) -m export --checkpoint $(CHECKPOINT) $(ARGS)
 
 bench: setup ## compare with the ChatTTS package in one run (ARGS="--precision bf16")

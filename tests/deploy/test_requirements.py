@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,19 @@ PYTHONS = ("3.10", "3.11", "3.12")
 PROJECT = "chattts-triton"
 
 
-def sets() -> list[str]:
-    """Extras by commas, as Makefile (for either device) and Dockerfile have them."""
+def makefile_sets() -> dict[str, str]:
+    """RUNTIME and EVERYTHING of the Makefile: extras by commas."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     values = dict(re.findall(r"^(RUNTIME|EVERYTHING) := (\S+)$", makefile, re.MULTILINE))
-    everything = values["EVERYTHING"].replace("$(RUNTIME)", values["RUNTIME"])
-    dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-    made = [values["RUNTIME"].replace("$(DEVICE)", "cpu")]
-    made += [everything.replace("$(DEVICE)", device) for device in ("cpu", "gpu")]
-    return [*made, *re.findall(r"docker/install\.sh \S+ (\S+)", dockerfile)]
+    return values | {"EVERYTHING": values["EVERYTHING"].replace("$(RUNTIME)", values["RUNTIME"])}
+
+
+def image_sets() -> list[str]:
+    """Extras by commas that the images install."""
+    return re.findall(r"docker/install\.sh \S+ (\S+)", (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8"))
+
+
+EVERYTHING = [makefile_sets()["EVERYTHING"].replace("$(DEVICE)", device) for device in ("cpu", "gpu")]
 
 
 def resolved(python: str, *requirements: str) -> subprocess.CompletedProcess[str]:
@@ -49,37 +52,44 @@ def index(tmp_path_factory):
         pytest.skip(f"no package index: {result.stderr.strip()[:200]}")
 
 
-@pytest.fixture(scope="module")
-def resolutions(index):
-    """By extras and Python; all at once, since each waits for the index most of its time."""
-
-    def resolve(extras, python):
-        arguments = [argument for extra in extras.split(",") for argument in ("--extra", extra)]
-        return resolved(python, "--constraint", "constraints.txt", "pyproject.toml", *arguments)
-
-    with ThreadPoolExecutor(len(sets())) as threads:
-        futures = {(extras, python): threads.submit(resolve, extras, python) for python in PYTHONS for extras in sets()}
-        return {key: future.result() for key, future in futures.items()}
-
-
 @pytest.fixture
 def project():
     tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("extras", sets())
-def test_the_packages_go_together(resolutions, extras, python):
-    result = resolutions[extras, python]
+def packages(extras, python):
+    """Versions by name of what `extras` install.
+
+    Raises:
+        AssertionError: they do not go together.
+    """
+    arguments = [argument for extra in extras.split(",") for argument in ("--extra", extra)]
+    result = resolved(python, "--constraint", "constraints.txt", "pyproject.toml", *arguments)
     assert result.returncode == 0, result.stderr
-    found = dict(line.split("==") for line in result.stdout.split() if "==" in line)
-    if "embedded" in extras:
-        assert found["numpy"].startswith("1.")
-    else:  # NVIDIA's image has a tritonserver and a C++ ONNX Runtime backend of its own
-        assert not {"nvidia-pytriton", "onnxruntime", "onnxruntime-gpu"} & set(found)
-    needs_torch = {"gpu", "test", "embedded-gpu"} & set(extras.split(","))
-    assert ("torch" in found) == bool(needs_torch)
+    return dict(line.split("==") for line in result.stdout.split() if "==" in line)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("extras", EVERYTHING)
+def test_all_packages_go_together(index, extras, python):
+    """And so does each part of them."""
+    found = packages(extras, python)
+    assert found["numpy"].startswith("1.")  # the embedded server's
+    assert {"torch", "chattts", "onnxruntime" if "cpu" in extras else "onnxruntime-gpu"} <= set(found)
+
+
+def test_server_gateway_and_client_need_no_pytorch_on_a_cpu(index):
+    found = packages(makefile_sets()["RUNTIME"].replace("$(DEVICE)", "cpu"), "3.12")
+    assert not [name for name in found if name in ("torch", "triton", "transformers") or name.startswith("nvidia-cu")]
+
+
+def test_the_gpu_image_takes_no_second_server_and_no_second_onnx_runtime(index):
+    """NVIDIA's has both, and its Python 3.12 may have NumPy 2."""
+    (extras,) = [extras for extras in image_sets() if "gpu" in extras]
+    found = packages(extras, "3.12")
+    assert "torch" in found
+    assert not {"nvidia-pytriton", "onnxruntime", "onnxruntime-gpu"} & set(found)
 
 
 def test_two_packages_that_do_not_go_together_are_noticed(index, tmp_path):
@@ -89,14 +99,15 @@ def test_two_packages_that_do_not_go_together_are_noticed(index, tmp_path):
     assert "triton" in resolved("3.12", str(requirements)).stderr
 
 
-def test_every_extra_is_in_one_of_the_sets(project):
+def test_everything_is_every_extra_and_what_images_take_is_part_of_it(project):
     extras = project["optional-dependencies"]
-    reached, new = set(), {extra for names in sets() for extra in names.split(",")}
+    reached, new = set(), {extra for names in EVERYTHING for extra in names.split(",")}
     while new:
         reached |= new
         named = [re.match(rf"{PROJECT}\[(.*)\]", line) for extra in new for line in extras[extra]]
         new = {extra for match in named if match for extra in match[1].split(",")} - reached
     assert reached == set(extras)
+    assert {extra for names in image_sets() for extra in names.split(",")} <= reached
 
 
 def test_the_pythons_are_those_that_the_project_names(project):

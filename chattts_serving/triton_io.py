@@ -151,6 +151,8 @@ def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], re
         model_name=model,
         requested_output_names=list(outputs),
         inputs=_tensors(pb_utils, inputs),
+        # Else a model on a GPU leaves its outputs there, where NumPy cannot read them.
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     )
 
 

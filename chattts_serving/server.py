@@ -63,7 +63,7 @@ SECONDS_OPTIONS = {
     "drain_timeout_s": "how long open requests may take to end when the server is stopped",
 }
 OWN_FLAGS = {  # of tritonserver, set here
-    *("--model-repository", "--model-store", "--backend-directory", "--exit-timeout-secs"),
+    *("--model-repository", "--model-store", "--model-control-mode", "--backend-directory", "--exit-timeout-secs"),
     *("--allow-http", "--http-address", "--grpc-address", "--metrics-address"),
     *PORT_OPTIONS.values(),
 }
@@ -220,7 +220,7 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
     flags = [
         f"--model-repository={models}",
         f"--backend-directory={backends}",
-        "--model-control-mode=none",
+        "--model-control-mode=none",  # no model ends before the server does: see supervisor.py
         "--exit-on-error=true",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--http-address={options.host}",

@@ -50,7 +50,7 @@ LOOPBACK = "127.0.0.1"
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104
 EXIT_CONFIG = 2  # nothing was started
 EXIT_TIMEOUT_S = 5  # that tritonserver takes to end, within supervisor.STOP_TIMEOUT_S
-PROBED_MODELS = {"text_frontend", "gpt_decoder"}  # that chattts_serving.probe asks
+PROBED_MODELS = {"text_frontend", "gpt_decoder", "speech", "chattts_stream"}  # that chattts_serving.probe asks
 # Per process of a Python model, taken from /dev/shm at the start and where an answer is longer (measured).
 SHM_DEFAULT_BYTES = 16 * 2**20  # two sentences of 2,048 hidden states of 768 float32
 SHM_GROWTH_BYTES = 16 * 2**20

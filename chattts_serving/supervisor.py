@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import http.client
-import math
 import os
 import re
 import select
@@ -111,7 +110,7 @@ class TritonProcess:
         self._shm_prefix = shm_prefix
         self._log = log
         self._partial = b""  # of the log's last line
-        self._stubs: list[int] | None = None
+        self._stubs: list[int] = []
         self._process = subprocess.Popen(  # noqa: S603
             command,
             env=env,
@@ -153,13 +152,16 @@ class TritonProcess:
         self.num_loaded += sum(b"successfully loaded '" in line for line in lines)
         self.complaints.extend(line.decode(errors="replace") for line in lines if not INFORMATION.match(line))
 
+    def remember_stubs(self) -> None:
+        """Note the processes of the Python models, once all are loaded."""
+        children = child_processes(self.pid)
+        self._stubs = [pid for pid, state in children.items() if state == "Z" or is_stub(pid)]
+
     def has_dead_stub(self) -> bool:
-        """Whether the process of a Python model has ended, of those that lived when this was asked first.
+        """Whether one of them has ended.
 
         It may be gone at once: asked whether a model is ready, Triton waits for its dead (from 25.12 on).
         """
-        if self._stubs is None:
-            self._stubs = [pid for pid in child_processes(self.pid) if is_stub(pid)]
         states = [_state_and_parent(pid) for pid in self._stubs]
         return any(state == "Z" or parent != self.pid for state, parent in states)
 
@@ -315,6 +317,7 @@ class Supervisor:
                 say(f"loading: {server.num_loaded} of {self._supervision.num_models} models, {now - started:.0f} s")
                 shown, told = server.num_loaded, now
             server.pump(POLL_S)
+        server.remember_stubs()
         self._is_serving = True
         if self._announced:
             say(f"ready again after {time.monotonic() - started:.0f} s")
@@ -325,7 +328,7 @@ class Supervisor:
 
     def _watch(self, server: TritonProcess) -> Ending:
         """Stay with a server that is ready, until it ends or must."""
-        checked = -math.inf
+        checked = time.monotonic()
         watchdog = Watchdog(self._supervision.ask, self._supervision.hang_timeout_s)
         try:
             while not self._signal:

@@ -27,6 +27,7 @@ _TRITON_CODES = {  # ServingError.status -> attribute of pb_utils.TritonError
 }
 
 LOG_VARIABLE = "CHATTTS_LOG_REQUESTS"  # of the environment: 1 has the models log each request
+VERSION_VARIABLE = "TRITON_SERVER_VERSION"  # of the environment, in NVIDIA's images: "2.71.0"
 CALLS_AT_ONCE = 320  # of other models by one model; each takes a thread on both sides while it lasts
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 # where the Python backend keeps tensors
@@ -35,6 +36,12 @@ LARGE_ANSWER_BYTES = 4 * 2**20  # 43 s of audio; the launcher gives each process
 _ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")  # Triton's, in front of the message of the step that failed
 
 Outputs = Mapping[str, npt.NDArray[Any] | str]
+
+
+def triton_version() -> tuple[int, int]:
+    """Triton's version, (0, 0) where nobody says: the Python backend does not, only the environment may."""
+    found = re.match(r"(\d+)\.(\d+)", os.environ.get(VERSION_VARIABLE, ""))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def read_scalars(request: Any) -> dict[str, object]:

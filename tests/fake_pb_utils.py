@@ -173,6 +173,9 @@ class InferenceRequest:
     def requested_output_names(self) -> list[str]:
         return self._outputs
 
+    def parameters(self) -> str:
+        return "{}"
+
     def request_id(self) -> str:
         return self._id
 

@@ -21,6 +21,12 @@ def strings(*values: bytes) -> np.ndarray:
     return np.array([values], np.object_)
 
 
+@pytest.mark.parametrize(("said", "version"), [("2.71.0", (2, 71)), ("2.9dev", (2, 9)), ("", (0, 0)), ("r26", (0, 0))])
+def test_the_version_is_what_the_environment_says(said, version, monkeypatch):
+    monkeypatch.setenv(triton_io.VERSION_VARIABLE, said)
+    assert triton_io.triton_version() == version
+
+
 def test_scalars_become_python_values():
     values = triton_io.read_scalars(
         request(

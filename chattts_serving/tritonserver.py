@@ -143,7 +143,7 @@ def lay_out_backends(installation: Installation, folder: Path) -> Path:
 def environment(installation: Installation, folder: Path) -> dict[str, str]:
     """The environment of the server and its Python models; `folder` takes a link to libpython.
 
-    Python models run in a program that embeds Python. Triton 2.51's ignores PYTHONPATH, which 26.x heeds (measured). It
+    Python models run in a program that embeds Python. Triton 2.51's ignores PYTHONPATH (measured), 26.x heeds it. It
     takes its `sys.prefix`, and with it the packages, from the first `python3` on the PATH, so that must be this one.
 
     Raises:

@@ -171,7 +171,9 @@ def test_a_server_whose_python_model_died_gets_no_more_requests_within_seconds(
     os.kill(next(iter(child_processes(victim.server.pid))), signal.SIGKILL)
     killed = time.monotonic()
     wait_for(lambda: len(servers_up(balanced, "grpc")) == len(servers_up(balanced, "http")) == 1)
-    assert time.monotonic() - killed < NOTICED_S
+    noticed_s = time.monotonic() - killed
+    print(f"MEASURED a dead Python model: out of the balancer after {noticed_s:.1f} s")
+    assert noticed_s < NOTICED_S
     wait_for(lambda: len(servers_up(balanced, "grpc")) == len(servers_up(balanced, "http")) == 2)
 
 

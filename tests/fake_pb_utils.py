@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -73,14 +75,29 @@ class TritonError:
         return self._code
 
 
+TRITONSERVER_MEMORY_GPU, TRITONSERVER_MEMORY_CPU = range(2)
+
+
+@dataclass(frozen=True)
+class PreferredMemory:
+    preferred_memory_type: int
+    preferred_device_id: int = 0
+
+
 class Tensor:
-    def __init__(self, name: str, array: np.ndarray) -> None:
+    def __init__(self, name: str, array: np.ndarray, *, on_gpu: bool = False) -> None:
         self._name, self._array = name, np.ascontiguousarray(array).reshape(array.shape)
+        self._on_gpu = on_gpu
 
     def name(self) -> str:
         return self._name
 
+    def is_cpu(self) -> bool:
+        return not self._on_gpu
+
     def as_numpy(self) -> np.ndarray:
+        if self._on_gpu:
+            raise TritonModelException("Tensor is stored in GPU and cannot be converted to NumPy.")
         return self._array
 
 
@@ -118,15 +135,46 @@ class ResponseSender:
 
 
 class InferenceRequest:
-    def __init__(self, inputs: list[Tensor], requested_output_names: list[str], request_id: str = "") -> None:
+    """A request that came, or one to another model: `called_models` has what answers it.
+
+    Those models are on a GPU, as Triton's C++ ONNX Runtime backend is: their numbers stay there unless the caller wants
+    them elsewhere.
+    """
+
+    def __init__(
+        self,
+        inputs: list[Tensor],
+        requested_output_names: list[str],
+        request_id: str = "",
+        model_name: str = "",
+        preferred_memory: PreferredMemory | None = None,
+    ) -> None:
         self._inputs, self._outputs, self._id = inputs, requested_output_names, request_id
+        self._model, self._preferred_memory = model_name, preferred_memory
         self._sender = ResponseSender()
+
+    def exec(self) -> InferenceResponse:
+        response = called_models[self._model](self)
+        if self._preferred_memory == PreferredMemory(TRITONSERVER_MEMORY_CPU):
+            return response
+        tensors = [
+            Tensor(tensor.name(), array, on_gpu=array.dtype != np.object_)
+            for tensor in response.output_tensors()
+            for array in [tensor.as_numpy()]
+        ]
+        return InferenceResponse(tensors, response.error())
+
+    async def async_exec(self) -> InferenceResponse:
+        return self.exec()
 
     def inputs(self) -> list[Tensor]:
         return self._inputs
 
     def requested_output_names(self) -> list[str]:
         return self._outputs
+
+    def parameters(self) -> str:
+        return "{}"
 
     def request_id(self) -> str:
         return self._id
@@ -136,6 +184,9 @@ class InferenceRequest:
 
     def is_cancelled(self) -> bool:
         return self._sender.cancelled
+
+
+called_models: dict[str, Callable[[InferenceRequest], InferenceResponse]] = {}  # by name
 
 
 class MetricFamily:

@@ -18,7 +18,7 @@ SECONDS_OPTIONS = {
     "drain_timeout_s": "how long open requests may take to end when the server is stopped",
 }
 OWN_FLAGS = {  # of tritonserver, set here
-    *("--model-repository", "--model-store", "--backend-directory", "--exit-timeout-secs"),
+    *("--model-repository", "--model-store", "--model-control-mode", "--backend-directory", "--exit-timeout-secs"),
     *("--allow-http", "--http-address", "--grpc-address", "--metrics-address"),
     *PORT_OPTIONS.values(),
 }

@@ -1,8 +1,10 @@
 """Asks a running server whether it works, for container probes: `python -m chattts_serving.probe`.
 
-`/v2/health/ready` is not enough: Triton calls a model ready whose Python process is dead or hangs. So this also has the
-two Python models that every request needs answer a call each, of milliseconds: `text_frontend` a word, `gpt_decoder`
-the cancelling of a request that nobody opened. One that is full or about to end works, too.
+`/v2/health/ready` is not enough: Triton calls a server ready whose Python process hangs, and up to about 26.06 one
+whose process is dead. So this also has the two Python models that every request needs answer a call each, of
+milliseconds: `text_frontend` a word, `gpt_decoder` the cancelling of a request that nobody opened. One that is full or
+about to end works, too. `speech` and `chattts_stream` have no call that speaks nothing; being ready tells from Triton
+25.12 on that their processes live.
 
 `--wait-idle SECONDS` waits until no request is open, before a server is stopped that gets no new ones.
 """
@@ -30,12 +32,13 @@ class ProbeError(Exception):
 
 
 def check(url: str, timeout_s: float) -> None:
-    """Ask the server at `url` ("HOST:PORT" of HTTP); each of the three answers may take `timeout_s` seconds.
+    """Ask the server at `url` ("HOST:PORT" of HTTP); each answer may take `timeout_s` seconds.
 
     Raises:
         ProbeError: it does not work; the message says which question failed and how.
     """
-    _ask(url, "GET", "/v2/health/ready", timeout_s)
+    for path in ("/v2/health/ready", "/v2/models/speech/ready", "/v2/models/chattts_stream/ready"):
+        _ask(url, "GET", path, timeout_s)
     _call(url, "text_frontend", "generation", timeout_s, text=("BYTES", "Ready."))
     name = f"probe-{secrets.token_hex(8)}"
     _call(url, "gpt_decoder", "chunk", timeout_s, stream_id=("BYTES", name), cancel=("BOOL", True))

@@ -52,7 +52,7 @@ from chattts_serving.variables import LOG_REQUESTS
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104
 EXIT_CONFIG = 2  # nothing was started
 EXIT_TIMEOUT_S = 5  # that tritonserver takes to end, within supervisor.STOP_TIMEOUT_S
-PROBED_MODELS = {"text_frontend", "gpt_decoder"}  # that chattts_serving.launcher.probe asks
+PROBED_MODELS = {"text_frontend", "gpt_decoder", "speech", "chattts_stream"}  # that chattts_serving.launcher.probe asks
 # Per process of a Python model, taken from /dev/shm at the start and where an answer is longer (measured).
 SHM_DEFAULT_BYTES = 16 * 2**20  # two sentences of 2,048 hidden states of 768 float32
 SHM_GROWTH_BYTES = 16 * 2**20
@@ -113,7 +113,7 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
     flags = [
         f"--model-repository={models}",
         f"--backend-directory={backends}",
-        "--model-control-mode=none",
+        "--model-control-mode=none",  # no model ends before the server does: see supervisor.py
         "--exit-on-error=true",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--http-address={options.host}",

@@ -1,8 +1,9 @@
 """Runs tritonserver as a child: its log, its end, its shared memory, and a new start where one is due.
 
-A Python model runs in a process of its own, a "stub". Triton does not notice when one dies: its requests hang, later
-ones fail, and server and model go on saying that they are ready. So `Supervisor` looks after the stubs, and starts the
-whole server anew when one died, when tritonserver itself died, and when it does not answer any more.
+A Python model runs in a process of its own, a "stub". Triton never starts one anew: requests of one that died hang, and
+later ones fail. Up to 25.11 it does not notice, and goes on saying that server and model are ready; later versions say
+that the model is not, and from about 26.07 on that the server is not. So `Supervisor` looks after the stubs, and starts
+the whole server anew when one died, when tritonserver itself died, and when it does not answer any more.
 
 One thread does everything: it waits on the log's pipe for POLL_S at a time and looks at the rest in between.
 """
@@ -29,11 +30,12 @@ from types import FrameType
 from typing import IO
 
 from chattts_serving.launcher.draining import Drain
+from chattts_serving.launcher.tritonserver import STUB_NAME
 from chattts_serving.launcher.watchdog import Watchdog
 
 EXIT_FAILED = 1  # the server never got ready, or was not to be kept running
 POLL_S = 0.2
-STUB_CHECK_S = 1.0
+STUB_CHECK_S = 0.5
 PROGRESS_S = 5.0  # between two progress lines while nothing changes
 STOP_TIMEOUT_S = 7.0  # from SIGTERM to SIGKILL
 ABORT_TIMEOUT_S = 1.0  # likewise, of a server that cannot answer any more: some callers still get an error
@@ -66,15 +68,26 @@ def adopt_orphans() -> None:
 
 def child_processes(parent: int) -> dict[int, str]:
     """The states of `parent`'s children by process id, as /proc/PID/stat has them ("Z": dead, not waited for)."""
-    children = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):  # it ended meanwhile
-                # "pid (name) state ppid ...", and the name may hold anything
-                state, ppid = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-                if int(ppid) == parent:
-                    children[int(entry.name)] = state
-    return children
+    processes = {int(entry.name): _state_and_parent(entry.name) for entry in Path("/proc").glob("[0-9]*")}
+    return {pid: state for pid, (state, its_parent) in processes.items() if its_parent == parent}
+
+
+def _state_and_parent(pid: int | str) -> tuple[str, int]:
+    """("", 0) where there is no such process."""
+    try:
+        # "pid (name) state ppid ...", and the name may hold anything
+        state, parent = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+    except OSError:
+        return "", 0
+    return state, int(parent)
+
+
+def is_stub(pid: int) -> bool:
+    """Whether `pid` runs a Python model; no longer so once it is dead. (PyTorch changes the name of its process.)"""
+    try:
+        return STUB_NAME.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 class TritonProcess:
@@ -97,7 +110,7 @@ class TritonProcess:
         self._shm_prefix = shm_prefix
         self._log = log
         self._partial = b""  # of the log's last line
-        self._dead_stubs: set[int] = set()
+        self._stubs: list[int] = []
         self._process = subprocess.Popen(  # noqa: S603
             command,
             env=env,
@@ -139,15 +152,18 @@ class TritonProcess:
         self.num_loaded += sum(b"successfully loaded '" in line for line in lines)
         self.complaints.extend(line.decode(errors="replace") for line in lines if not INFORMATION.match(line))
 
-    def has_dead_stub(self) -> bool:
-        """Whether a Python model's process died on its own.
+    def remember_stubs(self) -> None:
+        """Note the processes of the Python models, once all are loaded."""
+        children = child_processes(self.pid)
+        self._stubs = [pid for pid, state in children.items() if state == "Z" or is_stub(pid)]
 
-        Triton waits at once for a stub that it ends itself. One that is a zombie in two calls was not ended by it.
+    def has_dead_stub(self) -> bool:
+        """Whether one of them has ended.
+
+        It may be gone at once: asked whether a model is ready, Triton waits for its dead (from 25.12 on).
         """
-        zombies = {pid for pid, state in child_processes(self.pid).items() if state == "Z"}
-        stayed = zombies & self._dead_stubs
-        self._dead_stubs = zombies
-        return bool(stayed)
+        states = [_state_and_parent(pid) for pid in self._stubs]
+        return any(state == "Z" or parent != self.pid for state, parent in states)
 
     def stop(self, timeout_s: float) -> None:
         """End the server and all it started, and give back its shared memory.
@@ -301,6 +317,7 @@ class Supervisor:
                 say(f"loading: {server.num_loaded} of {self._supervision.num_models} models, {now - started:.0f} s")
                 shown, told = server.num_loaded, now
             server.pump(POLL_S)
+        server.remember_stubs()
         self._is_serving = True
         if self._announced:
             say(f"ready again after {time.monotonic() - started:.0f} s")
@@ -320,7 +337,8 @@ class Supervisor:
                     return Ending.EXITED
                 if time.monotonic() - checked > STUB_CHECK_S:
                     checked = time.monotonic()
-                    if server.has_dead_stub():
+                    # Triton itself ends stubs with their models, at its own end, when HTTP is closed already.
+                    if server.has_dead_stub() and self._health_status() is not None:
                         say("error: a Python model's process died")
                         return Ending.STUB_DIED
                 if watchdog.hangs():
@@ -341,18 +359,25 @@ class Supervisor:
 
     def _is_ready(self) -> bool:
         """Whether the server says that it and all its models are ready, and its last service has started."""
+        if self._health_status() != http.client.OK:
+            return False
+        if self._supervision.metrics is not None:
+            try:
+                socket.create_connection(self._supervision.metrics, timeout=1.0).close()
+            except OSError:
+                return False
+        return True
+
+    def _health_status(self) -> int | None:
+        """What the server says of its health, as a status of HTTP; None where it says nothing."""
         connection = http.client.HTTPConnection(*self._supervision.health, timeout=1.0)
         try:
             connection.request("GET", "/v2/health/ready")
-            if connection.getresponse().status != http.client.OK:
-                return False
-            if self._supervision.metrics is not None:
-                socket.create_connection(self._supervision.metrics, timeout=1.0).close()
+            return connection.getresponse().status
         except (OSError, http.client.HTTPException):
-            return False
+            return None
         finally:
             connection.close()
-        return True
 
     def _report_exit(self, server: TritonProcess) -> None:
         if self._supervision.repeat_complaints and server.complaints:

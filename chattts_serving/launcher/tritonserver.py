@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.variables import SERVER_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout: chattts_serving, backends, model_repository
 ONNX_BACKEND = ROOT / "backends" / "onnxruntime" / "model.py"
@@ -142,8 +143,8 @@ def lay_out_backends(installation: Installation, folder: Path) -> Path:
 def environment(installation: Installation, folder: Path) -> dict[str, str]:
     """The environment of the server and its Python models; `folder` takes a link to libpython.
 
-    Python models run in a program that embeds Python. It ignores PYTHONPATH (measured) and takes its `sys.prefix`, and
-    with it the packages, from the first `python3` on the PATH, so that must be this one.
+    Python models run in a program that embeds Python. Triton 2.51's ignores PYTHONPATH (measured), 26.x heeds it. It
+    takes its `sys.prefix`, and with it the packages, from the first `python3` on the PATH, so that must be this one.
 
     Raises:
         ConfigError: the bundled stub's libpython does not exist.
@@ -151,6 +152,7 @@ def environment(installation: Installation, folder: Path) -> dict[str, str]:
     result = dict(os.environ)
     _prepend(result, "PATH", str(Path(sys.executable).parent))
     if installation.libraries is not None:
+        result.pop(SERVER_VERSION, None)  # of an image whose own server this is not
         folder.mkdir()
         _link_libpython(folder)
         _prepend(result, "LD_LIBRARY_PATH", str(folder), str(installation.libraries))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.errors import CalledModelError, EngineError, InvalidInputError, ServingError
+from chattts_serving.variables import SERVER_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,12 @@ LARGE_ANSWER_BYTES = 4 * 2**20  # 43 s of audio; the launcher gives each process
 _ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")  # Triton's, in front of the message of the step that failed
 
 Outputs = Mapping[str, npt.NDArray[Any] | str]
+
+
+def triton_version() -> tuple[int, int]:
+    """Triton's version, (0, 0) where nobody says: the Python backend does not, only the environment may."""
+    found = re.match(r"(\d+)\.(\d+)", os.environ.get(SERVER_VERSION, ""))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def read_scalars(request: Any) -> dict[str, object]:
@@ -150,6 +157,8 @@ def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], re
         model_name=model,
         requested_output_names=list(outputs),
         inputs=_tensors(pb_utils, inputs),
+        # Else a model on a GPU leaves its outputs there, where NumPy cannot read them.
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     )
 
 

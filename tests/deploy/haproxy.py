@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,7 +18,9 @@ import pytest
 
 from chattts_serving.launcher.supervisor import end_with_parent
 
-POLICY = Path(__file__).resolve().parent.parent.parent / "docker" / "haproxy" / "haproxy.cfg"
+FOLDER = Path(__file__).resolve().parent.parent.parent / "docker" / "haproxy"
+POLICY = FOLDER / "haproxy.cfg"
+CLUSTER = FOLDER / "servers.cfg"
 # Servers by address, as docker/README.md shows them for machines without a name service.
 BACKEND = """
 backend {protocol}_servers from {protocol}-servers
@@ -26,10 +30,11 @@ backend {protocol}_servers from {protocol}-servers
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a server, or HAProxy, listens: "HOST:PORT"."""
+    """Where a server, or HAProxy, listens: "HOST:PORT"; the last one is HAProxy's alone."""
 
     http_url: str
     grpc_url: str
+    metrics_url: str = ""
 
 
 def program() -> str:
@@ -50,11 +55,19 @@ def check_configuration(servers: Path, variables: Mapping[str, str]) -> None:
 @contextmanager
 def balancer(servers: list[Addresses], folder: Path) -> Iterator[Addresses]:
     """HAProxy in front of `servers`; its files and its log lie in `folder`."""
+    with running("".join(_backend(protocol, servers) for protocol in ("grpc", "http")), folder) as addresses:
+        yield addresses
+
+
+@contextmanager
+def running(servers: str, folder: Path, variables: Mapping[str, str] = {}) -> Iterator[Addresses]:
+    """HAProxy with the shipped policy and the configuration `servers`, which may need `variables`."""
     file = folder / "servers.cfg"
-    file.write_text("".join(_backend(protocol, servers) for protocol in ("grpc", "http")), encoding="utf-8")
-    ports = _free_ports(3)
-    variables = {"HAPROXY_ADDRESS": "127.0.0.1"} | {
-        f"HAPROXY_{name}_PORT": str(port) for name, port in zip(("HTTP", "GRPC", "METRICS"), ports, strict=True)
+    file.write_text(servers, encoding="utf-8")
+    ports = free_ports(3)
+    variables = dict(variables) | {
+        "HAPROXY_ADDRESS": "127.0.0.1",
+        **{f"HAPROXY_{name}_PORT": str(port) for name, port in zip(("HTTP", "GRPC", "METRICS"), ports, strict=True)},
     }
     check_configuration(file, variables)
     command = [program(), "-db", "-f", str(POLICY), "-f", str(file)]
@@ -68,21 +81,31 @@ def balancer(servers: list[Addresses], folder: Path) -> Iterator[Addresses]:
         )
         try:
             _wait_for(ports[0], process)
-            yield Addresses(f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
+            yield Addresses(*(f"127.0.0.1:{port}" for port in ports))
         finally:
             process.terminate()
             process.wait()
 
 
+def servers_up(addresses: Addresses, protocol: str) -> set[str]:
+    """The servers of a backend that HAProxy sends requests to."""
+    connection = http.client.HTTPConnection(addresses.metrics_url, timeout=5)
+    connection.request("GET", "/metrics")
+    metrics = connection.getresponse().read().decode()
+    connection.close()
+    line = rf'^haproxy_server_status\{{proxy="{protocol}_servers",server="(\w+)",state="UP"\}} 1$'
+    return set(re.findall(line, metrics, re.MULTILINE))
+
+
 def _backend(protocol: str, servers: list[Addresses]) -> str:
     lines = []
     for number, server in enumerate(servers):
-        address = f"{server.grpc_url} check-proto h1" if protocol == "grpc" else server.http_url
+        address = server.grpc_url if protocol == "grpc" else server.http_url
         lines.append(f"    server server{number} {address} port {server.http_url.rpartition(':')[2]}")
     return BACKEND.format(protocol=protocol, servers="\n".join(lines))
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
         return [one.getsockname()[1] for one in sockets]

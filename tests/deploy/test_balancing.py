@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,14 +19,16 @@ from pathlib import Path
 import pytest
 
 from chattts_serving.launcher.running import RunningServer, running_server
+from chattts_serving.launcher.supervisor import child_processes
 from client import ConnectionFailedError, OverloadedError, TTSClient
 from tests.client.conftest import FAKE_MODEL, content
-from tests.deploy.haproxy import Addresses, balancer, program
+from tests.deploy.haproxy import Addresses, balancer, program, servers_up
 
 HERE = Path(__file__).resolve().parent
 NUM_CALLERS = 8
 LOAD_S = 3.0  # how long callers begin new requests; a server is killed after a third of it
 MOST_TRIES = 5
+NOTICED_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,27 @@ def test_every_request_is_answered_once_although_a_server_is_killed_under_load(
     assert len(outcome.failures) <= NUM_CALLERS
     # No try reached two servers: the balancer repeats only what nobody had taken.
     assert set(Counter([*victim.taken(), *survivor.taken()[before:]]).values()) == {1}
+
+
+def test_a_server_whose_python_model_died_gets_no_more_requests_within_seconds(
+    victim: Counted, balanced: Addresses
+) -> None:
+    """Nobody calls, so that the balancer's own checks have to find out."""
+    wait_for(lambda: len(servers_up(balanced, "grpc")) == 2)
+    os.kill(next(iter(child_processes(victim.server.pid))), signal.SIGKILL)
+    killed = time.monotonic()
+    wait_for(lambda: len(servers_up(balanced, "grpc")) == len(servers_up(balanced, "http")) == 1)
+    noticed_s = time.monotonic() - killed
+    print(f"MEASURED a dead Python model: out of the balancer after {noticed_s:.1f} s")
+    assert noticed_s < NOTICED_S
+    wait_for(lambda: len(servers_up(balanced, "grpc")) == len(servers_up(balanced, "http")) == 2)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_requests_of_one_connection_are_spread_over_the_servers(victim: Counted, balanced: Addresses) -> None:

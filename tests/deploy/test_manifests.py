@@ -17,7 +17,7 @@ import yaml
 from chattts_serving.launcher.options import parse_arguments
 from chattts_serving.launcher.server import ANY_ADDRESS
 from chattts_serving.triton import reports
-from tests.deploy.haproxy import check_configuration
+from tests.deploy.haproxy import CLUSTER, check_configuration
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCKER = ROOT / "docker"
@@ -162,11 +162,4 @@ def test_the_autoscaler_reads_a_gauge_that_the_server_has() -> None:
 def test_haproxy_takes_the_configuration_of_the_cluster() -> None:
     pod = pod_of("chattts-balancer", built("cpu"))
     values = {one["name"]: one.get("value", "default") for one in pod["containers"][0]["env"]}
-    check_configuration(DOCKER / "haproxy" / "servers.cfg", values)
-
-
-def test_servers_of_grpc_are_checked_over_http_1() -> None:
-    """HAProxy 2.6 takes `check-proto` from no default; without it each check fails and no server is left."""
-    lines = (DOCKER / "haproxy" / "servers.cfg").read_text(encoding="utf-8").splitlines()
-    (template,) = [line for line in lines if line.strip().startswith("server") and ":8001" in line]
-    assert "check-proto h1" in template
+    check_configuration(CLUSTER, values)

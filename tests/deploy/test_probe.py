@@ -21,7 +21,8 @@ from chattts_serving.launcher.supervisor import child_processes
 from chattts_serving.launcher.tritonserver import EXPORTED_FILES
 from tests.conftest import Deployment
 
-WORKING = {"/v2/health/ready": 200, "/v2/models/text_frontend/infer": 200, "/v2/models/gpt_decoder/infer": 200}
+READY = ["/v2/health/ready", "/v2/models/speech/ready", "/v2/models/chattts_stream/ready"]
+WORKING = dict.fromkeys([*READY, "/v2/models/text_frontend/infer", "/v2/models/gpt_decoder/infer"], 200)
 
 MODEL = """
 import numpy as np
@@ -85,7 +86,7 @@ def write_model(repository: Path, name: str, inputs: list[str], output: str) -> 
     """A Python model that answers everything with an empty string."""
     (repository / name / "1").mkdir(parents=True)
     (repository / name / "1" / "model.py").write_text(MODEL.replace("OUTPUT", repr(output)), encoding="utf-8")
-    for file in EXPORTED_FILES[name]:  # which the launcher wants to see
+    for file in EXPORTED_FILES.get(name, ()):  # which the launcher wants to see
         (repository / name / "1" / file).touch()
     tensors = ", ".join(
         f'{{ name: "{one}" data_type: TYPE_{"BOOL" if one == "cancel" else "STRING"} dims: [ 1 ] }}' for one in inputs
@@ -115,7 +116,7 @@ def test_a_question_without_a_good_answer_fails_and_is_named(path: str, capsys: 
 )
 def test_a_server_that_takes_nothing_for_now_works(answer: str, status: int) -> None:
     full = {path: 503 if path.endswith("infer") else 200 for path in WORKING}
-    with answering(full, iter([""] + [json.dumps({"error": answer})] * 2)) as url:
+    with answering(full, iter([""] * len(READY) + [json.dumps({"error": answer})] * 2)) as url:
         assert main(["--url", url]) == status
 
 
@@ -131,6 +132,8 @@ def test_a_live_server_works(tiny: Deployment) -> None:
 def test_a_python_model_that_hangs_fails_although_the_server_says_ready(tmp_path: Path) -> None:
     write_model(tmp_path / "models", "text_frontend", ["text"], "generation")
     write_model(tmp_path / "models", "gpt_decoder", ["stream_id", "cancel"], "chunk")
+    for name in ("speech", "chattts_stream"):
+        write_model(tmp_path / "models", name, ["text"], "sound")
     with running_server(tmp_path / "models", log_path=tmp_path / "log") as server:
         check(server.http_url, 10)
         with stopped(stub_of("gpt_decoder", server.pid)):

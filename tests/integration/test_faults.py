@@ -6,6 +6,7 @@ again as before. Servers are shared where a fault leaves them in order; the test
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ from tests.metrics import time_to_rest, wait_until
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 120.0  # for what must happen, on a busy machine
 PROBE_S = 1.0
+READY_S = 5.0  # that a balancer may go on sending requests to a server whose process has died
 HANG_TIMEOUT_S = 3.0
 UNUSED = ("voice_encoder", "dvae_encoder")  # models that nothing here calls: without them servers start sooner
 
@@ -87,6 +89,18 @@ def works(server: RunningServer, timeout_s: float = PROBE_S) -> bool:
     return True
 
 
+def is_ready(server: RunningServer) -> bool:
+    """What balancers ask."""
+    connection = http.client.HTTPConnection(server.http_url, timeout=PROBE_S)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def eventually(condition: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
     end = time.monotonic() + within_s
     while not condition():
@@ -136,6 +150,7 @@ class LaterRequests:
         self._server, self._pid = server, pid
         self.outcomes: list[Speech | TTSError] = []
         self.probes: list[bool] = []
+        self.ready_s = DEADLINE_S  # that balancers were told that the server is ready
         self._started = time.monotonic()
         self._asking = ThreadPoolExecutor()
         self._asked = self._asking.submit(self._ask)
@@ -154,6 +169,8 @@ class LaterRequests:
 
     def _probe(self) -> None:
         while not self._asked.done():
+            if not is_ready(self._server):
+                self.ready_s = min(self.ready_s, time.monotonic() - self._started)
             self.probes.append(works(self._server))
             time.sleep(0.1)
 
@@ -181,8 +198,13 @@ def words(results: Any) -> str:
     return "".join(f"\n    {number} {kind}" for kind, number in Counter(kinds).items())
 
 
-def check_recovery(server: RunningServer, fault: Callable[[], object], title: str) -> list[Speech | TTSError]:
-    """Have `fault` happen while requests are under way; the server must end up as it was. What those ended with."""
+def check_recovery(
+    server: RunningServer, fault: Callable[[], object], title: str, most_ready_s: float = READY_S
+) -> list[Speech | TTSError]:
+    """Have `fault` happen while requests are under way; the server must end up as it was. What those ended with.
+
+    For more than `most_ready_s` it must not go on telling balancers that it is ready.
+    """
     time_to_rest(server, DEADLINE_S)
     before, pid = speak(server, "grpc whole", SHORT), server.pid
     alone = speak(server, "grpc whole", LONG)
@@ -192,12 +214,13 @@ def check_recovery(server: RunningServer, fault: Callable[[], object], title: st
         later = LaterRequests(server, pid)
         results = list(requests.results().values())
         seconds = later.seconds_until_served()
+    assert later.ready_s < most_ready_s
     assert all(isinstance(one, TTSError) or are_equal(one, alone) for one in results)
     assert all(are_equal(speak(server, kind, SHORT), before) for kind in KINDS)
     assert works(server, DEADLINE_S)
     time_to_rest(server, DEADLINE_S)
-    print(f"MEASURED {title}: serves again after {seconds:.1f} s; under way:{words(results)}\n  later:", end="")
-    print(words(later.outcomes))
+    print(f"MEASURED {title}: ready for {later.ready_s:.1f} s, serves again after {seconds:.1f} s; under way:", end="")
+    print(f"{words(results)}\n  later:{words(later.outcomes)}")
     return results
 
 
@@ -217,7 +240,7 @@ def killed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
-@pytest.mark.parametrize("model", ["gpt_decoder", "vocos"])
+@pytest.mark.parametrize("model", ["gpt_decoder", "vocos", "speech", "chattts_stream"])
 def test_a_killed_model_process_costs_what_is_under_way_and_comes_back(killed: RunningServer, model: str) -> None:
     check_recovery(killed, lambda: os.kill(stub_of(model, killed), signal.SIGKILL), f"killed {model}")
 
@@ -262,7 +285,8 @@ def hung(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_a_hung_model_process_is_noticed_and_started_anew(hung: RunningServer) -> None:
-    check_recovery(hung, lambda: os.kill(stub_of("gpt_decoder", hung), signal.SIGSTOP), "hung gpt_decoder")
+    stop = lambda: os.kill(stub_of("gpt_decoder", hung), signal.SIGSTOP)  # noqa: E731
+    check_recovery(hung, stop, "hung gpt_decoder", DEADLINE_S)
 
 
 def test_a_killed_text_frontend_comes_back(hung: RunningServer) -> None:
@@ -393,7 +417,7 @@ def test_a_failing_step_fails_what_the_engine_has_and_nothing_later(failing: Fai
 
 
 def test_steps_that_fail_one_after_the_other_end_the_process_for_a_new_one(failing: Failing) -> None:
-    results = check_recovery(failing.server, lambda: failing.write("failures", 3), "three failing steps")
+    results = check_recovery(failing.server, lambda: failing.write("failures", 3), "three failing steps", DEADLINE_S)
     assert all(isinstance(one, ServerError) for one in results)
     assert (failing.folder / "failures").read_text() == "0"
 

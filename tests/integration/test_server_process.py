@@ -166,10 +166,20 @@ def test_a_killed_launcher_takes_the_server_along(tmp_path: Path, monkeypatch: p
         assert not segments(server.launcher.pid)
 
 
-VICTIMS = {
-    "tritonserver": (lambda server: server.pid, "error: tritonserver was ended by SIGKILL while serving"),
+VICTIMS: dict[str, tuple[Callable[[RunningServer], int], signal.Signals, str]] = {
+    "tritonserver": (
+        lambda server: server.pid,
+        signal.SIGKILL,
+        "error: tritonserver was ended by SIGKILL while serving",
+    ),
+    "tritonserver, which ends its models": (
+        lambda server: server.pid,
+        signal.SIGTERM,
+        "error: tritonserver exited with status 0 while serving",
+    ),
     "a Python model": (
         lambda server: next(iter(child_processes(server.pid))),
+        signal.SIGKILL,
         "error: a Python model's process died",
     ),
 }
@@ -177,17 +187,17 @@ VICTIMS = {
 
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_what_is_killed_is_back_after_a_restart(victim: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    find, words = VICTIMS[victim]
+    find, number, words = VICTIMS[victim]
     with running_server(python_repository(tmp_path / "models"), log_path=tmp_path / "log") as server:
         before = processes_of(server)
-        os.kill(find(server), signal.SIGKILL)
+        os.kill(find(server), number)
         assert eventually(lambda: not any(map(is_running, before)))
         assert eventually(lambda: echoes(server))
         assert server.pid not in before
         assert len(segments(server.launcher.pid)) == 1
         assert server.stop() == 0
     printed = capfd.readouterr().err
-    assert words in printed
+    assert printed.count("error: ") == printed.count(words) == 1
     assert "restart 1 of 5 in 1 s" in printed
 
 

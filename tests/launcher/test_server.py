@@ -286,8 +286,10 @@ def test_the_wheels_backends_get_the_stub_and_onnx(tmp_path: Path) -> None:
     assert (own / "onnxruntime" / "model.py").is_file()
 
 
-def test_the_embedded_python_is_this_one(tmp_path: Path) -> None:
+def test_the_embedded_python_is_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_SERVER_VERSION", "2.71.0")
     env = environment(tritonserver._bundled_installation(), tmp_path / "lib")
+    assert "TRITON_SERVER_VERSION" not in env  # the wheel's server is another
     assert env["PATH"].split(":")[0] == str(Path(sys.executable).parent)
     assert env["LD_LIBRARY_PATH"].split(":")[0] == str(tmp_path / "lib")
 
@@ -368,13 +370,35 @@ time.sleep(3600)
     assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_only_a_stub_that_stays_dead_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = start_script("", lambda _: None)
-    looks = iter([{1: "S", 2: "Z"}, {1: "Z"}, {1: "Z"}])  # Triton waits for 2, which it ended; nobody for 1
-    with monkeypatch.context() as patch:
-        patch.setattr(supervisor, "child_processes", lambda _: next(looks))
-        assert [run.has_dead_stub() for _ in range(3)] == [False, False, True]
-    run.stop(STOP_S)
+# A server whose child is called as a Python model's process is; it waits for the dead at once if told to.
+PARENT = """
+import signal, subprocess, sys
+if {waits}:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+other, stub = (subprocess.Popen([name, "3600"], executable="sleep").pid for name in ("helper", "{stub}"))
+print(other, stub, flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_stub_that_died_is_noticed_be_it_left_a_zombie_or_gone(waits: bool) -> None:
+    log = bytearray()
+    run = start_script(PARENT.format(waits=waits, stub=f"/a/{tritonserver.STUB_NAME}"), log.extend)
+    pump_until(run, lambda: b"\n" in log)
+    other, stub = map(int, log.split())
+    try:
+        pump_until(run, lambda: supervisor.is_stub(stub))  # it was not, until it had begun
+        run.remember_stubs()
+        assert not run.has_dead_stub()
+        os.kill(other, signal.SIGKILL)
+        pump_until(run, lambda: child_processes(run.pid).get(other, "Z") == "Z")
+        assert not run.has_dead_stub()
+        os.kill(stub, signal.SIGKILL)
+        pump_until(run, run.has_dead_stub)
+        assert (stub in child_processes(run.pid)) is not waits
+    finally:
+        run.stop(STOP_S)
 
 
 class FakeRun:
@@ -387,6 +411,9 @@ class FakeRun:
         self.num_loaded, self.complaints, self.stopped_within_s = 0, ["E it broke"], -1.0
 
     def pump(self, timeout_s: float) -> None:
+        pass
+
+    def remember_stubs(self) -> None:
         pass
 
     def has_dead_stub(self) -> bool:
@@ -424,6 +451,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.0)
     monkeypatch.setattr(supervisor, "STUB_CHECK_S", 0.0)
     monkeypatch.setattr(Supervisor, "_is_ready", lambda _: True)
+    monkeypatch.setattr(Supervisor, "_health_status", lambda _: 400)  # as Triton has it from about 26.07 on
 
 
 def runs_of(make_run: Callable[[], FakeRun], supervision: Supervision) -> tuple[int, list[FakeRun]]:
@@ -460,6 +488,63 @@ def test_a_server_that_fails_again_and_again_is_given_up_after_the_last_restart(
     assert printed.err.count(words) == len(runs)
     assert f"restart {supervisor.MAX_RESTARTS} of {supervisor.MAX_RESTARTS} in 0 s" in printed.err
     assert printed.err.endswith(f"failed again after {supervisor.MAX_RESTARTS} restarts; giving up\n")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_stubs_that_end_with_their_server_did_not_die(
+    supervision: Supervision, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Triton closes HTTP before it ends them, and has its time to end itself."""
+
+    class Ending(FakeRun):
+        def has_dead_stub(self) -> bool:
+            self.exit_status = 0  # at the next look
+            return True
+
+    monkeypatch.setattr(Supervisor, "_health_status", lambda _: None)
+    _, runs = runs_of(Ending, supervision)
+    assert "exited with status 0 while serving" in capsys.readouterr().err
+    assert {run.stopped_within_s for run in runs} == {supervisor.STOP_TIMEOUT_S}
+
+
+# A server that says it is ready while its stub lives, and waits for it once it is dead.
+READY_WHILE_ALIVE = """
+import http.server, subprocess
+stub = subprocess.Popen(["{stub}", "3600"], executable="sleep")
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if stub.poll() is None else 400)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", {port}), Health).serve_forever()
+"""
+
+
+def test_a_server_is_started_anew_soon_after_a_stub_died_that_it_waited_for(supervision: Supervision) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        health = free.getsockname()
+    script = READY_WHILE_ALIVE.format(stub=tritonserver.STUB_NAME, port=health[1])
+    times: list[float] = []
+
+    class Killed(TritonProcess):
+        """Its stub is killed when it is known, and waited for before it is looked at."""
+
+        def remember_stubs(self) -> None:
+            super().remember_stubs()
+            [stub] = child_processes(self.pid)
+            os.kill(stub, signal.SIGKILL)
+            times.append(time.monotonic())
+            while child_processes(self.pid):
+                assert Supervisor(Any, replace(supervision, health=health))._health_status() is not None
+
+    def start() -> TritonProcess:
+        if times:
+            times.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Killed([sys.executable, "-c", script], dict(os.environ), Path.cwd(), "chattts_test_", lambda _: None)
+
+    assert Supervisor(start, replace(supervision, health=health)).run() == 0
+    died, started = times
+    assert started - died < 5
 
 
 @pytest.mark.usefixtures("no_waiting")

@@ -22,6 +22,12 @@ def strings(*values: bytes) -> np.ndarray:
     return np.array([values], np.object_)
 
 
+@pytest.mark.parametrize(("said", "version"), [("2.71.0", (2, 71)), ("2.9dev", (2, 9)), ("", (0, 0)), ("r26", (0, 0))])
+def test_the_version_is_what_the_environment_says(said, version, monkeypatch):
+    monkeypatch.setenv(triton_io.SERVER_VERSION, said)
+    assert triton_io.triton_version() == version
+
+
 def test_scalars_become_python_values():
     values = triton_io.read_scalars(
         request(
@@ -119,54 +125,50 @@ def test_unforeseen_error_of_a_late_answer_is_treated_alike(caplog):
     assert "a secret path" in caplog.text
 
 
-class Called:
-    """A `pb_utils.InferenceRequest` to another model; the answer is the class's."""
-
-    answer: pb.InferenceResponse
-    seen: Called
-
-    def __init__(self, request_id, model_name, requested_output_names, inputs):
-        self.request_id, self.model, self.outputs = request_id, model_name, requested_output_names
-        self.inputs = {tensor.name(): tensor.as_numpy().tolist() for tensor in inputs}
-        Called.seen = self
-
-    def exec(self):
-        return self.answer
-
-    async def async_exec(self):
-        return self.answer
-
-
 def call(blocking, **inputs):
-    fake = SimpleNamespace(InferenceRequest=Called, Tensor=pb.Tensor, TritonError=pb.TritonError)
     if blocking:
-        return triton_io.call_model(fake, "vocos", inputs, ["waveform"], "job 7")
-    return asyncio.run(triton_io.call_model_async(fake, "vocos", inputs, ["waveform"], "job 7"))
+        return triton_io.call_model(pb, "vocos", inputs, ["waveform"], "job 7")
+    return asyncio.run(triton_io.call_model_async(pb, "vocos", inputs, ["waveform"], "job 7"))
+
+
+@pytest.fixture
+def vocos(monkeypatch):
+    """Has `call` answered with `answer`; what it was asked is in `seen`."""
+
+    def answered(request):
+        model.seen = request
+        return model.answer
+
+    model = SimpleNamespace(answer=None, seen=None)
+    monkeypatch.setitem(pb.called_models, "vocos", answered)
+    return model
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_called_model_gets_and_gives_values_without_a_batch_dimension(blocking):
-    Called.answer = triton_io.success(pb, {"waveform": np.array([1.5, 2.5], np.float32), "chunk": "你好"})
+def test_a_called_model_gets_and_gives_values_without_a_batch_dimension(vocos, blocking):
+    """The stand-in is on a GPU, from where nothing can be read that was not asked for in the CPU's memory."""
+    vocos.answer = triton_io.success(pb, {"waveform": np.array([1.5, 2.5], np.float32), "chunk": "你好"})
     outputs = call(blocking, stream_id="a", cancel=np.array([True]))
-    assert (Called.seen.model, Called.seen.request_id) == ("vocos", "job 7")
-    assert Called.seen.outputs == ["waveform"]
-    assert Called.seen.inputs == {"stream_id": [[b"a"]], "cancel": [[True]]}
+    assert vocos.seen.request_id() == "job 7"
+    assert vocos.seen.requested_output_names() == ["waveform"]
+    inputs = {tensor.name(): tensor.as_numpy().tolist() for tensor in vocos.seen.inputs()}
+    assert inputs == {"stream_id": [[b"a"]], "cancel": [[True]]}
     assert outputs["chunk"] == "你好"
     assert outputs["waveform"].tolist() == [1.5, 2.5]
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_an_error_of_a_called_model_is_passed_on_with_its_status(blocking):
+def test_an_error_of_a_called_model_is_passed_on_with_its_status(vocos, blocking):
     error = pb.TritonError("in ensemble 'speech_chunk', deadline exceeded", pb.TritonError.CANCELLED)
-    Called.answer = pb.InferenceResponse(error=error)
+    vocos.answer = pb.InferenceResponse(error=error)
     with pytest.raises(errors.CalledModelError, match=r"^deadline exceeded$") as caught:
         call(blocking)
     assert triton_io.failure(pb, caught.value).error().code() == pb.TritonError.CANCELLED
     assert caught.value.model == "vocos"
 
 
-def test_an_error_of_a_called_model_that_has_no_status_is_internal():
-    Called.answer = pb.InferenceResponse(error=pb.TritonError("no such model", pb.TritonError.NOT_FOUND))
+def test_an_error_of_a_called_model_that_has_no_status_is_internal(vocos):
+    vocos.answer = pb.InferenceResponse(error=pb.TritonError("no such model", pb.TritonError.NOT_FOUND))
     with pytest.raises(errors.CalledModelError, match="no such model") as caught:
         call(blocking=True)
     assert caught.value.status == "INTERNAL"

@@ -21,19 +21,19 @@ RECORDING = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 24_000)).astype(np.f
 
 
 @pytest.fixture
-def called() -> list[tuple[str, dict[str, np.ndarray]]]:
-    """The calls of other models: name and inputs."""
+def called() -> list[dict[str, np.ndarray]]:
+    """The calls of dvae_encoder: their inputs."""
     return []
 
 
 @pytest.fixture
 def model(called, monkeypatch) -> Any:
-    def call_model(_pb_utils, name, inputs, outputs):
-        called.append((name, dict(inputs)))
+    def dvae_encoder(request):
+        called.append({tensor.name(): tensor.as_numpy()[0] for tensor in request.inputs()})
         answer = {"codes": CODES, "num_tokens": np.array([NUM_TOKENS], np.int32)}
-        return {output: answer[output] for output in outputs}
+        return triton_io.success(pb, {name: answer[name] for name in request.requested_output_names()})
 
-    monkeypatch.setattr(triton_io, "call_model", call_model)
+    monkeypatch.setitem(pb.called_models, "dvae_encoder", dvae_encoder)
     return pb.load_model(MODEL).TritonPythonModel()
 
 
@@ -52,15 +52,14 @@ def test_a_recording_becomes_a_string_of_its_own_tokens(model):
 
 def test_the_encoder_is_given_the_recording_and_its_length(model, called):
     model.execute([request()])
-    ((name, inputs),) = called
-    assert name == "dvae_encoder"
+    (inputs,) = called
     assert np.array_equal(inputs["audio"], RECORDING[0])
     assert inputs["num_samples"].tolist() == [24_000]
 
 
 def test_a_recording_at_another_rate_reaches_the_encoder_at_24_khz(model, called):
     model.execute([request(sample_rate=16_000)])
-    assert called[0][1]["num_samples"].tolist() == [36_000]
+    assert called[0]["num_samples"].tolist() == [36_000]
 
 
 def test_a_bad_recording_harms_no_other_of_its_batch(model):
@@ -72,10 +71,8 @@ def test_a_bad_recording_harms_no_other_of_its_batch(model):
 
 
 def test_an_error_of_the_encoder_is_passed_on(model, monkeypatch):
-    def full(*_):
-        raise OverloadedError("the queue is full")
-
-    monkeypatch.setattr(triton_io, "call_model", full)
+    full = triton_io.failure(pb, OverloadedError("the queue is full"))
+    monkeypatch.setitem(pb.called_models, "dvae_encoder", lambda _: full)
     (response,) = model.execute([request()])
     assert response.error().code() == pb.TritonError.UNAVAILABLE
 

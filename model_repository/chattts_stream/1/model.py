@@ -12,7 +12,8 @@ from chattts_serving.triton.config import MODES, ReadingConfig
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
 
-SETTLE_S = 0.2  # Triton 2.51 can crash where a gRPC stream ends at the moment in which it is cancelled (measured)
+# Triton 2.51 can crash where a gRPC stream ends at the moment in which it is cancelled (measured); mended since.
+SETTLE_S, SETTLED = 0.2, (2, 59)
 
 
 class TritonPythonModel:
@@ -21,6 +22,7 @@ class TritonPythonModel:
     def initialize(self, args):
         """Read the configuration."""
         self._config = ReadingConfig.from_triton(args["model_config"])
+        self._settle_s = 0.0 if triton_io.triton_version() >= SETTLED else SETTLE_S
         self._executor = ThreadPoolExecutor(triton_io.CALLS_AT_ONCE)
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "chattts_stream", streams=True)
@@ -59,5 +61,5 @@ class TritonPythonModel:
                 report.ended(error)
             send(triton_io.failure(pb_utils, error), last=True)
         if not ended:
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(self._settle_s)
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -8,6 +8,7 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.config import DecoderConfig
 from chattts_serving.triton.decoder import Decoder
+from chattts_serving.triton.device import device_of
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import EngineReports
 
@@ -19,11 +20,9 @@ class TritonPythonModel:
         """Load the model and start the engine."""
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         folder = Path(args["model_repository"]) / args["model_version"]
-        on_gpu = args["model_instance_kind"] == "GPU"
-        device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         self._metrics = Metrics(pb_utils)
         config = DecoderConfig.from_triton(args["model_config"])
-        self._decoder = Decoder(folder, config, device, EngineReports(self._metrics))
+        self._decoder = Decoder(folder, config, device_of(args), EngineReports(self._metrics))
 
     def execute(self, requests):
         """Hand the requests to the engine and return at once."""

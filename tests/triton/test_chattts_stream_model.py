@@ -1,0 +1,41 @@
+"""model_repository/chattts_stream/1/model.py, run without a server: its streams are stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from chattts_serving.speech import session
+from tests import fake_pb_utils as pb
+
+MODEL = Path(__file__).parents[2] / "model_repository" / "chattts_stream" / "1" / "model.py"
+
+
+@pytest.mark.parametrize(("version", "seconds"), [(None, [0.2]), ("2.51.0", [0.2]), ("2.59.0", [0]), ("2.71.0", [0])])
+def test_a_cancelled_stream_ends_later_where_triton_could_crash_else(
+    version: str | None, seconds: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    async def stream_nothing(*_: object) -> None:
+        """As for a caller that has gone."""
+
+    async def sleep(seconds: float) -> None:
+        assert not request.get_response_sender().final
+        waited.append(seconds)
+
+    monkeypatch.delenv("TRITON_SERVER_VERSION", raising=False)
+    if version:
+        monkeypatch.setenv("TRITON_SERVER_VERSION", version)
+    model = pb.load_model(MODEL).TritonPythonModel()
+    model.initialize({"model_config": "{}"})
+    request = pb.InferenceRequest([], ["audio"])
+    request.get_response_sender().cancelled = True
+    monkeypatch.setattr(session, "stream", stream_nothing)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    asyncio.run(model.execute([request]))
+    model.finalize()
+    assert waited == seconds
+    assert request.get_response_sender().final

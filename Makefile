@@ -5,9 +5,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKPOINT ?= demo
 DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
-# Extras of pyproject.toml: what server, gateway and client need, and the rest, which PyTorch is part of.
-RUNTIME := embedded-$(DEVICE),onnx,client,gateway
-EVERYTHING := $(RUNTIME),test
+# Extras of pyproject.toml: what server and client need, and the rest, which PyTorch is part of.
+RUNTIME := embedded-$(DEVICE),onnx,client
+EVERYTHING := $(RUNTIME),gateway,test
 ARGS ?=
 MINUTES ?= 30
 REQUESTS ?= 10000
@@ -19,8 +19,12 @@ help: ## list the commands
 
 setup: $(VENV)/.everything ## create .venv with everything in it (other commands install what they need)
 
-$(VENV)/.runtime: pyproject.toml constraints.txt docker/install.sh $(wildcard chattts_serving/engine/cpu/*.[ch])
+$(VENV)/.runtime: pyproject.toml client/pyproject.toml constraints.txt docker/install.sh $(wildcard chattts_serving/engine/cpu/*.[ch])
 	PYTHON=$(PYTHON) docker/install.sh $(VENV) $(RUNTIME)
+	@touch $@
+
+$(VENV)/.gateway: $(VENV)/.runtime
+	PYTHON=$(PYTHON) docker/install.sh $(VENV) $(RUNTIME),gateway
 	@touch $@
 
 $(VENV)/.everything: $(VENV)/.runtime
@@ -41,7 +45,7 @@ lint: setup ## check format, style and types
 serve: $(VENV)/.runtime ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after make export
 	$(RUN) -m chattts_serving.server $(ARGS)
 
-up: $(VENV)/.runtime ## server, OpenAI-compatible API and web page on http://127.0.0.1:8080 (ARGS="--port 9000")
+up: $(VENV)/.gateway ## server, OpenAI-compatible API and web page on http://127.0.0.1:8080 (ARGS="--port 9000")
 	$(RUN) -m gateway.up $(ARGS)
 
 export: $(VENV)/$(if $(filter demo,$(CHECKPOINT)),.runtime,.everything) ## write the artifacts of CHECKPOINT=hf|demo|synthetic|tiny|DIR into model_repository/

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chattts_client import TTSClient
 from tqdm import tqdm
 
 from bench import report
@@ -26,7 +27,6 @@ from bench.plots import draw_beside
 from bench.repository import FOLDER, precision_of, sentence, with_precision
 from chattts_serving.audio import SAMPLE_RATE, num_samples
 from chattts_serving.launcher.running import running_server
-from client import TTSClient
 from export.chattts_package import load_chat
 
 CHATTTS_BATCH = 4  # ChatTTS 0.2.5, `max_split_batch`

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from chattts_client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError
 from tqdm import tqdm
 
 from bench import report
@@ -25,7 +26,6 @@ from bench.repository import FOLDER, sentence
 from bench.server import Load, speaker
 from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.launcher.running import running_server
-from client import AsyncTTSClient, ConnectionFailedError, OverloadedError, ServerError
 from gateway.process import running_gateway
 
 Runs = dict[str, dict[str, Any]]

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-
-from client.errors import (
+from chattts_client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidInputError,
@@ -24,6 +22,7 @@ from client.errors import (
     ServerError,
     TTSError,
 )
+from numpy.typing import NDArray
 
 Speak = Callable[[int], AsyncIterator[float]]
 """Number of the request -> seconds of audio of each chunk of the answer, when it is there; raises TTSError."""

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from chattts_client import AsyncTTSClient, SynthesisOptions
+from chattts_client.transport import ProtocolName
 from tqdm import tqdm
 
 from bench import report
@@ -30,8 +32,6 @@ from bench.server import DEFAULT_CONCURRENCY, Load, Target, measure_levels
 from bench.watch import Usage, Watch
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import running_server
-from client import AsyncTTSClient, SynthesisOptions
-from client.transport import ProtocolName
 
 KNEE = 0.95  # of the best throughput: what the fewest callers that are enough reach
 ROOM = 1.25  # requests that the server has room for, for each of those callers

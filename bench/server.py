@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from chattts_client import AsyncTTSClient, SynthesisOptions
+from chattts_client.options import Mode
+from chattts_client.transport import ProtocolName
 from tqdm import tqdm
 
 from bench import report
@@ -30,9 +33,6 @@ from bench.repository import FOLDER, precision_of, sentence, with_precision
 from bench.watch import MB, Gpu, Watch, memory_of
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import running_server
-from client import AsyncTTSClient, SynthesisOptions
-from client.options import Mode
-from client.transport import ProtocolName
 
 DEFAULT_CONCURRENCY = (1, 4, 16, 64)
 SOAK_CONCURRENCY = 16

@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+from chattts_client import Speech, TTSClient, TTSError
+
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import RunningServer, running_server
 from chattts_serving.launcher.tritonserver import ROOT
-from client import Speech, TTSClient, TTSError
 
 REPOSITORY = ROOT / "model_repository"
 LOG = ROOT / "build" / "demo-server.log"

@@ -9,4 +9,5 @@ cd "$(dirname "$0")/.."
 "$python" -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 12) else "Python 3.10, 3.11 or 3.12 is \
 needed, this is %s: say which one to take (make PYTHON=python3.11)" % sys.version.split()[0])'
 "$python" -m venv "$folder"
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+  --editable ./client --editable ".[$extras]"

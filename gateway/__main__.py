@@ -8,8 +8,8 @@ import sys
 import time
 
 import uvicorn
+from chattts_client import TTSError
 
-from client import TTSError
 from gateway.app import create_app
 from gateway.settings import Settings, SettingsError, parse
 

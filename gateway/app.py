@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from chattts_client import AsyncTTSClient, TTSError
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from client import AsyncTTSClient, TTSError
 from gateway.access import Access
 from gateway.errors import GatewayError, from_client
 from gateway.metrics import Metrics

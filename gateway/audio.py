@@ -8,9 +8,8 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 from av.filter import Graph
+from chattts_client.audio_file import pcm
 from numpy.typing import NDArray
-
-from client.audio_file import pcm
 
 FormatName = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 INT16_MAX = 32_767

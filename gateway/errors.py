@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from starlette.responses import JSONResponse
-
-from client import (
+from chattts_client import (
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidInputError,
@@ -15,6 +13,7 @@ from client import (
     ServerError,
     TTSError,
 )
+from starlette.responses import JSONResponse
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_AFTER_S = 1

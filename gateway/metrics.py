@@ -7,9 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from chattts_client import Chunk
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
-from client import Chunk
 
 SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 4)

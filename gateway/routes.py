@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from chattts_client import AsyncTTSClient
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from client import AsyncTTSClient
 from gateway import voices
 from gateway.access import Access
 from gateway.errors import GatewayError

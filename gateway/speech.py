@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, aclosing
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
+from chattts_client import AsyncTTSClient, Chunk, SynthesisOptions, TTSError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from client import AsyncTTSClient, Chunk, SynthesisOptions, TTSError
 from gateway.audio import FORMATS, AudioWriter, FormatName
 from gateway.errors import GatewayError, from_client, invalid_field
 from gateway.metrics import SpeechReport

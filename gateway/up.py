@@ -11,11 +11,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from chattts_client import TTSError
+
 from chattts_serving.demo import REPOSITORY, export_if_needed
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import running_server
 from chattts_serving.launcher.tritonserver import ROOT
-from client import TTSError
 from gateway.__main__ import serve
 from gateway.settings import SettingsError, parse
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import av
 import numpy as np
+from chattts_client import AsyncTTSClient, Voice
 from numpy.typing import NDArray
 
-from client import AsyncTTSClient, Voice
 from gateway.errors import invalid_field
 
 CLONE_PREFIX = "clone_"

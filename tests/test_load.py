@@ -10,17 +10,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from bench.load import percentile as percentile_of_values
-from client.errors import (
+from chattts_client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidInputError,
     OverloadedError,
     ServerError,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.load import percentile as percentile_of_values
 from tests.load import flags, report
 from tests.load.arrivals import poisson_arrivals
 from tests.load.entries import BYTES_PER_AUDIO_S, FIRST_AUDIO, LEFT, NO_AUDIO, RTF, TEXT, Heard, Recorder

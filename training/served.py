@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from chattts_client import AsyncTTSClient, SynthesisOptions
+from chattts_client.audio_file import save
 
 from bench.repository import with_precision
 from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.launcher.running import RunningServer, running_server
-from client import AsyncTTSClient, SynthesisOptions
-from client.audio_file import save
 from training.corpus import speak
 from training.listen import Heard, Listener, word_error_rate
 from training.modules import LogMel

@@ -5,11 +5,17 @@ import time
 
 import numpy as np
 import pytest
+from chattts_client.errors import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidInputError,
+    OverloadedError,
+    ServerError,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.load import Chunk, Outcome, closed_loop, open_loop, percentile, poisson_arrivals, slope, summarize
-from client.errors import ConnectionFailedError, DeadlineExceededError, InvalidInputError, OverloadedError, ServerError
 
 
 @given(st.lists(st.floats(0, 1e3), min_size=1), st.sampled_from([0.01, 0.07, 0.5, 0.9, 0.99, 1.0]))

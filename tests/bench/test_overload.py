@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 
 import pytest
+from chattts_client.errors import OverloadedError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from bench.load import Chunk, Outcome
 from bench.overload import IN_A_ROW, LOST, Arrival, Overload, Probe, fates, knee, per_second, recovered_s, timeline
 from bench.server import Target
 from chattts_serving.errors import ConfigError
-from client.errors import OverloadedError
 from tests.bench.test_plots import panels_with_curves, pixels
 
 KINDS = (None, "UNAVAILABLE", "INTERNAL", *LOST)

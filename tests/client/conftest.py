@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from chattts_client import AsyncTTSClient, Chunk, TTSClient
 
 from chattts_serving.launcher.running import RunningServer, running_server
-from client import AsyncTTSClient, Chunk, TTSClient
 
 FAKE_MODEL = Path(__file__).parent / "fake_model"
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import wave
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
-
-from client import InvalidInputError, Speech
-from client.audio_file import FORMATS, audio_format, write_whole
+from chattts_client import InvalidInputError, Speech
+from chattts_client.audio_file import FORMATS, audio_format, write_whole
 
 SAMPLE_RATE = 24_000
 LOSSLESS = (".wav", ".flac")
@@ -49,6 +50,27 @@ def test_loud_samples_are_clipped_and_do_not_wrap(tmp_path):
     speech(24_000, amplitude=3.0).save(tmp_path / "out.wav")
     audio, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
     np.testing.assert_allclose(audio, np.clip(speech(24_000, amplitude=3.0).audio, -1, 1), atol=1 / 32_767)
+
+
+def test_sixteen_bits_are_those_of_libsndfile_but_for_rounding(tmp_path):
+    """WAV is written without it, so that the client needs no other package; it rounds down, we to the nearest."""
+    said = spoken(np.random.default_rng(0).uniform(-1.2, 1.2, 100_000).astype(np.float32))
+    said.save(tmp_path / "out.wav")
+    soundfile.write(tmp_path / "other.wav", said.audio, SAMPLE_RATE, subtype="PCM_16")
+    ours, theirs = (soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("out.wav", "other.wav"))
+    assert set(np.unique(ours.astype(int) - theirs)) == {0, 1}
+    steps = np.clip(said.audio.astype(float) * 32_768, -32_768, 32_767)
+    assert np.abs(ours - steps).max() <= 0.5
+
+
+@pytest.mark.parametrize(("name", "floating"), [("out.flac", False), ("out.MP3", False), ("out.wav", True)])
+def test_what_libsndfile_would_write_names_the_package_where_it_is_missing(tmp_path, monkeypatch, name, floating):
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(InvalidInputError, match=r"soundfile \(pip install 'chattts-client\[audio\]'\)"):
+        speech(100).save(tmp_path / name, floating=floating)
+    speech(100).save(tmp_path / "out.wav")
+    with wave.open(str(tmp_path / "out.wav")) as written:
+        assert written.getnframes() == 100
 
 
 def test_floating_point_wav_keeps_every_bit(tmp_path):

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from client import (
+from chattts_client import (
     AsyncTTSClient,
     ConnectionFailedError,
     DeadlineExceededError,
@@ -22,6 +21,7 @@ from client import (
     TTSError,
     Voice,
 )
+
 from tests.client.conftest import FLAVOURS
 
 ALL_OPTIONS = {

@@ -1,4 +1,4 @@
-"""`python -m client` as its users run it: a process of its own."""
+"""`chattts` as its users run it: a process of its own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from chattts_client.audio_file import FORMATS
 
-from client.audio_file import FORMATS
 from tests.client.conftest import content
 from tests.client.fake_synthesis import SAMPLES_PER_CHARACTER
 from tests.client.test_client import ALL_OPTIONS
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(server, *arguments: str, protocol: str = "grpc", url: str | None = None) -> subprocess.Popen[bytes]:
     url = url or (server.grpc_url if protocol == "grpc" else server.http_url)
-    command = [sys.executable, "-m", "client", *map(str, arguments), "--url", url, "--protocol", protocol]
+    command = [sys.executable, "-m", "chattts_client", *map(str, arguments), "--url", url, "--protocol", protocol]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, env=environment, **pipes)
@@ -236,7 +236,7 @@ def test_a_timeout_is_one_clear_line(server, tmp_path, protocol):
 def test_a_wrong_command_line_exits_with_2_and_sends_nothing(tmp_path, refusing_url, arguments, message):
     (tmp_path / "a-file").write_bytes(b"\n \n")
     (tmp_path / "not-utf8").write_bytes(b"a\xff")
-    command = [sys.executable, "-m", "client", *arguments]
+    command = [sys.executable, "-m", "chattts_client", *arguments]
     command += [] if "--url" in arguments else ["--url", refusing_url]
     result = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60, check=False

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tritonclient.utils import InferenceServerException
-
-from client import (
+from chattts_client import (
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidInputError,
@@ -15,7 +13,8 @@ from client import (
     ServerError,
     TTSError,
 )
-from client.errors import mapped_errors
+from chattts_client.errors import mapped_errors
+from tritonclient.utils import InferenceServerException
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from chattts_client import ServerError, SynthesisOptions
+from chattts_client.events import EventParser, body, path, refusal
+from chattts_client.options import input_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
-
-from client import ServerError, SynthesisOptions
-from client.events import EventParser, body, path, refusal
-from client.options import input_tensors
 
 EVENTS = (
     'data: {"index": 0, "text": "你"}\n\n'

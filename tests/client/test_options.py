@@ -8,14 +8,14 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from chattts_client import InvalidInputError, SynthesisOptions, TTSClient
+from chattts_client.client import DEFAULT_TIMEOUT, MAX_DEADLINE_MS, Endpoint
+from chattts_client.options import DATATYPES, STREAM_DATATYPES, OptionValues, input_tensors, merged
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.utils import triton_to_np_dtype
 
 from chattts_serving.request import SynthesisRequest
-from client import InvalidInputError, SynthesisOptions, TTSClient
-from client.client import DEFAULT_TIMEOUT, MAX_DEADLINE_MS, Endpoint
-from client.options import DATATYPES, STREAM_DATATYPES, OptionValues, input_tensors, merged
 from tests.client.conftest import FAKE_MODEL
 
 CONFIG_TYPES = {"STRING": "BYTES"}  # config.pbtxt's word for the wire's

@@ -7,9 +7,8 @@ import re
 import numpy as np
 import pytest
 import soundfile
-
-from client import InvalidInputError, read_recording
-from client.recording import recording_tensors
+from chattts_client import InvalidInputError, read_recording
+from chattts_client.recording import recording_tensors
 
 RATE = 16_000
 TONE = (0.5 * np.sin(np.arange(RATE) / 10)).astype(np.float32)  # 1 s

@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from chattts_client import InvalidInputError, Sentence, ServerError, joined
+from chattts_client.speech import chunk_from, speech_from
+from chattts_client.voices import voices_from
 
-from client import InvalidInputError, Sentence, ServerError, joined
-from client.speech import chunk_from, speech_from
-from client.voices import voices_from
 from tests.client.fake_synthesis import chunks, described, whole
 
 OUTPUTS = ["audio", "sample_rate", "used_seed", "used_speaker", "refined_text", "num_tokens", "sentences"]

@@ -16,9 +16,7 @@ from socket import create_server
 
 import numpy as np
 import pytest
-
-from chattts_serving.launcher.running import running_server
-from client import (
+from chattts_client import (
     AsyncTTSClient,
     ConnectionFailedError,
     DeadlineExceededError,
@@ -30,6 +28,8 @@ from client import (
     TTSError,
     joined,
 )
+
+from chattts_serving.launcher.running import running_server
 from tests.client.conftest import FAKE_MODEL, FLAVOURS, content
 from tests.client.fake_synthesis import CHARACTERS_PER_CHUNK, SAMPLES_PER_CHARACTER
 from tests.client.test_client import ALL_OPTIONS, NUMPY_TYPES

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from chattts_client import Sentence
+from chattts_client.subtitles import srt
 from hypothesis import given
 from hypothesis import strategies as st
-
-from client import Sentence
-from client.subtitles import srt
 
 CUE = re.compile(r"(\d+)\n(\d\d+):(\d\d):(\d\d),(\d{3}) --> (\d\d+):(\d\d):(\d\d),(\d{3})\n(.*)\n")
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from chattts_client import ConnectionFailedError, OverloadedError, TTSClient
 
 from chattts_serving.launcher.running import RunningServer, running_server
 from chattts_serving.launcher.supervisor import child_processes
-from client import ConnectionFailedError, OverloadedError, TTSClient
 from tests.client.conftest import FAKE_MODEL, content
 from tests.deploy.haproxy import Addresses, balancer, program, servers_up
 

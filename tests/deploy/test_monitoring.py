@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from chattts_client import InvalidInputError, TTSClient
 
-from client import InvalidInputError, TTSClient
 from tests.conftest import ROOT, Deployment
 from tests.deploy.prometheus import FOLDER, RULES, Prometheus, promtool, scraping
 from tests.metrics import samples

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from chattts_client.options import STREAM_DATATYPES
 from hypothesis import strategies as st
 
-from client.options import STREAM_DATATYPES
 from tests.fuzz.calls import Call, Expected, Parameter, Tensor, both
 from tests.fuzz.values import VALUES, Value, malformed, often
 

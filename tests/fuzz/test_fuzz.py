@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from chattts_client.options import STREAM_DATATYPES
 from hypothesis import given, settings
 
-from client.options import STREAM_DATATYPES
 from tests.fuzz import answers, campaign
 from tests.fuzz import guard as guards
 from tests.fuzz.calls import Call, Expected, Tensor, grpc_request, text_tensor

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from chattts_client.options import STREAM_DATATYPES
 from hypothesis import strategies as st
 
 from chattts_serving import request as limits
 from chattts_serving.text.tags import CONTROL_TAGS
 from chattts_serving.triton.config import MODES
 from chattts_serving.voice.speaker import NUM_CODES, encode_sample, encode_speaker
-from client.options import STREAM_DATATYPES
 from tests.fuzz.calls import Element, Expected, Tensor
 
 TINY_HIDDEN_SIZE = 64  # of export.synthetic

@@ -12,10 +12,10 @@ import openai
 import pytest
 import requests
 import soxr
+from chattts_client import TTSClient
 from playwright.sync_api import sync_playwright
 
 from chattts_serving.audio import SAMPLE_RATE
-from client import TTSClient
 from gateway.process import running_gateway
 from gateway.voices import clone_id
 from tests.gateway.test_speech import decoded

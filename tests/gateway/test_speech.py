@@ -14,8 +14,8 @@ import numpy as np
 import openai
 import pytest
 import requests
+from chattts_client import TTSClient
 
-from client import TTSClient
 from gateway.audio import FORMATS
 from gateway.process import running_gateway
 from tests.client.conftest import content

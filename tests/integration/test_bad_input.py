@@ -8,10 +8,10 @@ import pybase16384
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from chattts_client import TTSClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from chattts_serving.speech.windows import ReadingPlan
-from client import TTSClient
 
 
 def text(value):

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tritonclient.http
+from chattts_client import TTSClient
 
-from client import TTSClient
 from tests.oracle import NEAR_ZERO
 
 MAX_ROUNDS = 5  # which sentences end together depends on when their requests arrived

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chattts_client import DeadlineExceededError, OverloadedError, ServerError, Speech, TTSClient, TTSError, joined
 
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.probe import ProbeError, check
 from chattts_serving.launcher.running import RunningServer, running_server
 from chattts_serving.launcher.supervisor import child_processes
-from client import DeadlineExceededError, OverloadedError, ServerError, Speech, TTSClient, TTSError, joined
 from tests.metrics import time_to_rest, wait_until
 
 ROOT = Path(__file__).parent.parent.parent

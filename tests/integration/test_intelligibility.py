@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from chattts_client import TTSClient
 
 from bench.repository import with_settings
 from chattts_serving.launcher.running import running_server
-from client import TTSClient
 from tests.oracle import NEAR_ZERO, Oracle
 from training.corpus import VOICES
 from training.listen import word_error_rate

@@ -107,7 +107,7 @@ CALLS = f"""
 import sys, time
 import tests.load.users
 import gevent
-from client import TTSClient
+from chattts_client import TTSClient
 
 with TTSClient(sys.argv[1]) as client:
     slow = [gevent.spawn(client.synthesize, "hang {SLOW_S}") for _ in range({SLOW_CALLS})]

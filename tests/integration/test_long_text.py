@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http
+from chattts_client import Chunk, Speech, TTSClient
 
 from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.request import GenerationRequest, SynthesisRequest
 from chattts_serving.text.frontend import TextFrontend
-from client import Chunk, Speech, TTSClient
 from tests.oracle import NEAR_ZERO
 
 NUM_CHARACTERS = 10_000

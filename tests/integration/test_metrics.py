@@ -11,11 +11,11 @@ from itertools import pairwise
 from threading import Event
 
 import pytest
+from chattts_client import DeadlineExceededError, InvalidInputError, OverloadedError, TTSClient
 
 from bench.repository import with_settings
 from chattts_serving.launcher.running import running_server
 from chattts_serving.triton.reports import BATCH_BOUNDS, FIRST_AUDIO_BOUNDS_S, REALTIME_BOUNDS, STEP_BOUNDS_S
-from client import DeadlineExceededError, InvalidInputError, OverloadedError, TTSClient
 from tests.metrics import AT_REST, exposition, samples, time_to_rest, wait_until
 
 MAX_REQUESTS = 4

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from chattts_client import TTSClient
 from tritonclient.utils import np_to_triton_dtype
 
 from chattts_serving.speech.windows import Chunk, ReadingPlan
-from client import TTSClient
 from tests.oracle import NEAR_ZERO, Oracle
 
 TOLERANCE = 1e-4

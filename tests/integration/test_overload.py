@@ -10,12 +10,12 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import tritonclient.grpc
+from chattts_client import AsyncTTSClient, SynthesisOptions
+from chattts_client.errors import DeadlineExceededError, OverloadedError, TTSError
 from tritonclient.utils import InferenceServerException
 
 from bench.repository import with_settings
 from chattts_serving.launcher.running import running_server
-from client import AsyncTTSClient, SynthesisOptions
-from client.errors import DeadlineExceededError, OverloadedError, TTSError
 from tests.metrics import time_to_rest, wait_until
 from tests.streams import StreamError, open_stream, speak, tensors
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton_http
+from chattts_client import InvalidInputError, Speech, TTSClient, joined
 from tritonclient.utils import InferenceServerException
 
 from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions
@@ -20,7 +21,6 @@ from chattts_serving.launcher.running import RunningServer
 from chattts_serving.launcher.server import choose_ports
 from chattts_serving.launcher.supervisor import end_with_parent
 from chattts_serving.launcher.tritonserver import ROOT, environment, find_installation, lay_out_backends
-from client import InvalidInputError, Speech, TTSClient, joined
 from tests.conftest import Deployment
 
 START_S = 120.0

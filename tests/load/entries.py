@@ -10,9 +10,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from chattts_client.errors import TTSError
+
 from bench.load import kind_of
 from chattts_serving.audio import SAMPLE_RATE
-from client.errors import TTSError
 
 FIRST_AUDIO = "first audio"  # ms until the first samples of a stream
 RTF = "RTF x 1000"  # of a request: 1000 * seconds until its end / seconds of audio

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 import gevent
 import grpc.experimental.gevent
+from chattts_client import SynthesisOptions, TTSClient, TTSError
+from chattts_client.transport import ProtocolName
 from gevent.pool import Group
 from locust import User, task
 
-from client import SynthesisOptions, TTSClient, TTSError
-from client.transport import ProtocolName
 from tests.load.arrivals import poisson_arrivals
 from tests.load.entries import Heard, Recorder
 from tests.load.scenarios import SCENARIOS

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from chattts_client import Chunk, Speech, joined
 
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.text.frontend import PAUSES
-from client import Chunk, Speech, joined
 
 # Of a sentence's last frame, which adds no samples, and then of silence (docs/streaming.md has it in ms).
 GAPS = {tokens * SAMPLES_PER_TOKEN + HOP_LENGTH for tokens in PAUSES.values()}

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc.aio
 import tritonclient.http.aio
+from chattts_client import AsyncTTSClient, Chunk, Speech, SynthesisOptions, TTSError, joined
+from chattts_client.errors import mapped_errors
+from chattts_client.options import Mode
+from chattts_client.transport import ProtocolName
 from tritonclient.utils import np_to_triton_dtype
 
 from bench.load import kind_of
 from chattts_serving.audio import num_samples
 from chattts_serving.launcher.tritonserver import ROOT
 from chattts_serving.request import PRIORITIES
-from client import AsyncTTSClient, Chunk, Speech, SynthesisOptions, TTSError, joined
-from client.errors import mapped_errors
-from client.options import Mode
-from client.transport import ProtocolName
 from tests.integration.test_bad_input import BAD
 from tests.integration.test_bad_input import text as text_tensor
 from tests.load import texts
@@ -276,11 +276,11 @@ class Caller:
         return KILLED
 
     async def _command_line(self) -> str:
-        """`python -m client` in a process of its own."""
+        """`chattts` in a process of its own."""
         protocol, tokens = self._protocol(), self._settings.tokens
         options = [f"--min-new-tokens={tokens}", f"--max-new-tokens={tokens}", "--seed=3", "--skip-refine"]
         where = [f"--protocol={protocol}", f"--url={self._settings.url(protocol)}"]
-        process = await _started("client", SHORT_TEXT, "-o", "-", "--stream", *where, *options)
+        process = await _started("chattts_client", SHORT_TEXT, "-o", "-", "--stream", *where, *options)
         try:
             samples, words = await process.communicate()
         finally:

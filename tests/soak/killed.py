@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 import threading
 
+from chattts_client import TTSClient, TTSError
+from chattts_client.transport import ProtocolName
+
 from bench.load import kind_of
-from client import TTSClient, TTSError
-from client.transport import ProtocolName
 from tests.soak.texts import ENDLESS, ENDLESS_OPTIONS
 
 HEARD = "heard"

@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chattts_client import Speech, TTSClient, TTSError
 from tqdm import tqdm
 
 from bench.repository import with_settings
 from chattts_serving.launcher.running import RunningServer
-from client import Speech, TTSClient, TTSError
 from tests.soak import answers
 from tests.soak.calls import Caller, Outcome, Settings
 from tests.soak.health import Busy, Rest, last_lines, look_at_rest, look_under_load, named_processes, rests_within

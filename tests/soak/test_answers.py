@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from chattts_client import Chunk, Sentence, Speech
 
 from chattts_serving.audio import SAMPLE_RATE
-from client import Chunk, Sentence, Speech
 from tests.soak.answers import CLOSE, difference, fault_of, fault_of_chunks
 
 # Two sentences of 10 and 20 tokens; 512 samples a token but for a last frame of 256, and 12 tokens of silence.

@@ -4,9 +4,9 @@ import asyncio
 import random
 
 import pytest
+from chattts_client import DeadlineExceededError, OverloadedError, ServerError
 
 from bench.load import KINDS as ERROR_NAMES
-from client import DeadlineExceededError, OverloadedError, ServerError
 from tests.soak import calls
 from tests.soak.calls import ANSWERED, FULL, KINDS, LATE, LEFT, NO_ANSWER, REFUSED, WRONG, Caller, Settings
 from tests.soak.calls import WrongAnswerError as Wrong

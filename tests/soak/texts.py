@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from client import SynthesisOptions
+from chattts_client import SynthesisOptions
 
 # A stream of minutes, so that whoever leaves it leaves in the middle: where a gRPC stream is cancelled at the very
 # moment of its end, Triton 2.51 can crash.

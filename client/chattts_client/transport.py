@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from client import events
-from client.options import InputTensor
+from chattts_client import events
+from chattts_client.options import InputTensor
 
 ProtocolName = Literal["grpc", "http"]
 

@@ -13,11 +13,11 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from client.audio_file import audio_format
-from client.client import DEFAULT_TIMEOUT, DEFAULT_URLS, MAX_DEADLINE_MS, Endpoint
-from client.errors import InvalidInputError, invalid_input
-from client.options import Mode, SynthesisOptions
-from client.recording import MAX_SECONDS, read_recording
+from chattts_client.audio_file import audio_format
+from chattts_client.client import DEFAULT_TIMEOUT, DEFAULT_URLS, MAX_DEADLINE_MS, Endpoint
+from chattts_client.errors import InvalidInputError, invalid_input
+from chattts_client.options import Mode, SynthesisOptions
+from chattts_client.recording import MAX_SECONDS, read_recording
 
 STANDARD_STREAM = "-"
 DEFAULT_CONCURRENCY = 4  # the server batches what arrives together
@@ -27,8 +27,8 @@ VOICES, CLONE = "voices", "clone"  # words that are commands where they come fir
 
 EPILOG = f"""\
 other commands (a text that is one of their names goes behind the flags):
-  python -m client {VOICES}                  list the voices that --speaker takes by name
-  python -m client {CLONE} REFERENCE.wav     print the voice of a recording, for --speaker-sample
+  chattts {VOICES}                  list the voices that --speaker takes by name
+  chattts {CLONE} REFERENCE.wav     print the voice of a recording, for --speaker-sample
 
 several texts:
   They are spoken in this order: TEXT arguments, then the files of -f.
@@ -41,7 +41,7 @@ Each text gives one line on standard error: file, audio length, tokens, seed, ti
 many sentences were cut at --max-new-tokens.
 
 --stream -o - writes raw samples as they come, 16-bit integers (--float: 32-bit floats), little-endian, 24 kHz, mono:
-  python -m client "Hello" --stream -o - | aplay -f S16_LE -r 24000
+  chattts "Hello" --stream -o - | aplay -f S16_LE -r 24000
 
 exit status: 0 all texts were spoken, 1 some were not, 2 the command line is wrong, 130 interrupted.
 The timeout also goes to the server as --deadline-ms, up to {MAX_DEADLINE_MS // 1000} s.
@@ -141,7 +141,7 @@ def _checked(
 
 def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        prog=f"python -m client {name}".strip(),
+        prog=f"chattts {name}".strip(),
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

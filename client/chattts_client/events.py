@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from client.errors import ServerError
-from client.options import InputTensor
+from chattts_client.errors import ServerError
+from chattts_client.options import InputTensor
 
 HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 MAX_EVENT_BYTES = 64 * 2**20  # two minutes of audio as JSON; the server's chunks have seconds

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client import audio_file
-from client.errors import ServerError, invalid_input
+from chattts_client import audio_file
+from chattts_client.errors import ServerError, invalid_input
 
 Outputs = Callable[[str], "NDArray[Any] | None"]
 """Name of an output -> its array, None where there is none."""

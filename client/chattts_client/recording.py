@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from client.errors import invalid_input
-from client.options import InputTensor
+from chattts_client.audio_file import LIBRARY, NEEDS_LIBRARY
+from chattts_client.errors import invalid_input
+from chattts_client.options import InputTensor
 
 MODEL = "voice_encoder"
 MAX_SECONDS = 30  # the server's limit
@@ -22,10 +23,15 @@ def read_recording(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], i
     """Samples [num_samples] and sample rate of an audio file in any format that libsndfile knows, MP3 included.
 
     Raises:
-        InvalidInputError: it is no audio file, or `recording_tensors` would not take it.
+        InvalidInputError: it is no audio file, `recording_tensors` would not take it, or nothing that reads it is
+            installed.
         OSError: it cannot be read.
     """
     shown = Path(path).name
+    try:
+        soundfile = importlib.import_module(LIBRARY)
+    except ImportError as error:
+        raise invalid_input("recording", shown, f"no file: reading one needs {NEEDS_LIBRARY}") from error
     try:
         with Path(path).open("rb") as file, soundfile.SoundFile(file) as sound:
             if sound.channels != 1:

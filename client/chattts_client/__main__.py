@@ -1,4 +1,4 @@
-"""`python -m client "text" -o out.wav`: speak texts from the command line, list voices, clone one."""
+"""`chattts "text" -o out.wav`: speak texts from the command line, list voices, clone one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from client.arguments import CloneCommand, SpeakCommand, VoicesCommand, command_from
-from client.audio_file import write_whole
-from client.client import Endpoint, TTSClient
-from client.errors import TTSError
-from client.speaking import speak
+from chattts_client.arguments import CloneCommand, SpeakCommand, VoicesCommand, command_from
+from chattts_client.audio_file import write_whole
+from chattts_client.client import Endpoint, TTSClient
+from chattts_client.errors import TTSError
+from chattts_client.speaking import speak
 
 
 def main(argv: Sequence[str] | None = None) -> int:

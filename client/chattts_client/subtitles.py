@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from client.speech import Sentence
+from chattts_client.speech import Sentence
 
 _CONTROL_TAG = re.compile(r"\[[a-zA-Z][a-zA-Z0-9_]*\]")  # the server has made every other bracket a word or a comma
 

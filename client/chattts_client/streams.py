@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from client.errors import ServerError
-from client.speech import Chunk, chunk_from
+from chattts_client.errors import ServerError
+from chattts_client.speech import Chunk, chunk_from
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
-    from client.transport import Result
+    from chattts_client.transport import Result
 
 
 class SpeechStream(Iterator[Chunk]):

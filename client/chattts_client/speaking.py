@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tqdm import tqdm
-
-from client import subtitles
-from client.arguments import Job, SpeakCommand
-from client.audio_file import WAV, WAV_FLOAT, Encoder, audio_format, encoded, pcm, replacing, write_whole
-from client.client import AsyncTTSClient
-from client.errors import TTSError, invalid_input
-from client.options import Mode
-from client.speech import Chunk, Speech, joined
+from chattts_client import subtitles
+from chattts_client.arguments import Job, SpeakCommand
+from chattts_client.audio_file import WAV, WAV_FLOAT, Encoder, audio_format, encoded, pcm, replacing, write_whole
+from chattts_client.client import AsyncTTSClient
+from chattts_client.errors import TTSError, invalid_input
+from chattts_client.options import Mode
+from chattts_client.speech import Chunk, Speech, joined
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ async def speak(command: SpeakCommand) -> bool:
         elif command.options.refine_only:
             refined_texts.add(outcome.job.number, outcome.speech.refined_text if outcome.speech else None)
 
-    async def worker(client: AsyncTTSClient, progress: tqdm[Any]) -> bool:
+    async def worker(client: AsyncTTSClient, progress: Any) -> bool:
         """Do the next job until there is none."""
         all_well = True
         for job in jobs:
@@ -132,10 +131,33 @@ async def speak(command: SpeakCommand) -> bool:
             report(outcome)
         return all_well
 
-    with tqdm(total=len(command.jobs), unit="text", leave=False, disable=not sys.stderr.isatty()) as progress:
+    with _progress(len(command.jobs)) as progress:
         async with AsyncTTSClient(endpoint.url, endpoint.protocol, timeout=endpoint.timeout) as client:
             workers = min(command.concurrency, len(command.jobs))
             return all(await asyncio.gather(*(worker(client, progress) for _ in range(workers))))
+
+
+def _progress(num_jobs: int) -> Any:
+    """tqdm's bar, where it is installed (the extra `progress`), else the lines alone."""
+    try:
+        tqdm = importlib.import_module("tqdm").tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(total=num_jobs, unit="text", leave=False, disable=not sys.stderr.isatty())
+
+
+class _NoBar(nullcontext[Any]):
+    """What is used of tqdm's bar."""
+
+    def __init__(self) -> None:
+        super().__init__(self)
+
+    def update(self) -> None:
+        """Nothing is drawn."""
+
+    def write(self, line: str, *, file: TextIO) -> None:
+        """Print `line`."""
+        print(line, file=file)
 
 
 async def _do(client: AsyncTTSClient, job: Job, command: SpeakCommand) -> Outcome:

@@ -1,11 +1,11 @@
 """Typed client of the Triton models `chattts` and `chattts_stream`: text in, speech out, whole or in chunks.
 
 Over gRPC or HTTP, blocking or asyncio. It knows the models' inputs and outputs and nothing else of the server;
-`python -m client` is its command line.
+`chattts` is its command line.
 """
 
-from client.client import AsyncTTSClient, TTSClient
-from client.errors import (
+from chattts_client.client import AsyncTTSClient, TTSClient
+from chattts_client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidInputError,
@@ -13,11 +13,11 @@ from client.errors import (
     ServerError,
     TTSError,
 )
-from client.options import SynthesisOptions
-from client.recording import read_recording
-from client.speech import Chunk, Sentence, Speech, joined
-from client.streams import AsyncSpeechStream, SpeechStream
-from client.voices import Voice
+from chattts_client.options import SynthesisOptions
+from chattts_client.recording import read_recording
+from chattts_client.speech import Chunk, Sentence, Speech, joined
+from chattts_client.streams import AsyncSpeechStream, SpeechStream
+from chattts_client.voices import Voice
 
 __all__ = [
     "AsyncSpeechStream",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from client.errors import ServerError
+from chattts_client.errors import ServerError
 
 CONFIGURED_MODEL = "text_frontend"
 KEY_PREFIX = "voice."

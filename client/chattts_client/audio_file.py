@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import os
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from client.errors import invalid_input
+from chattts_client.errors import invalid_input
 
 # libsndfile's Vorbis encoder crashes on one long write: it takes stack for all of it (measured: 10 s
 # pass, 120 s end the process).
 FRAMES_PER_WRITE = 16_384
 INT16_MAX = 32_767
+INT16_STEPS = 32_768  # of a sample between 0 and 1
+LIBRARY = "soundfile"  # of the extra `audio`; 16-bit WAV does without
+NEEDS_LIBRARY = f"the package {LIBRARY} (pip install 'chattts-client[audio]')"
 
 
 class AudioFormat(NamedTuple):
@@ -42,16 +47,19 @@ def audio_format(path: str | os.PathLike[str], *, floating: bool = False) -> Aud
     """The format that the ending of `path` names; `floating`: 32-bit floating point samples, WAV only.
 
     Raises:
-        InvalidInputError: the ending is unknown, or its format has no floating point samples.
+        InvalidInputError: the ending is unknown, its format has no floating point samples, or what writes it is not
+            installed.
     """
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
         raise invalid_input("output", os.fspath(path), f"a file name that ends in {', '.join(FORMATS)}")
-    if not floating:
-        return FORMATS[ending]
-    if ending != ".wav":
+    if floating and ending != ".wav":
         raise invalid_input("output", os.fspath(path), "a file name that ends in .wav, for floating point samples")
-    return WAV_FLOAT
+    form = WAV_FLOAT if floating else FORMATS[ending]
+    if form != WAV and importlib.util.find_spec(LIBRARY) is None:
+        kind = "floating point samples" if floating else "other endings"
+        raise invalid_input("output", os.fspath(path), f"16-bit .wav; {kind} need {NEEDS_LIBRARY}")
+    return form
 
 
 def encoded(audio: NDArray[np.float32], sample_rate: int, form: AudioFormat) -> bytes:
@@ -78,7 +86,7 @@ class Encoder:
         """`target` is a path or a binary file, `form` what to write there."""
         self._target = target
         self._form = form
-        self._file: soundfile.SoundFile | None = None
+        self._file: Any = None
 
     def write(self, audio: NDArray[np.float32], sample_rate: int) -> None:
         """Append `audio` [num_samples] at `sample_rate` Hz; 16-bit samples are clipped to -1 to 1.
@@ -88,10 +96,18 @@ class Encoder:
         """
         if not len(audio):
             return
+        if self._form == WAV:
+            if self._file is None:
+                target = self._target if hasattr(self._target, "write") else os.fspath(self._target)
+                self._file = wave.open(target, "wb")  # noqa: SIM115 - closed by __exit__
+                self._file.setparams((1, 2, sample_rate, 0, "NONE", "not compressed"))
+            steps = np.rint(np.clip(audio, -1, 1) * INT16_STEPS).clip(max=INT16_MAX)
+            self._file.writeframes(steps.astype("<i2").tobytes())
+            return
         container, encoding = self._form
         with _os_errors(f"{container} at {sample_rate} Hz"):
             if self._file is None:
-                self._file = soundfile.SoundFile(
+                self._file = importlib.import_module(LIBRARY).SoundFile(
                     self._target, "w", samplerate=sample_rate, channels=1, format=container, subtype=encoding
                 )
             for start in range(0, len(audio), FRAMES_PER_WRITE):
@@ -114,8 +130,8 @@ class Encoder:
 def _os_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except soundfile.LibsndfileError as error:  # a RuntimeError
-        raise OSError(f"libsndfile cannot write {what}: {error.error_string}") from error
+    except RuntimeError as error:  # soundfile.LibsndfileError
+        raise OSError(f"libsndfile cannot write {what}: {getattr(error, 'error_string', error)}") from error
 
 
 def pcm(audio: NDArray[np.float32], *, floating: bool = False) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import invalid_input
+from chattts_client.errors import invalid_input
 
 Mode = Literal["exact", "low_latency"]
 """Of a stream: the samples that the whole answer would have, or the first ones sooner."""

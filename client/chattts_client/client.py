@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from client import recording
-from client.errors import DeadlineExceededError, TTSError, invalid_input, mapped_errors
-from client.options import InputTensor, Mode, OptionValues, SynthesisOptions, input_tensors, merged
-from client.speech import Chunk, Speech, speech_from, text_of
-from client.streams import AsyncSpeechStream, ChunkReader, SpeechStream
-from client.transport import AsyncTransport, ProtocolName, connect, connect_async
-from client.voices import CONFIGURED_MODEL, Voice, voices_from
+from chattts_client import recording
+from chattts_client.errors import DeadlineExceededError, TTSError, invalid_input, mapped_errors
+from chattts_client.options import InputTensor, Mode, OptionValues, SynthesisOptions, input_tensors, merged
+from chattts_client.speech import Chunk, Speech, speech_from, text_of
+from chattts_client.streams import AsyncSpeechStream, ChunkReader, SpeechStream
+from chattts_client.transport import AsyncTransport, ProtocolName, connect, connect_async
+from chattts_client.voices import CONFIGURED_MODEL, Voice, voices_from
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # in typing from Python 3.11 on

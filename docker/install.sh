@@ -2,6 +2,7 @@
 # Make the Python environment of this checkout: docker/install.sh FOLDER EXTRA[,EXTRA...]
 # `make setup` and the images call it, so that both are the same packages in the same versions. PYTHON names the Python.
 set -eu
+unset PYTHONPATH # pip would take what lies there for installed; NVIDIA's image sets it
 folder=$1
 extras=$2
 python=${PYTHON:-python3}

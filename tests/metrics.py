@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from chattts_serving.launcher.running import RunningServer
 
 PORT_OPENS_S = 10.0
+SETTLED_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,5 +74,15 @@ def wait_until(server: RunningServer, holds, within_s: float) -> float:
 
 
 def time_to_rest(server: RunningServer, within_s: float = 10.0) -> float:
-    """Seconds until the engine holds nothing any more; as `wait_until`."""
-    return wait_until(server, lambda engine: engine == AT_REST, within_s)
+    """Seconds until the engine holds nothing any more; as `wait_until`.
+
+    The gauges lag behind by some hundredths of a second, so a request of a moment ago may not be in them yet: who was
+    at rest stays there for SETTLED_S.
+    """
+    start = time.monotonic()
+    while True:
+        wait_until(server, lambda engine: engine == AT_REST, within_s)
+        rested_s = time.monotonic() - start
+        time.sleep(SETTLED_S)
+        if scrape(server) == AT_REST:
+            return rested_s

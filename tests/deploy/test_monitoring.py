@@ -376,9 +376,11 @@ def test_prometheus_draws_every_panel_from_a_server_under_load(tiny: Deployment,
     with scraping(tiny.server.metrics_url, tmp_path) as prometheus:
         # None fires within these seconds, but one that waits for its time would be there as "pending".
         prometheus.wait_until(lambda: not alerts_of_the_server(prometheus), "at rest there are alerts")
-        speak_for_a_while(tiny.server)
-        spoken = "max_over_time(chattts_requests_open[1m]) > 0 and chattts_requests_open == 0"
-        prometheus.wait_until(lambda: bool(prometheus.values(spoken)), "Prometheus has not seen the load")
+        while not prometheus.values(
+            "max_over_time(chattts_requests_open[1m]) > 0"
+        ):  # it misses scrapes on a busy machine
+            speak_for_a_while(tiny.server)
+        prometheus.wait_until(lambda: prometheus.values("chattts_requests_open") == [0], "the load does not end")
         for title, expression in panel_expressions("1m"):
             if ONLY_ON_SOME_MACHINES in expression or ONLY_WHEN_SOMETHING_FIRES in expression:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,29 @@ def vocos_waveform(exported: Export, mel: np.ndarray) -> np.ndarray:
 
 
 def chattts_codes(exported: Export, audio: np.ndarray) -> np.ndarray:
-    return exported.chat.dvae.sample_audio(torch.from_numpy(audio.copy())).T.numpy()
+    """The codes of ChatTTS, its spectrogram in float64.
+
+    In float32 its FFT leaves noise in bands where nothing is: up to 1.1e-5 for constant audio of 1 on an AMD EPYC.
+    Where that is above the 1e-5 at which it clips, the machine's noise decides codes.
+    """
+    dvae = exported.chat.dvae
+    spectrogram = dvae.preprocessor_mel
+    dvae.preprocessor_mel = InFloat64(spectrogram)
+    try:
+        return dvae.sample_audio(torch.from_numpy(audio.copy())).T.numpy()
+    finally:
+        dvae.preprocessor_mel = spectrogram
+
+
+class InFloat64(torch.nn.Module):
+    """A module that is computed in float64 and answers in float32."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).double()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.module(values.double()).float()
 
 
 def encode(exported: Export, rows: list[np.ndarray], padding: float = 0.0) -> list[np.ndarray]:
@@ -223,19 +246,19 @@ def test_the_encoder_follows_chattts_at_the_edges_of_a_hop(exported, length):
     np.testing.assert_array_equal(encode(exported, [row])[0], chattts_codes(exported, row))
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, 1e-6])
+@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, 0.5, 1e-6])
 def test_the_encoder_follows_chattts_on_constant_audio(exported, level):
     row = np.full(5_000, level, np.float32)
     np.testing.assert_array_equal(encode(exported, [row])[0], chattts_codes(exported, row))
 
 
 def test_the_encoder_follows_chattts_on_loud_and_quiet_bands_side_by_side(exported):
-    """Harmonics over a noise floor 60 dB below, where ChatTTS's own rounding errors decide a code now and then."""
+    """Harmonics over a noise floor 60 dB below."""
     time = np.arange(3 * 24_000) / 24_000
     voice = sum(0.3 / harmonic * np.sin(2 * np.pi * 140 * harmonic * time + harmonic) for harmonic in range(1, 30))
     noise = 3e-4 * np.random.default_rng(0).standard_normal(len(time))
     row = (np.clip(np.sin(4 * np.pi * time), 0, 1) * voice + noise).astype(np.float32)
-    assert np.mean(encode(exported, [row])[0] != chattts_codes(exported, row)) < 0.005
+    np.testing.assert_array_equal(encode(exported, [row])[0], chattts_codes(exported, row))
 
 
 def test_a_single_token_makes_one_hop_of_audio(exported):

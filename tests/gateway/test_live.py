@@ -18,6 +18,7 @@ from playwright.sync_api import sync_playwright
 from chattts_serving.audio import SAMPLE_RATE
 from gateway.process import running_gateway
 from gateway.voices import clone_id
+from tests.gateway.test_page import FLAGS, PATIENCE_MS
 from tests.gateway.test_speech import decoded
 from tests.metrics import time_to_rest, wait_until
 from training.listen import Listener, word_error_rate
@@ -79,14 +80,16 @@ def test_who_leaves_frees_the_slot(live, tiny):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_tab_that_is_closed_frees_the_slot(live, tiny):
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         page.goto(live.url)
+        page.wait_for_selector("#voice option:nth-child(2)", state="attached")  # the server's voices have come
         page.uncheck("#refine")
         page.fill("#input", LONG)
         page.click("#speak")
-        wait_until(tiny.server, lambda engine: engine.sequences_running > 0, 60.0)
         page.wait_for_function("() => document.querySelector('#first').textContent.includes('ms')")
+        wait_until(tiny.server, lambda engine: engine.requests_open == 1, 60.0)
         page.close()
         waited_s = time_to_rest(tiny.server, DROPPED_WITHIN_S)
         print(f"MEASURED: a closed tab has its slot freed after {1e3 * waited_s:.0f} ms")

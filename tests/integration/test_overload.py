@@ -44,6 +44,8 @@ def full(server):
     with ExitStack() as streams:
         for seed in range(ROOM):
             streams.enter_context(open_stream(server, "grpc", **ENDLESS, seed=seed)).next()
+        # The gauges lag behind: only once they have shown these requests can they show that they have ended.
+        wait_until(server, lambda engine: engine.requests_open == ROOM, WAIT_S)
         yield server
     time_to_rest(server)
 

@@ -249,6 +249,17 @@ def test_those_that_came_to_gpt_decoder_are_counted_once(model, sign, monkeypatc
     assert refused(model) == "overloaded: 4 requests are open, of 4 allowed; try again later"
 
 
+def test_who_does_not_go_on_to_gpt_decoder_takes_no_place_there(model, sign, monkeypatch):
+    """A server that was full but for one refused the next request, where the launcher's probe had just come by."""
+    monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
+    sign.write(Room(num_open=3, num_batch=0, max_open=4, max_batch=4, num_arrived=9))
+    probe = pb.InferenceRequest([pb.Tensor("text", np.array([[b"Ready."]], np.object_))], ["used_speaker"])
+    (response,) = answers(model, [probe])
+    assert not response.has_error()
+    assert refused(model) == ""
+    assert refused(model) == "overloaded: 4 requests are open, of 4 allowed; try again later"
+
+
 def test_two_doors_do_not_give_one_place_away_twice(sign, monkeypatch):
     monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
     one, other = Door(0), Door(1)

@@ -36,7 +36,7 @@ class TritonPythonModel:
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
         self._door = Door(int(re.findall(r"\d+", args["model_instance_name"])[-1]))  # "text_frontend_0_1"
-        self._waiting = queue.SimpleQueue()  # (sender, report, request); None ends the thread
+        self._waiting = queue.SimpleQueue()  # (sender, report, request, whether it goes on); None ends the thread
         self._refused = queue.SimpleQueue()  # (sender, report, error); None ends the thread
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._work, self._refuse)]
         for thread in self._threads:
@@ -53,7 +53,8 @@ class TritonPythonModel:
             except Exception as error:
                 self._refused.put((sender, report, error))
             else:
-                self._waiting.put((sender, report, synthesis))
+                goes_on = "generation" in request.requested_output_names()  # to gpt_decoder; a probe's does not
+                self._waiting.put((sender, report, synthesis, goes_on))
 
     def finalize(self):
         """End the threads."""
@@ -64,14 +65,14 @@ class TritonPythonModel:
 
     def _work(self):
         while (one := self._waiting.get()) is not None:
-            sender, report, synthesis = one
+            sender, report, synthesis, goes_on = one
             try:
                 response = triton_io.success(pb_utils, self._prepare(synthesis))
             except Exception as error:
                 self._door.leave(passes=False)
                 self._refused.put((sender, report, error))
             else:
-                self._door.leave(passes=True)
+                self._door.leave(passes=goes_on)
                 triton_io.send_last(pb_utils, sender, response)
 
     def _refuse(self):

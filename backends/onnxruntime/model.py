@@ -412,7 +412,10 @@ def _check_config(config: Mapping[str, Any], inputs: Sequence[TensorSpec], outpu
 
 
 def _check_tensor(config: Mapping[str, Any], kind: str, entry: Mapping[str, Any], spec: TensorSpec) -> None:
+    """The rules of ValidateInputs, ValidateOutputs and CompareDimsSupported in the C++ backend."""
     model, batching = config["name"], config["max_batch_size"] > 0
+    if entry.get("optional") and batching:
+        raise _error(model, f"{kind} '{spec.name}' has optional, which no model that batches may have")
     for key in ("optional", "allow_ragged_batch"):
         if entry.get(key):
             raise _error(model, f"{kind} '{spec.name}' has {key}, which needs the C++ ONNX Runtime backend")
@@ -420,9 +423,9 @@ def _check_tensor(config: Mapping[str, Any], kind: str, entry: Mapping[str, Any]
         raise _error(
             model, f"{kind} '{spec.name}' is {entry['data_type']} in the config, {spec.data_type} in the graph"
         )
-    if not spec.dims and all(int(dim) == 1 for dim in entry["dims"]):
-        return  # a scalar
     dims = [int(dim) for dim in entry.get("reshape", {}).get("shape", entry["dims"])]
+    if not spec.dims and all(dim == 1 for dim in dims):
+        return  # a scalar
     if batching:
         dims = [DYNAMIC, *dims]
         if spec.dims[:1] != (DYNAMIC,):
@@ -431,10 +434,10 @@ def _check_tensor(config: Mapping[str, Any], kind: str, entry: Mapping[str, Any]
                 f"max_batch_size is {config['max_batch_size']}, but {kind} '{spec.name}' has the shape "
                 f"{list(spec.dims)} in the graph, whose first dimension is not dynamic",
             )
-    # As in the C++ backend: an output says exactly what the graph says, an input may be narrower.
+    # What the graph fixes, the config fixes too. What it leaves open an input may fix, an output may not.
     loose = (DYNAMIC,) if kind == "input" else ()
     fits = len(dims) == len(spec.dims) and all(
-        ours == theirs or ours in loose or theirs in loose for ours, theirs in zip(dims, spec.dims, strict=True)
+        ours == theirs or theirs in loose for ours, theirs in zip(dims, spec.dims, strict=True)
     )
     if not fits:
         raise _error(model, f"{kind} '{spec.name}' has the shape {dims} in the config, {list(spec.dims)} in the graph")

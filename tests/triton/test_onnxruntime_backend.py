@@ -176,14 +176,18 @@ def test_a_failing_request_does_not_harm_the_others_of_its_batch(version_folder:
     good, bad, also_good = model.execute([request(["y"], index=np.array([[i]])) for i in (0, 7, 2)])
     assert outputs_of(good)["y"] == [[10]]
     assert outputs_of(also_good)["y"] == [[30]]
-    assert "ONNX Runtime: " in bad.error().message()
-    assert "out of" in bad.error().message()
+    # Words and code of the C++ backend. Python's onnxruntime calls this one INVALID_ARGUMENT and the next one FAIL.
+    assert bad.error().message().startswith("onnx runtime error 2: Non-zero status code returned while running Gather")
+    assert bad.error().code() == pb.TritonError.INTERNAL
 
 
-def test_inputs_that_do_not_fit_the_graph_are_the_callers_fault(version_folder: Path) -> None:
-    model = load(version_folder, onnx_models.affine(("batch", 3)), {**AFFINE_CONFIG, "max_batch_size": 8} | _dims("3"))
+def test_inputs_that_do_not_fit_each_other_are_answered_in_the_other_backends_words(version_folder: Path) -> None:
+    model = load(version_folder, onnx_models.affine(), AFFINE_CONFIG)
     [response] = model.execute([request(["y"], x=np.ones((1, 2), np.float32), k=np.ones((1, 3), np.float32))])
-    assert response.error().code() == pb.TritonError.INVALID_ARG
+    assert (
+        response.error().message().startswith("onnx runtime error 1: Non-zero status code returned while running Add")
+    )
+    assert response.error().code() == pb.TritonError.INTERNAL
 
 
 def test_bytes_that_are_no_text_are_the_callers_fault(version_folder: Path) -> None:

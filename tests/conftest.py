@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from chattts_serving.launcher.running import RunningServer, running_server
+from chattts_serving.launcher.tritonserver import find_installation, has_onnx_backend
 from export.__main__ import DEMO
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,12 @@ def deploy(name: str, log_folder: Path) -> Iterator[Deployment]:
     export(name, repository)
     with running_server(repository, log_path=log_folder / "server.log") as server:
         yield Deployment(DEMO if name == "demo" else ROOT / "checkpoints" / name, repository, server)
+
+
+@pytest.fixture(scope="session")
+def onnx_models_are_processes() -> bool:
+    """Whether ONNX models are processes of their own, as with our backend, or tritonserver's, as with the C++ one."""
+    return not has_onnx_backend(find_installation())
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 DEFAULT_FILE = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, for a model that can batch and a config that does not say
@@ -51,6 +51,7 @@ DEVICE_ALLOCATOR = "session.use_device_allocator_for_initializers"
 ALLOW_SPINNING = "session.intra_op.allow_spinning"
 ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 TOPOLOGY = Path("/sys/devices/system/cpu")
+RUN_ERROR = re.compile(r"^\[ONNXRuntimeError\] : (\d+) : \w+ : ")  # how ONNX Runtime's errors begin in Python
 YIELDING = 10  # niceness of a process that computes, so that those that only talk get a core at once
 # `parameters` of the config that the C++ backend still takes for CUDA, numbers standing for names
 CUDA_PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -135,16 +136,18 @@ class TritonPythonModel:
     def _answer(self, requests: Sequence[Any]) -> list[Any]:
         """The responses of `requests`, run as one batch.
 
-        A batch that fails is run again request by request: only the one at fault gets the error.
+        A batch that fails is run again request by request: only the one at fault gets the error, in the C++ backend's
+        words and with its code. That is INTERNAL whatever ONNX Runtime says: its codes do not tell whose fault it is.
         """
         try:
             return self._run(requests)
         except Exception as error:  # whatever failed, every request must be answered
             if len(requests) > 1:
                 return [self._answer([request])[0] for request in requests]
-            callers_fault = isinstance(error, (InvalidArgument, UnicodeDecodeError))
-            code = pb_utils.TritonError.INVALID_ARG if callers_fault else pb_utils.TritonError.INTERNAL
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {error}", code))]
+            message = RUN_ERROR.sub(r"onnx runtime error \1: ", str(error))
+            errors = pb_utils.TritonError
+            code = errors.INVALID_ARG if isinstance(error, UnicodeDecodeError) else errors.INTERNAL
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))]
 
     def _run(self, requests: Sequence[Any]) -> list[Any]:
         feeds, row_counts = self._feeds(requests)
@@ -412,7 +415,10 @@ def _check_config(config: Mapping[str, Any], inputs: Sequence[TensorSpec], outpu
 
 
 def _check_tensor(config: Mapping[str, Any], kind: str, entry: Mapping[str, Any], spec: TensorSpec) -> None:
+    """The rules of ValidateInputs, ValidateOutputs and CompareDimsSupported in the C++ backend."""
     model, batching = config["name"], config["max_batch_size"] > 0
+    if entry.get("optional") and batching:
+        raise _error(model, f"{kind} '{spec.name}' has optional, which no model that batches may have")
     for key in ("optional", "allow_ragged_batch"):
         if entry.get(key):
             raise _error(model, f"{kind} '{spec.name}' has {key}, which needs the C++ ONNX Runtime backend")
@@ -420,9 +426,9 @@ def _check_tensor(config: Mapping[str, Any], kind: str, entry: Mapping[str, Any]
         raise _error(
             model, f"{kind} '{spec.name}' is {entry['data_type']} in the config, {spec.data_type} in the graph"
         )
-    if not spec.dims and all(int(dim) == 1 for dim in entry["dims"]):
-        return  # a scalar
     dims = [int(dim) for dim in entry.get("reshape", {}).get("shape", entry["dims"])]
+    if not spec.dims and all(dim == 1 for dim in dims):
+        return  # a scalar
     if batching:
         dims = [DYNAMIC, *dims]
         if spec.dims[:1] != (DYNAMIC,):
@@ -431,10 +437,10 @@ def _check_tensor(config: Mapping[str, Any], kind: str, entry: Mapping[str, Any]
                 f"max_batch_size is {config['max_batch_size']}, but {kind} '{spec.name}' has the shape "
                 f"{list(spec.dims)} in the graph, whose first dimension is not dynamic",
             )
-    # As in the C++ backend: an output says exactly what the graph says, an input may be narrower.
+    # What the graph fixes, the config fixes too. What it leaves open an input may fix, an output may not.
     loose = (DYNAMIC,) if kind == "input" else ()
     fits = len(dims) == len(spec.dims) and all(
-        ours == theirs or ours in loose or theirs in loose for ours, theirs in zip(dims, spec.dims, strict=True)
+        ours == theirs or theirs in loose for ours, theirs in zip(dims, spec.dims, strict=True)
     )
     if not fits:
         raise _error(model, f"{kind} '{spec.name}' has the shape {dims} in the config, {list(spec.dims)} in the graph")

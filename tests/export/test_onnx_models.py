@@ -13,10 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tritonclient.grpc import model_config_pb2
 
 from chattts_serving.audio import HOP_LENGTH, N_FFT, NUM_MELS
 from chattts_serving.errors import ConfigError
@@ -27,7 +25,7 @@ from export.onnx_parity import ALLOWED_DIFFERENCE, check_decoder, check_encoder,
 from export.parity import ParityResult
 from export.synthetic import write_checkpoint
 
-REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("dvae_decoder", "vocos", "dvae_encoder")
 TOLERANCE = 2e-5  # of float32 sums in another order; log mel reaches 6, samples 1
 FAR = 1e-3  # what a planted error must exceed
@@ -320,21 +318,5 @@ def test_a_model_is_one_self_contained_file_without_traces_of_this_machine(expor
     path = exported.path(model)
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     content = path.read_bytes()
-    for trace in (b"site-packages", b".py", str(REPOSITORY.parent).encode()):
+    for trace in (b"site-packages", b".py", str(ROOT).encode()):
         assert trace not in content
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_the_config_declares_the_tensors_of_the_graph(exported, model):
-    config = text_format.Parse((REPOSITORY / model / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig())
-    graph = onnx.load(exported.path(model)).graph
-    types = {onnx.TensorProto.FLOAT: model_config_pb2.TYPE_FP32, onnx.TensorProto.INT32: model_config_pb2.TYPE_INT32}
-    for declared, nodes in ((config.input, graph.input), (config.output, graph.output)):
-        assert [entry.name for entry in declared] == [node.name for node in nodes]
-        for entry, node in zip(declared, nodes, strict=True):
-            batch, *dims = (dim.dim_value or -1 for dim in node.type.tensor_type.shape.dim)
-            assert batch == -1
-            assert entry.data_type == types[node.type.tensor_type.elem_type]
-            assert len(entry.dims) == len(dims)
-            # A size of the checkpoint may be left open; a fixed size must be the graph's.
-            assert all(ours in (-1, theirs) for ours, theirs in zip(entry.dims, dims, strict=True))

@@ -52,11 +52,11 @@ TRITONS_OWN = (
     TritonsOwn("405", "Method Not Allowed", "a path that wants another method"),
     TritonsOwn(
         "INTERNAL",
-        r"ONNX Runtime: \[ONNXRuntimeError\] : 1 : FAIL : Non-zero status code returned while running \w+ node",
-        "ONNX Runtime calls tensors that do not fit each other FAIL, whoever's fault they are; it names the node. Only "
+        r"onnx runtime error [12]: Non-zero status code returned while running \w+ node",
+        "ONNX Runtime's codes do not tell whose fault tensors are that do not fit each other; it names the node. Only "
         "callers of dvae_decoder, dvae_encoder and vocos themselves can send such",
     ),
-    TritonsOwn("500", r"ONNX Runtime: \[ONNXRuntimeError\] : 1 : FAIL", "the same over HTTP"),
+    TritonsOwn("500", r"onnx runtime error [12]: ", "the same over HTTP"),
 )
 
 

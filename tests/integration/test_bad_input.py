@@ -177,3 +177,17 @@ def test_gpt_decoder_refuses_what_text_frontend_never_writes(tiny, junk):
             triton.infer("gpt_decoder", tensors)
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
         assert triton.is_model_ready("gpt_decoder")
+
+
+@pytest.mark.parametrize("width", [32, 63, 65, 128])  # the tiny checkpoint's is 64
+def test_hidden_states_of_another_width_are_refused_by_triton(tiny, width):
+    """Half of it or twice would fit the graph's reshape; the frames would be others."""
+    tensors = []
+    for name, array in (("hidden", np.ones((1, 16, width), np.float32)), ("mask", np.ones((1, 16), np.float32))):
+        tensors.append(tritonclient.grpc.InferInput(name, array.shape, "FP32"))
+        tensors[-1].set_data_from_numpy(array)
+    with tritonclient.grpc.InferenceServerClient(tiny.server.grpc_url) as triton:
+        with pytest.raises(InferenceServerException, match=r"unexpected shape for input 'hidden'") as caught:
+            triton.infer("dvae_decoder", tensors)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert triton.is_model_ready("dvae_decoder")

@@ -241,7 +241,11 @@ def killed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.parametrize("model", ["gpt_decoder", "vocos", "speech", "chattts_stream"])
-def test_a_killed_model_process_costs_what_is_under_way_and_comes_back(killed: RunningServer, model: str) -> None:
+def test_a_killed_model_process_costs_what_is_under_way_and_comes_back(
+    killed: RunningServer, model: str, onnx_models_are_processes: bool
+) -> None:
+    if model == "vocos" and not onnx_models_are_processes:
+        pytest.skip("Triton's C++ ONNX Runtime backend runs vocos inside tritonserver, whose end has a test of its own")
     check_recovery(killed, lambda: os.kill(stub_of(model, killed), signal.SIGKILL), f"killed {model}")
 
 

@@ -224,17 +224,16 @@ def test_a_missing_artifact_ends_the_launcher_before_anything_starts(tmp_path: P
 def test_a_model_that_does_not_load_ends_the_launcher_with_the_reason(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    onnx_models.add_model(tmp_path / "models", "affine", onnx_models.affine((2, 3)), "max_batch_size: 4")
-    log = tmp_path / "log"
+    repository, log = python_repository(tmp_path / "models", "raise ValueError('nothing to echo')"), tmp_path / "log"
     with (
         pytest.raises(ConfigError, match=r"did not start \(exit status 1\); its log is .*log"),
-        running_server(tmp_path / "models", log_path=log),
+        running_server(repository, log_path=log),
     ):
         pytest.fail("the server got ready")
     printed = capfd.readouterr().err
-    assert "max_batch_size is 4, but tensor 'x' has the shape [2, 3]" in printed
+    assert "ValueError: nothing to echo" in printed
     assert "error: tritonserver exited with status 1 before it was ready" in printed
-    assert "max_batch_size is 4" in log.read_text(encoding="utf-8")
+    assert "nothing to echo" in log.read_text(encoding="utf-8")
 
 
 def test_flags_and_odd_paths_reach_tritonserver(tmp_path: Path) -> None:
@@ -349,10 +348,8 @@ def test_concurrent_requests_run_in_one_batch(client: triton_http.InferenceServe
 def test_a_config_without_tensors_is_completed_from_the_graph(client: triton_http.InferenceServerClient) -> None:
     config = client.get_model_config("integers")
     assert config["max_batch_size"] == 4
-    assert [(entry["name"], entry["data_type"], entry["dims"]) for entry in config["input"]] == [
-        ("x", "TYPE_INT32", [3]),
-        ("k", "TYPE_INT32", [3]),
-    ]
+    inputs = {entry["name"]: (entry["data_type"], entry["dims"]) for entry in config["input"]}
+    assert inputs == {"x": ("TYPE_INT32", [3]), "k": ("TYPE_INT32", [3])}  # their order is the backend's
     assert "dynamic_batching" in config
     assert client.get_model_config("fixed")["max_batch_size"] == 0
     assert client.get_model_config("fixed")["input"][0]["dims"] == [2, 3]
@@ -391,6 +388,6 @@ def test_a_bad_request_is_refused_and_the_next_one_answered(
 
 
 def test_a_request_that_fails_while_the_graph_runs_gets_the_reason(client: triton_http.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match=r"ONNX Runtime: .*out of"):
+    with pytest.raises(InferenceServerException, match=r"onnx runtime error 2: .*out of"):
         client.infer("gather", http_inputs(index=np.array([[7]])))
     assert client.infer("gather", http_inputs(index=np.array([[1]]))).as_numpy("y") == [[20]]

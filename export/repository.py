@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.voice.voices import Voice
+from chattts_serving.voice.voices import Voice, library_text
 from export.chattts_package import is_installed
 from export.checkpoint import Checkpoint
 from export.frontend_assets import FRONTEND_ASSETS, export_frontend_assets
@@ -21,7 +21,7 @@ from export.gpt import export_gpt
 from export.lock import locked
 from export.onnx_models import export_onnx_models
 from export.parity import ParityResult
-from export.voice_library import VOICES_CONFIG, with_voices
+from export.voice_library import VOICES_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_REPOSITORY = ROOT / "model_repository"
@@ -137,20 +137,13 @@ def _temporary_folder(out_dir: Path) -> Iterator[Path]:
 
 
 def _write_models(folder: Path, out_dir: Path, voices: Sequence[Voice]) -> None:
-    """Write to `folder` what `out_dir` needs of the checkout's models and `voices`.
-
-    Where `out_dir` is the checkout's own repository, that is its list of voices, and nothing where that stays the same.
-    """
+    """Write to `folder` what `out_dir` needs of the checkout's models, and the list of `voices`."""
     if not SOURCE_REPOSITORY.is_dir():
         raise ConfigError(f"there is no {SOURCE_REPOSITORY}; run the export from a checkout")
-    committed = (SOURCE_REPOSITORY / VOICES_CONFIG).read_text(encoding="utf-8")
-    config = with_voices(committed, voices)
     if out_dir.resolve() != SOURCE_REPOSITORY:
         _copy_models(folder)
-    elif config == committed:
-        return
-    (folder / VOICES_CONFIG).parent.mkdir(parents=True, exist_ok=True)
-    (folder / VOICES_CONFIG).write_text(config, encoding="utf-8")
+    (folder / VOICES_FILE).parent.mkdir(parents=True, exist_ok=True)
+    (folder / VOICES_FILE).write_text(library_text(voices), encoding="utf-8")
 
 
 def _copy_models(folder: Path) -> None:

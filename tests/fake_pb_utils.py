@@ -170,8 +170,8 @@ class InferenceRequest:
     def inputs(self) -> list[Tensor]:
         return self._inputs
 
-    def requested_output_names(self) -> list[str]:
-        return self._outputs
+    def requested_output_names(self) -> set[str]:
+        return set(self._outputs)
 
     def parameters(self) -> str:
         return "{}"

@@ -31,7 +31,7 @@ _FRONTEND_ASSETS = ("tokenizer.json", "homophones.json", "frontend.json")
 # What `python -m export` writes beside the model.py of a Python model; nothing in its config says so.
 EXPORTED_FILES = {
     "gpt_decoder": ("model.safetensors", "config.json", *_FRONTEND_ASSETS),
-    "text_frontend": _FRONTEND_ASSETS,
+    "text_frontend": (*_FRONTEND_ASSETS, "voices.json"),
 }
 DEFAULT_FILES = {"onnxruntime": "model.onnx", "onnxruntime_onnx": "model.onnx", "python": "model.py"}
 
@@ -57,10 +57,16 @@ def find_installation() -> Installation:
     """The tritonserver to run: $TRITONSERVER, the PATH's, NVIDIA's container's, else nvidia-pytriton's.
 
     Raises:
-        ConfigError: there is none, or none that runs Python models with this Python and its NumPy.
+        ConfigError: there is none, or none that runs the models with this Python and its packages.
     """
     system = _system_binary()
-    return _bundled_installation() if system is None else _system_installation(system)
+    installation = _bundled_installation() if system is None else _system_installation(system)
+    if not has_onnx_backend(installation) and importlib.util.find_spec("onnxruntime") is None:
+        raise ConfigError(
+            f"the tritonserver at {installation.binary} has no ONNX Runtime of its own, and there is no package with "
+            "it: install onnxruntime, or onnxruntime-gpu for models on a GPU"
+        )
+    return installation
 
 
 def _system_binary() -> Path | None:

@@ -2,7 +2,7 @@
 
 A voice is one JSON file in the checkout's `voices/`: {"description": ..., "seed": 7} is sampled from the checkpoint's
 statistics and so fits every checkpoint, {"description": ..., "speaker": ...} is a ChatTTS speaker string. The export
-puts them into the parameters of text_frontend, where Triton's model configuration lists them.
+writes them into one file beside text_frontend, which lists them to whoever asks for its output `voices`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from chattts_serving.request import INT63_MAX, MAX_SPEAKER_CHARACTERS
 from chattts_serving.voice.speaker import SpeakerStatistics, Vector, decode_speaker, encode_speaker, normalize
 
 DEFAULT_VOICE = "default"
-PARAMETER_PREFIX = "voice."  # of a voice's name, in the parameters of text_frontend
 MAX_DESCRIPTION_CHARACTERS = 300
 MAX_FILE_BYTES = 65_536
 MAX_NAMES_SHOWN = 20  # in an error message
@@ -107,18 +106,25 @@ def load_voices(folder: Path) -> tuple[Voice, ...]:
     return tuple(_load_voice(path) for path in paths)
 
 
-def voices_from_triton(model_config: str) -> tuple[Voice, ...]:
-    """The voices in the parameters of `model_config`, the JSON that Triton hands to text_frontend.
+def library_text(voices: Iterable[Voice]) -> str:
+    """A library as JSON: an object of voices by name, what `Voice.from_json` reads each."""
+    entries = {voice.name: json.loads(voice.to_json()) for voice in sorted(voices, key=lambda voice: voice.name)}
+    return json.dumps(entries, ensure_ascii=False, indent=1) + "\n"
+
+
+def read_library(path: Path) -> tuple[Voice, ...]:
+    """The voices of a file that holds `library_text`.
 
     Raises:
-        ConfigError: a parameter is no voice, or a wrong one.
+        ConfigError: it is missing or unreadable, or a voice in it is wrong.
     """
-    voices = []
-    for key, entry in json.loads(model_config).get("parameters", {}).items():
-        if not key.startswith(PARAMETER_PREFIX):
-            raise ConfigError(f"parameter '{key}' is unknown; known are voices, '{PARAMETER_PREFIX}NAME'")
-        voices.append(Voice.from_json(key.removeprefix(PARAMETER_PREFIX), entry["string_value"]))
-    return tuple(sorted(voices, key=lambda voice: voice.name))
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{path} holds {shown(entries)}; allowed is an object of voices by name")
+    return tuple(Voice.from_json(name, json.dumps(entry)) for name, entry in entries.items())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from chattts_client.options import InputTensor, Mode, OptionValues, SynthesisOpt
 from chattts_client.speech import Chunk, Speech, speech_from, text_of
 from chattts_client.streams import AsyncSpeechStream, ChunkReader, SpeechStream
 from chattts_client.transport import AsyncTransport, ProtocolName, connect, connect_async
-from chattts_client.voices import CONFIGURED_MODEL, Voice, voices_from
+from chattts_client.voices import MODEL as VOICES_MODEL
+from chattts_client.voices import NO_TEXT, Voice, voices_from
+from chattts_client.voices import OUTPUT as VOICES_OUTPUT
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # in typing from Python 3.11 on
@@ -199,7 +201,8 @@ class TTSClient:
     def voices(self) -> list[Voice]:
         """The voices of the server that the option `speaker` takes by name. Raises what `synthesize` raises."""
         with mapped_errors(self.endpoint.url):
-            return voices_from(self._transport.parameters(CONFIGURED_MODEL, self.endpoint.timeout))
+            result = self._transport.infer(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, "", VOICES_OUTPUT)
+        return voices_from(text_of(result.as_numpy, VOICES_OUTPUT))
 
     def clone(self, audio: NDArray[Any], sample_rate: int) -> str:
         """The voice of a recording, for the option `speaker_sample`; `sample_text` is then its transcript.
@@ -318,7 +321,8 @@ class AsyncTTSClient:
     async def voices(self) -> list[Voice]:
         """As `TTSClient.voices`."""
         with mapped_errors(self.endpoint.url):
-            return voices_from(await self._transport.parameters(CONFIGURED_MODEL, self.endpoint.timeout))
+            result = await self._transport.infer(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, "", VOICES_OUTPUT)
+        return voices_from(text_of(result.as_numpy, VOICES_OUTPUT))
 
     async def clone(self, audio: NDArray[Any], sample_rate: int) -> str:
         """As `TTSClient.clone`."""

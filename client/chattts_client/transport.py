@@ -55,8 +55,15 @@ class Result(Protocol):
 class Transport(Protocol):
     """Blocking calls; `timeout` is in seconds for the whole call, None for no limit. `request_id` is for logs."""
 
-    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
-        """Send one request and wait for its answer."""
+    def infer(
+        self,
+        model: str,
+        tensors: Sequence[InputTensor],
+        timeout: float | None,
+        request_id: str,
+        output: str | None = None,
+    ) -> Result:
+        """Send one request and wait for its answer: all outputs, or `output` alone."""
 
     def stream(
         self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
@@ -66,9 +73,6 @@ class Transport(Protocol):
     def is_model_ready(self, model: str, timeout: float | None) -> bool:
         """Whether `model` can be called."""
 
-    def parameters(self, model: str, timeout: float | None) -> dict[str, str]:
-        """The parameters in the configuration of `model`."""
-
     def close(self) -> None:
         """Give the connection back."""
 
@@ -76,8 +80,15 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """As `Transport`, on the running event loop."""
 
-    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
-        """Send one request and wait for its answer."""
+    async def infer(
+        self,
+        model: str,
+        tensors: Sequence[InputTensor],
+        timeout: float | None,
+        request_id: str,
+        output: str | None = None,
+    ) -> Result:
+        """Send one request and wait for its answer: all outputs, or `output` alone."""
 
     def stream(
         self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
@@ -86,9 +97,6 @@ class AsyncTransport(Protocol):
 
     async def is_model_ready(self, model: str, timeout: float | None) -> bool:
         """Whether `model` can be called."""
-
-    async def parameters(self, model: str, timeout: float | None) -> dict[str, str]:
-        """The parameters in the configuration of `model`."""
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -109,6 +117,11 @@ def _wrapped(input_type: Any, tensors: Sequence[InputTensor]) -> list[Any]:
     return [
         input_type(name, list(array.shape), datatype).set_data_from_numpy(array) for name, datatype, array in tensors
     ]
+
+
+def _wanted(output_type: Any, output: str | None) -> list[Any] | None:
+    """`output` in the `InferRequestedOutput` class of one protocol; None for all."""
+    return None if output is None else [output_type(output)]
 
 
 def _grpc_request(model: str, tensors: Sequence[InputTensor], request_id: str) -> Any:
@@ -146,14 +159,6 @@ class _GrpcAnswers:
             raise self._failure
 
 
-def _grpc_parameters(answer: Any) -> dict[str, str]:
-    return {key: value.string_value for key, value in answer.config.parameters.items()}
-
-
-def _http_parameters(config: dict[str, Any]) -> dict[str, str]:
-    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-
-
 class _GrpcTransport:
     def __init__(self, url: str) -> None:
         self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=GRPC_CHANNEL_ARGUMENTS)
@@ -161,9 +166,19 @@ class _GrpcTransport:
         self._channel = grpc.insecure_channel(url, GRPC_CHANNEL_ARGUMENTS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
+    def infer(
+        self,
+        model: str,
+        tensors: Sequence[InputTensor],
+        timeout: float | None,
+        request_id: str,
+        output: str | None = None,
+    ) -> Result:
         inputs = _wrapped(tritonclient.grpc.InferInput, tensors)
-        result: Result = self._client.infer(model, inputs, request_id=request_id, client_timeout=timeout)
+        wanted = _wanted(tritonclient.grpc.InferRequestedOutput, output)
+        result: Result = self._client.infer(
+            model, inputs, outputs=wanted, request_id=request_id, client_timeout=timeout
+        )
         return result
 
     def stream(
@@ -183,9 +198,6 @@ class _GrpcTransport:
     def is_model_ready(self, model: str, timeout: float | None) -> bool:
         return bool(self._client.is_model_ready(model, client_timeout=timeout))
 
-    def parameters(self, model: str, timeout: float | None) -> dict[str, str]:
-        return _grpc_parameters(self._client.get_model_config(model, client_timeout=timeout))
-
     def close(self) -> None:
         self._client.close()
         self._channel.close()
@@ -196,9 +208,17 @@ class _HttpTransport:
         self._url = url
         self._client = tritonclient.http.InferenceServerClient(url, connection_timeout=None, network_timeout=None)
 
-    def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
+    def infer(
+        self,
+        model: str,
+        tensors: Sequence[InputTensor],
+        timeout: float | None,
+        request_id: str,
+        output: str | None = None,
+    ) -> Result:
         inputs = _wrapped(tritonclient.http.InferInput, tensors)
-        result: Result = self._within(timeout, self._client.infer, model, inputs, request_id=request_id)
+        wanted = _wanted(tritonclient.http.InferRequestedOutput, output)
+        result: Result = self._within(timeout, self._client.infer, model, inputs, outputs=wanted, request_id=request_id)
         return result
 
     def stream(
@@ -223,9 +243,6 @@ class _HttpTransport:
 
     def is_model_ready(self, model: str, timeout: float | None) -> bool:
         return bool(self._within(timeout, self._client.is_model_ready, model))
-
-    def parameters(self, model: str, timeout: float | None) -> dict[str, str]:
-        return _http_parameters(self._within(timeout, self._client.get_model_config, model))
 
     def close(self) -> None:
         self._client.close()
@@ -262,9 +279,19 @@ class _AsyncGrpcTransport:
         self._channel = grpc.aio.insecure_channel(url, GRPC_CHANNEL_ARGUMENTS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
+    async def infer(
+        self,
+        model: str,
+        tensors: Sequence[InputTensor],
+        timeout: float | None,
+        request_id: str,
+        output: str | None = None,
+    ) -> Result:
         inputs = _wrapped(tritonclient.grpc.InferInput, tensors)
-        result: Result = await self._client.infer(model, inputs, request_id=request_id, client_timeout=timeout)
+        wanted = _wanted(tritonclient.grpc.InferRequestedOutput, output)
+        result: Result = await self._client.infer(
+            model, inputs, outputs=wanted, request_id=request_id, client_timeout=timeout
+        )
         return result
 
     async def stream(
@@ -284,9 +311,6 @@ class _AsyncGrpcTransport:
     async def is_model_ready(self, model: str, timeout: float | None) -> bool:
         return bool(await self._client.is_model_ready(model, client_timeout=timeout))
 
-    async def parameters(self, model: str, timeout: float | None) -> dict[str, str]:
-        return _grpc_parameters(await self._client.get_model_config(model, client_timeout=timeout))
-
     async def close(self) -> None:
         await self._client.close()
         await self._channel.close()
@@ -298,9 +322,18 @@ class _AsyncHttpTransport:
         self._client = tritonclient.http.aio.InferenceServerClient(url, conn_limit=0, conn_timeout=None)
         self._session = aiohttp.ClientSession(f"http://{url}", connector=aiohttp.TCPConnector(limit=0))
 
-    async def infer(self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str) -> Result:
+    async def infer(
+        self,
+        model: str,
+        tensors: Sequence[InputTensor],
+        timeout: float | None,
+        request_id: str,
+        output: str | None = None,
+    ) -> Result:
         inputs = _wrapped(tritonclient.http.InferInput, tensors)
-        result: Result = await asyncio.wait_for(self._client.infer(model, inputs, request_id=request_id), timeout)
+        wanted = _wanted(tritonclient.http.InferRequestedOutput, output)
+        call = self._client.infer(model, inputs, outputs=wanted, request_id=request_id)
+        result: Result = await asyncio.wait_for(call, timeout)
         return result
 
     async def stream(
@@ -326,9 +359,6 @@ class _AsyncHttpTransport:
 
     async def is_model_ready(self, model: str, timeout: float | None) -> bool:
         return bool(await asyncio.wait_for(self._client.is_model_ready(model), timeout))
-
-    async def parameters(self, model: str, timeout: float | None) -> dict[str, str]:
-        return _http_parameters(await asyncio.wait_for(self._client.get_model_config(model), timeout))
 
     async def close(self) -> None:
         await self._client.close()

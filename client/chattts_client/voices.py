@@ -1,15 +1,18 @@
-"""The voices of a server, as the configuration of its model `text_frontend` lists them."""
+"""The voices of a server, as its model `text_frontend` lists them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from chattts_client.errors import ServerError
+import numpy as np
 
-CONFIGURED_MODEL = "text_frontend"
-KEY_PREFIX = "voice."
+from chattts_client.errors import ServerError
+from chattts_client.options import InputTensor
+
+MODEL = "text_frontend"
+OUTPUT = "voices"  # who asks for it alone need not say anything
+NO_TEXT = (InputTensor("text", "BYTES", np.array([[b""]], np.object_)),)  # a request has an input
 
 
 @dataclass(frozen=True)
@@ -25,21 +28,14 @@ class Voice:
     description: str
 
 
-def voices_from(parameters: Mapping[str, str]) -> list[Voice]:
-    """The voices among the parameters of a model configuration, by name.
+def voices_from(text: str) -> list[Voice]:
+    """The voices in the output of `text_frontend`, a JSON object of them by name, in its order.
 
     Raises:
-        ServerError: a voice is not what the contract says.
+        ServerError: it is not what the contract says.
     """
-    return [
-        _voice(key.removeprefix(KEY_PREFIX), value)
-        for key, value in sorted(parameters.items())
-        if key.startswith(KEY_PREFIX)
-    ]
-
-
-def _voice(name: str, value: str) -> Voice:
     try:
-        return Voice(name, str(json.loads(value)["description"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ServerError(f"voice '{name}' is {value[:100]!a}, which has no description", "INTERNAL") from error
+        return [Voice(name, str(voice["description"])) for name, voice in json.loads(text).items()]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        message = f"the list of voices is {text[:100]!a}, of which one has no description"
+        raise ServerError(message, "INTERNAL") from error

@@ -2,6 +2,7 @@ import ast
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,13 @@ from safetensors.torch import save_file
 import export.comparison
 import export.repository
 from chattts_serving.voice.speaker import encode_speaker
-from chattts_serving.voice.voices import Voice, voice_path
+from chattts_serving.voice.voices import Voice, read_library, voice_path
 from export.__main__ import main
 from export.lock import locked
 from export.parity import ParityResult
 from export.repository import ARTIFACT_MODELS, LOCK_FILE, ROOT, SERVING_SOURCES, SOURCE_REPOSITORY, STAMP_FILE
 from export.synthetic import SIZES
-from export.voice_library import SOURCE_VOICES, VOICES_CONFIG, voices_for, with_voices
+from export.voice_library import SOURCE_VOICES, VOICES_FILE, voices_for
 
 ONNX_MODELS = ("dvae_decoder", "vocos", "dvae_encoder")
 
@@ -68,10 +69,9 @@ def test_the_repository_is_complete(run, tmp_path):
     assert {f"{model}/1/model.onnx" for model in ONNX_MODELS} <= written
     for config in SOURCE_REPOSITORY.glob("*/config.pbtxt"):
         assert (tmp_path / "out" / config.parent.name / "1").is_dir()
-        name, text = str(config.relative_to(SOURCE_REPOSITORY)), config.read_text()
-        library, _ = voices_for(SOURCE_VOICES, SIZES["tiny"].gpt.hidden)  # in the checkout they are the demo's
-        expected = with_voices(text, library) if name == VOICES_CONFIG else text
-        assert (tmp_path / "out" / name).read_text() == expected
+        assert (tmp_path / "out" / config.relative_to(SOURCE_REPOSITORY)).read_text() == config.read_text()
+    library, _ = voices_for(SOURCE_VOICES, SIZES["tiny"].gpt.hidden)
+    assert read_library(tmp_path / "out" / VOICES_FILE) == library
 
 
 def test_one_line_is_printed_per_model(run, capsys):
@@ -86,7 +86,8 @@ def test_a_second_run_changes_no_artifact(run, tmp_path, capsys):
     before = artifacts(tmp_path / "out")
     assert run() == 0
     assert "up to date" in capsys.readouterr().out
-    assert artifacts(tmp_path / "out") == before
+    after = artifacts(tmp_path / "out")
+    assert {name for name in after if after[name] != before[name]} <= {VOICES_FILE}
 
 
 def test_force_exports_again(run, tmp_path):
@@ -262,15 +263,13 @@ def voices(tmp_path):
     return tmp_path / "voices"
 
 
-def frontend_config(tmp_path):
-    return (tmp_path / "out" / VOICES_CONFIG).read_text(encoding="utf-8")
+def offered(tmp_path):
+    return read_library(tmp_path / "out" / VOICES_FILE)
 
 
 def test_voices_that_fit_are_offered_and_the_others_named(run, tmp_path, voices, capsys):
     assert run("--voices", str(voices)) == 0
-    default = Voice("default", "d", seed=5)
-    committed = (SOURCE_REPOSITORY / VOICES_CONFIG).read_text(encoding="utf-8")
-    assert frontend_config(tmp_path) == with_voices(committed, [default])
+    assert offered(tmp_path) == (Voice("default", "d", seed=5),)
     assert capsys.readouterr().err == "left out: voice 'other' has 7 values; this checkpoint's voices have 64\n"
 
 
@@ -281,8 +280,9 @@ def test_a_new_voice_is_offered_without_another_export(run, tmp_path, voices, ca
     capsys.readouterr()
     assert run("--voices", str(voices)) == 0
     assert "up to date" in capsys.readouterr().out
-    assert artifacts(tmp_path / "out") == before
-    assert "voice.new" in frontend_config(tmp_path)
+    after = artifacts(tmp_path / "out")
+    assert {name for name in after if after[name] != before[name]} == {VOICES_FILE}
+    assert "new" in [voice.name for voice in offered(tmp_path)]
 
 
 def test_a_voice_that_was_removed_is_no_longer_offered(run, tmp_path, voices):
@@ -290,7 +290,7 @@ def test_a_voice_that_was_removed_is_no_longer_offered(run, tmp_path, voices):
     run("--voices", str(voices))
     voice_path(voices, "new").unlink()
     run("--voices", str(voices))
-    assert "voice.new" not in frontend_config(tmp_path)
+    assert "new" not in [voice.name for voice in offered(tmp_path)]
 
 
 def test_a_broken_voice_is_one_sentence_and_leaves_the_output_alone(run, tmp_path, voices, capsys):
@@ -302,31 +302,16 @@ def test_a_broken_voice_is_one_sentence_and_leaves_the_output_alone(run, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A checkout's repository with one voice, as far as the voices are concerned; the path of its configuration."""
-    config = tmp_path / VOICES_CONFIG
-    config.parent.mkdir()
-    committed = (SOURCE_REPOSITORY / VOICES_CONFIG).read_text(encoding="utf-8")
-    config.write_text(with_voices(committed, [Voice("default", "d", seed=5)]), "utf-8")
-    monkeypatch.setattr(export.repository, "SOURCE_REPOSITORY", tmp_path)
-    return config
-
-
-def update_in_place(repository, *voices):
-    out = Path(os.path.relpath(repository))
-    with export.repository.lock_repository(out):
-        export.repository.update_models(out, voices)
-
-
-def test_the_checkouts_own_repository_is_left_alone_where_its_voices_are_the_same(checkout, tmp_path):
-    before = checkout.stat().st_mtime_ns, checkout.stat().st_ino
-    update_in_place(tmp_path, Voice("default", "d", seed=5))
-    assert (checkout.stat().st_mtime_ns, checkout.stat().st_ino) == before
-
-
-def test_the_checkouts_own_repository_takes_other_voices(checkout, tmp_path):
-    other = Voice("default", "d", seed=6)
-    update_in_place(tmp_path, other)
-    committed = (SOURCE_REPOSITORY / VOICES_CONFIG).read_text(encoding="utf-8")
-    assert checkout.read_text(encoding="utf-8") == with_voices(committed, [other])
+def test_an_export_into_the_checkout_changes_no_tracked_file(run, tmp_path, monkeypatch, voices):
+    """Whatever the checkpoint: its voices belong to the artifacts."""
+    monkeypatch.setattr(export.repository, "SOURCE_REPOSITORY", tmp_path / "out")
+    for path in SOURCE_REPOSITORY.rglob("*"):
+        if path.name in ("config.pbtxt", "model.py", ".gitkeep"):  # what git tracks
+            copy = tmp_path / "out" / path.relative_to(SOURCE_REPOSITORY)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+    tracked = [*(tmp_path / "out").glob("*/config.pbtxt"), *(tmp_path / "out").glob("*/1/model.py")]
+    before = [(path.stat().st_mtime_ns, path.stat().st_ino) for path in tracked]
+    assert run("--voices", str(voices), "--force") == 0
+    assert [(path.stat().st_mtime_ns, path.stat().st_ino) for path in tracked] == before
+    assert [voice.name for voice in offered(tmp_path)] == ["default"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from chattts_client import TTSClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from chattts_serving.voice.voice_encoder import resample
@@ -75,11 +76,26 @@ def clone(server, audio, sample_rate=24_000, protocol="grpc"):
 # Voices by name
 
 
-def test_the_model_configuration_lists_the_voices_of_the_checkout(tiny):
-    with urllib.request.urlopen(f"http://{tiny.server.http_url}/v2/models/text_frontend/config") as answer:
-        parameters = json.load(answer)["parameters"]
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_server_lists_the_voices_of_the_checkout(tiny, protocol):
     voices, _ = voices_for(SOURCE_VOICES, 64)
-    assert parameters == {f"voice.{voice.name}": {"string_value": voice.to_json()} for voice in voices}
+    with TTSClient(getattr(tiny.server, f"{protocol}_url"), protocol) as client:
+        assert [(voice.name, voice.description) for voice in client.voices()] == [
+            (voice.name, voice.description) for voice in voices
+        ]
+
+
+def test_a_listed_voice_says_how_it_is_made(tiny):
+    """For who calls the model without this client."""
+    body = {
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [""]}],
+        "outputs": [{"name": "voices"}],
+    }
+    url = f"http://{tiny.server.http_url}/v2/models/text_frontend/infer"
+    with urllib.request.urlopen(url, json.dumps(body).encode()) as answer:
+        (output,) = json.load(answer)["outputs"]
+    voices, _ = voices_for(SOURCE_VOICES, 64)
+    assert json.loads(output["data"][0]) == {voice.name: json.loads(voice.to_json()) for voice in voices}
 
 
 @pytest.mark.parametrize("protocol", LIBRARIES)

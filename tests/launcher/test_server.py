@@ -251,6 +251,16 @@ class TestInstallation:
         with pytest.raises(ConfigError, match=r"no tritonserver found: .* nvidia-pytriton is not installed"):
             find_installation()
 
+    def test_a_system_server_without_onnx_runtime_needs_the_package(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setenv("TRITONSERVER", str(system_server(tmp_path / "whole", onnx=True)))
+        assert find_installation().binary == tmp_path / "whole" / "bin" / "tritonserver"
+        monkeypatch.setenv("TRITONSERVER", str(system_server(tmp_path / "bare", onnx=False)))
+        with pytest.raises(ConfigError, match=r"bare/bin/tritonserver has no ONNX Runtime .* install onnxruntime"):
+            find_installation()
+
     def test_a_python_without_a_stub_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tritonserver, "PYTHON_VERSION", "3.99")
         with pytest.raises(ConfigError, match=r"no stub for Python 3\.99 \(it has 3\.10, 3\.11, 3\.12"):

@@ -33,17 +33,17 @@ def model(tmp_path_factory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("text_frontend")
     pb.metrics.clear()
     make_frontend_assets(folder / "1")
+    (folder / "1" / "voices.json").write_text(library(default=SEVEN), encoding="utf-8")
     model = pb.load_model(MODEL).TritonPythonModel()
     arguments = {"model_repository": str(folder), "model_version": "1", "model_instance_name": "text_frontend_0_0"}
-    model.initialize(arguments | {"model_config": config(default=SEVEN)})
+    model.initialize(arguments | {"model_config": "{}"})
     yield model
     model.finalize()
 
 
-def config(**voices: str) -> str:
-    """What Triton says of a configuration with these voices."""
-    parameters = {f"voice.{name}": {"string_value": value} for name, value in voices.items()}
-    return json.dumps({"name": "text_frontend", "parameters": parameters})
+def library(**voices: str) -> str:
+    """The file with these voices."""
+    return json.dumps({name: json.loads(value) for name, value in voices.items()})
 
 
 def request(**values: Any) -> pb.InferenceRequest:
@@ -85,7 +85,8 @@ def test_output_names_are_those_of_the_configuration(model):
     (response,) = answers(model, [request(text="Hello")])
     config = (MODEL.parent.parent / "config.pbtxt").read_text(encoding="utf-8")
     outputs = config[config.index("output [") : config.index("instance_group")]
-    assert re.findall(r'name: "(\w+)"', outputs) == [tensor.name() for tensor in response.output_tensors()] == OUTPUTS
+    assert [tensor.name() for tensor in response.output_tensors()] == OUTPUTS
+    assert re.findall(r'name: "(\w+)"', outputs) == [*OUTPUTS, "voices"]
 
 
 def test_every_input_of_the_configuration_is_taken(model):
@@ -109,7 +110,7 @@ def voice_of(response: pb.InferenceResponse) -> tuple[np.ndarray, str]:
     return embedding.as_numpy(), speaker.as_numpy().item().decode()
 
 
-def test_a_voice_of_the_configuration_is_found_by_its_name(model):
+def test_a_voice_of_the_library_is_found_by_its_name(model):
     named, sampled = answers(model, [request(text="Hello", speaker="default"), request(text="Hello", seed=7)])
     assert np.array_equal(voice_of(named)[0], voice_of(sampled)[0])
 
@@ -123,9 +124,11 @@ def test_used_speaker_speaks_in_the_same_voice(model):
 
 
 def test_a_broken_voice_keeps_the_model_from_starting(model, tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "voices.json").write_text(library(x="{}"))
     broken = pb.load_model(MODEL).TritonPythonModel()
     with pytest.raises(ConfigError, match="voice 'x'"):
-        broken.initialize({"model_repository": "", "model_version": "1", "model_config": config(x="{}")})
+        broken.initialize({"model_repository": str(tmp_path), "model_version": "1", "model_config": "{}"})
 
 
 BAD = {
@@ -258,6 +261,13 @@ def test_who_does_not_go_on_to_gpt_decoder_takes_no_place_there(model, sign, mon
     assert not response.has_error()
     assert refused(model) == ""
     assert refused(model) == "overloaded: 4 requests are open, of 4 allowed; try again later"
+
+
+def test_voices_are_listed_for_who_asks_for_nothing_else(model, sign):
+    sign.write(Room(num_open=4, num_batch=0, max_open=4, max_batch=4))  # full: it takes no place
+    (response,) = answers(model, [pb.InferenceRequest([pb.Tensor("text", np.array([[b""]], np.object_))], ["voices"])])
+    (tensor,) = response.output_tensors()
+    assert (tensor.name(), json.loads(tensor.as_numpy().item())) == ("voices", {"default": json.loads(SEVEN)})
 
 
 def test_two_doors_do_not_give_one_place_away_twice(sign, monkeypatch):

@@ -150,7 +150,7 @@ def test_a_called_model_gets_and_gives_values_without_a_batch_dimension(vocos, b
     vocos.answer = triton_io.success(pb, {"waveform": np.array([1.5, 2.5], np.float32), "chunk": "你好"})
     outputs = call(blocking, stream_id="a", cancel=np.array([True]))
     assert vocos.seen.request_id() == "job 7"
-    assert vocos.seen.requested_output_names() == ["waveform"]
+    assert vocos.seen.requested_output_names() == {"waveform"}
     inputs = {tensor.name(): tensor.as_numpy().tolist() for tensor in vocos.seen.inputs()}
     assert inputs == {"stream_id": [[b"a"]], "cancel": [[True]]}
     assert outputs["chunk"] == "你好"

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.request import INT63_MAX, SynthesisRequest
@@ -18,9 +20,10 @@ from chattts_serving.voice.voices import (
     MAX_NAMES_SHOWN,
     Voice,
     VoiceLibrary,
+    library_text,
     load_voices,
+    read_library,
     voice_path,
-    voices_from_triton,
 )
 from export.chattts_package import speaker_statistics
 from tests.frontend_assets import make_frontend_assets
@@ -159,34 +162,52 @@ def test_an_unreadable_file_is_refused_by_name(folder, content):
         load_voices(folder)
 
 
-# Triton's parameters
+# A server's file
 
 
-def model_config(**values: str) -> str:
-    return json.dumps({"parameters": {f"voice.{name}": {"string_value": value} for name, value in values.items()}})
+def library_file(folder, content: str):
+    path = folder / "voices.json"
+    path.write_text(content, encoding="utf-8")
+    return path
 
 
-def test_parameters_of_the_configuration_are_voices():
-    voices = voices_from_triton(model_config(written=written(1).to_json(), seven=SEVEN.to_json()))
-    assert voices == (SEVEN, written(1))
+descriptions = st.text(min_size=1, max_size=50).filter(str.isprintable)
+libraries = st.lists(
+    st.builds(Voice, st.from_regex("[a-z0-9_-]{1,64}", fullmatch=True), descriptions, seed=st.integers(0, 2**63 - 1)),
+    max_size=5,
+    unique_by=lambda voice: voice.name,
+)
 
 
-def test_a_configuration_without_parameters_has_no_voices():
-    assert voices_from_triton('{"name": "text_frontend"}') == ()
+@settings(max_examples=200, deadline=None)
+@given(voices=libraries)
+def test_a_library_is_read_back_as_it_was_written(tmp_path_factory, voices):
+    path = library_file(tmp_path_factory.mktemp("library"), library_text(voices))
+    assert read_library(path) == tuple(sorted(voices, key=lambda voice: voice.name))
+
+
+def test_a_speaker_string_is_kept(tmp_path):
+    assert read_library(library_file(tmp_path, library_text([written(1), SEVEN]))) == (SEVEN, written(1))
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("content", "message"),
     [
-        (model_config(x="{}"), "voice 'x'"),
-        (model_config(x=""), "voice 'x'"),
-        (model_config(X=SEVEN.to_json()), "voice name is 'X'"),
-        ('{"parameters": {"volume": {"string_value": "1"}}}', "parameter 'volume' is unknown"),
+        ("{", "cannot read .*voices.json"),
+        ("[]", "allowed is an object of voices by name"),
+        ('{"x": {}}', "voice 'x'"),
+        ('{"x": 5}', "voice 'x'"),
+        ('{"X": {"description": "d", "seed": 7}}', "voice name is 'X'"),
     ],
 )
-def test_a_broken_parameter_is_refused_by_name(config, message):
+def test_a_broken_library_is_refused_by_name(tmp_path, content, message):
     with pytest.raises(ConfigError, match=message):
-        voices_from_triton(config)
+        read_library(library_file(tmp_path, content))
+
+
+def test_a_missing_library_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"voices\.json"):
+        read_library(tmp_path / "voices.json")
 
 
 # On a checkpoint

@@ -15,7 +15,7 @@ from chattts_serving.text.frontend import TextFrontend
 from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
-from chattts_serving.voice.voices import voices_from_triton
+from chattts_serving.voice.voices import library_text, read_library
 
 SWITCH_S = 0.0005  # after which the thread that works lets those that refuse go on; Python's default is 5 ms
 # Between two refusals. Triton's HTTP server loses answers when more than some 277 wait for one of its threads: it hands
@@ -30,9 +30,10 @@ class TritonPythonModel:
     """
 
     def initialize(self, args):
-        """Load the assets that `python -m export` put beside this file, and the voices of the configuration."""
+        """Load the assets that `python -m export` put beside this file."""
         folder = Path(args["model_repository"], args["model_version"])
-        self._frontend = TextFrontend(folder, voices_from_triton(args["model_config"]))
+        voices = read_library(folder / "voices.json")
+        self._frontend, self._voices = TextFrontend(folder, voices), library_text(voices)
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
         self._door = Door(int(re.findall(r"\d+", args["model_instance_name"])[-1]))  # "text_frontend_0_1"
@@ -46,7 +47,11 @@ class TritonPythonModel:
     def execute(self, requests):
         """Refuse what is wrong or too much, hand the rest on, and return at once."""
         for request in requests:
-            sender, report = request.get_response_sender(), self._reports.arrived(request)
+            sender = request.get_response_sender()
+            if set(request.requested_output_names()) == {"voices"}:
+                triton_io.send_last(pb_utils, sender, triton_io.success(pb_utils, {"voices": self._voices}))
+                continue
+            report = self._reports.arrived(request)
             try:
                 synthesis = request_from_inputs(triton_io.read_scalars(request))
                 self._door.enter(is_batch=synthesis.priority == "batch")

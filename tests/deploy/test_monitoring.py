@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -360,31 +362,46 @@ def alerts_of_the_server(prometheus: Prometheus) -> set[str]:
     return {alert["labels"]["alertname"] for alert in prometheus.alerts()} - {"ChatTTSMemoryFull"}
 
 
-def speak_for_a_while(server: Any) -> None:
-    """Whole answers, streams and a bad request, some of each at once."""
-    with TTSClient(server.grpc_url) as client, ThreadPoolExecutor(6) as pool:
-        for _ in range(4):
-            whole = [pool.submit(client.synthesize, text, max_new_tokens=200) for text in TEXTS]
-            streams = [pool.submit(lambda text: list(client.stream(text, max_new_tokens=200)), text) for text in TEXTS]
-            for done in whole + streams:
-                done.result()
-        with pytest.raises(InvalidInputError):
-            client.synthesize("")
+@contextmanager
+def speaking(server: Any) -> Iterator[None]:
+    """Whole answers, streams and bad requests, some of each at once, again and again until the block ends."""
+    is_over = threading.Event()
+
+    def speak() -> None:
+        with TTSClient(server.grpc_url) as client, ThreadPoolExecutor(6) as pool:
+            while not is_over.is_set():
+                whole = [pool.submit(client.synthesize, text, max_new_tokens=200) for text in TEXTS]
+                streams = [
+                    pool.submit(lambda text: list(client.stream(text, max_new_tokens=200)), text) for text in TEXTS
+                ]
+                for done in whole + streams:
+                    done.result()
+                with pytest.raises(InvalidInputError):
+                    client.synthesize("")
+
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(speak)
+        try:
+            yield
+        finally:
+            is_over.set()
+        load.result()
 
 
 def test_prometheus_draws_every_panel_from_a_server_under_load(tiny: Deployment, tmp_path: Path) -> None:
     with scraping(tiny.server.metrics_url, tmp_path) as prometheus:
         # None fires within these seconds, but one that waits for its time would be there as "pending".
         prometheus.wait_until(lambda: not alerts_of_the_server(prometheus), "at rest there are alerts")
-        while not prometheus.values(
-            "max_over_time(chattts_requests_open[1m]) > 0"
-        ):  # it misses scrapes on a busy machine
-            speak_for_a_while(tiny.server)
-        prometheus.wait_until(lambda: prometheus.values("chattts_requests_open") == [0], "the load does not end")
-        for title, expression in panel_expressions("1m"):
-            if ONLY_ON_SOME_MACHINES in expression or ONLY_WHEN_SOMETHING_FIRES in expression:
-                continue
-            values = prometheus.values(expression)
-            assert values, f"{title}: {expression}"
-            assert any(math.isfinite(value) for value in values), f"{title}: {expression} is {values}"
+        with speaking(tiny.server):
+            for title, expression in panel_expressions("1m"):
+                if ONLY_ON_SOME_MACHINES in expression or ONLY_WHEN_SOMETHING_FIRES in expression:
+                    continue
+                prometheus.wait_until(
+                    lambda expression=expression: is_drawn(prometheus, expression), f"nothing in {title}: {expression}"
+                )
+        prometheus.wait_until(lambda: bool(prometheus.values("chattts_requests_open == 0")), "the load has not ended")
         assert [rule["name"] for rule in prometheus.rules() if rule["health"] != "ok"] == []
+
+
+def is_drawn(prometheus: Prometheus, expression: str) -> bool:
+    return any(math.isfinite(value) for value in prometheus.values(expression))

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from chattts_serving.launcher.running import RunningServer, running_server
 from gateway.process import RunningGateway, running_gateway
 from tests.client.conftest import FAKE_MODEL, refusing_url  # noqa: F401 - a fixture
+
+FLAGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+FAKE_MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+PATIENCE_MS = 30_000  # a busy machine is slow, and no test is about how long something takes
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """One for all tests: Playwright does not start twice."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("the page is tested in Chromium, and none is installed")
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, *FAKE_MICROPHONE])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="package")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,20 +14,15 @@ import av
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
 
 from gateway.app import PAGE
 from gateway.process import RunningGateway, running_gateway
 from gateway.voices import spoken_by
 from tests.client.conftest import content
 from tests.client.fake_synthesis import CHARACTERS_PER_CHUNK, DEFAULT_SEED, SAMPLE_RATE, SAMPLES_PER_CHARACTER
+from tests.gateway.conftest import PATIENCE_MS
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in Chromium, and none is installed")
-
-FLAGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-FAKE_MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-PATIENCE_MS = 30_000  # a busy machine is slow, and no test is about how long something takes
 TEXT = "Good morning."
 TONE_HZ = 440
 KEY = "a-key-of-sixteen-characters"
@@ -82,15 +76,6 @@ COUNT_PICTURES = """
   setTimeout(() => resolve([moved, (performance.now() - began) / 1000]), 2000);
 })
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=PATIENCE_MS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *FAKE_MICROPHONE])
-        yield browser
-        browser.close()
 
 
 @contextmanager

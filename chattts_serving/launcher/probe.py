@@ -39,8 +39,7 @@ def check(url: str, timeout_s: float) -> None:
     """
     for path in ("/v2/health/ready", "/v2/models/speech/ready", "/v2/models/chattts_stream/ready"):
         _ask(url, "GET", path, timeout_s)
-    # Not the generation: who asks for that is taken to be on the way to gpt_decoder, and takes a place there.
-    _call(url, "text_frontend", "used_speaker", timeout_s, text=("BYTES", "Ready."))
+    _call(url, "text_frontend", "generation", timeout_s, text=("BYTES", "Ready."))
     name = f"probe-{secrets.token_hex(8)}"
     _call(url, "gpt_decoder", "chunk", timeout_s, stream_id=("BYTES", name), cancel=("BOOL", True))
 

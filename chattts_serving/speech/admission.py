@@ -117,7 +117,8 @@ class RoomSign:
 class Door:
     """Where text_frontend refuses what gpt_decoder would refuse; it lets in one thread and out another.
 
-    One that passes gets a ticket: how many will have come to gpt_decoder with it. Once so many have, it is there.
+    One that passes gets a ticket: how many will have come to gpt_decoder with it. Once so many have, it is there. One
+    that stays, as a probe does, is refused like others and takes nobody's place.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -125,12 +126,12 @@ class Door:
         self._index = index
         self._sign = RoomSign()
         self._lock = threading.Lock()
-        self._num_inside = 0
+        self._num_inside = self._num_staying = 0
         self._passages: deque[tuple[int, int]] = deque(maxlen=MAX_PASSAGES)  # ticket, and when it must have come
         self._show()  # over what a process that died has left
 
-    def enter(self, *, is_batch: bool) -> None:
-        """Let a request in.
+    def enter(self, *, is_batch: bool, stays: bool = False) -> None:
+        """Let a request in, which `stays` if it does not go to gpt_decoder.
 
         Raises:
             ServingError: there is no room, or the server is about to end.
@@ -139,18 +140,25 @@ class Door:
         with self._lock:
             room = self._sign.read()
             if room is not None:
-                room.check(is_batch=is_batch, num_ahead=sum(self._sign.num_ahead(room)))
-            self._num_inside += 1
-            self._show()
+                num_staying = self._num_staying if stays else 0
+                room.check(is_batch=is_batch, num_ahead=sum(self._sign.num_ahead(room)) + num_staying)
+            self._count(1, stays=stays)
 
-    def leave(self, *, passes: bool) -> None:
-        """Let it out; one that `passes` goes to gpt_decoder."""
+    def leave(self, *, passes: bool, stays: bool = False) -> None:
+        """Let it out; one that `passes` goes to gpt_decoder. `stays` as when it came."""
         with self._lock:
             room = self._sign.read()
-            if passes and room is not None:
+            if passes and not stays and room is not None:
                 ticket = room.num_arrived + self._sign.num_ahead(room)[1] + 1
                 self._passages.append((ticket, time.monotonic_ns() + round(PASSAGE_S * 1e9)))
-            self._num_inside -= 1
+            self._count(-1, stays=stays)
+
+    def _count(self, change: int, *, stays: bool) -> None:
+        """Count one in (1) or out (-1); the caller holds the lock."""
+        if stays:
+            self._num_staying += change
+        else:
+            self._num_inside += change
             self._show()
 
     def _show(self) -> None:

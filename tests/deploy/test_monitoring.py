@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -369,12 +370,9 @@ def speaking(server: Any) -> Iterator[None]:
 
     def speak() -> None:
         with TTSClient(server.grpc_url) as client, ThreadPoolExecutor(6) as pool:
+            ways = (client.synthesize, lambda text, **options: list(client.stream(text, **options)))
             while not is_over.is_set():
-                whole = [pool.submit(client.synthesize, text, max_new_tokens=200) for text in TEXTS]
-                streams = [
-                    pool.submit(lambda text: list(client.stream(text, max_new_tokens=200)), text) for text in TEXTS
-                ]
-                for done in whole + streams:
+                for done in [pool.submit(way, text, max_new_tokens=200) for way in ways for text in TEXTS]:
                     done.result()
                 with pytest.raises(InvalidInputError):
                     client.synthesize("")
@@ -388,20 +386,19 @@ def speaking(server: Any) -> Iterator[None]:
         load.result()
 
 
+def is_drawn(prometheus: Prometheus, expression: str) -> bool:
+    return any(math.isfinite(value) for value in prometheus.values(expression))
+
+
 def test_prometheus_draws_every_panel_from_a_server_under_load(tiny: Deployment, tmp_path: Path) -> None:
     with scraping(tiny.server.metrics_url, tmp_path) as prometheus:
         # None fires within these seconds, but one that waits for its time would be there as "pending".
         prometheus.wait_until(lambda: not alerts_of_the_server(prometheus), "at rest there are alerts")
-        with speaking(tiny.server):
+        with speaking(tiny.server):  # for as long as it takes: how much a scrape a second sees of a load, pace decides
+            open_ones = "max_over_time(chattts_requests_open[1m]) > 0"
+            prometheus.wait_until(lambda: bool(prometheus.values(open_ones)), "Prometheus has not seen the load")
             for title, expression in panel_expressions("1m"):
                 if ONLY_ON_SOME_MACHINES in expression or ONLY_WHEN_SOMETHING_FIRES in expression:
                     continue
-                prometheus.wait_until(
-                    lambda expression=expression: is_drawn(prometheus, expression), f"nothing in {title}: {expression}"
-                )
-        prometheus.wait_until(lambda: bool(prometheus.values("chattts_requests_open == 0")), "the load has not ended")
+                prometheus.wait_until(partial(is_drawn, prometheus, expression), f"nothing in {title}: {expression}")
         assert [rule["name"] for rule in prometheus.rules() if rule["health"] != "ok"] == []
-
-
-def is_drawn(prometheus: Prometheus, expression: str) -> bool:
-    return any(math.isfinite(value) for value in prometheus.values(expression))

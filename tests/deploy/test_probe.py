@@ -130,7 +130,7 @@ def test_a_live_server_works(tiny: Deployment) -> None:
 
 
 def test_a_python_model_that_hangs_fails_although_the_server_says_ready(tmp_path: Path) -> None:
-    write_model(tmp_path / "models", "text_frontend", ["text"], "used_speaker")
+    write_model(tmp_path / "models", "text_frontend", ["text"], "generation")
     write_model(tmp_path / "models", "gpt_decoder", ["stream_id", "cancel"], "chunk")
     for name in ("speech", "chattts_stream"):
         write_model(tmp_path / "models", name, ["text"], "sound")

@@ -72,7 +72,9 @@ def check_equal(sequences, hidden, expected):
     for one, (tokens, reason, states) in zip(sequences, expected, strict=True):
         assert one.tokens == tokens
         assert one.finish_reason is reason
-        np.testing.assert_allclose(hidden[one], states, atol=1e-5)
+        # Of size 3 after two layers: float32 sums of 64 to 160 terms in another order, as another batch or instruction
+        # set has them, differ by up to 2e-5 (seen with ATEN_CPU_CAPABILITY=default); another token's are 1 apart.
+        np.testing.assert_allclose(hidden[one], states, atol=1e-4)
 
 
 def test_a_batch_generates_what_each_sequence_generates_alone(steps_ahead):

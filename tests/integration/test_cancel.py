@@ -162,9 +162,12 @@ def test_what_a_caller_leaves_behind_is_dropped(server, neighbour_alone, how, st
     STATES[state](server, caller, scrape(server))
     caller.cancel()
     if (how, state) != UNNOTICED:
-        wait_until(server, lambda engine: engine.requests_open <= neighbours.number, DROPPED_WITHIN_S)
-        assert scrape(server).sequences_waiting == 0
+        wait_until(server, lambda engine: is_dropped(engine, neighbours), DROPPED_WITHIN_S)
     check_nothing_is_left(server, neighbours)
+
+
+def is_dropped(engine, neighbours):
+    return engine.requests_open <= neighbours.number and engine.sequences_waiting == 0
 
 
 def check_nothing_is_left(server, neighbours):

@@ -15,6 +15,7 @@ from chattts_client.errors import DeadlineExceededError, OverloadedError, TTSErr
 from tritonclient.utils import InferenceServerException
 
 from bench.repository import with_settings
+from chattts_serving.launcher.probe import check
 from chattts_serving.launcher.running import running_server
 from tests.metrics import time_to_rest, wait_until
 from tests.streams import StreamError, open_stream, speak, tensors
@@ -44,8 +45,6 @@ def full(server):
     with ExitStack() as streams:
         for seed in range(ROOM):
             streams.enter_context(open_stream(server, "grpc", **ENDLESS, seed=seed)).next()
-        # The gauges lag behind: only once they have shown these requests can they show that they have ended.
-        wait_until(server, lambda engine: engine.requests_open == ROOM, WAIT_S)
         yield server
     time_to_rest(server)
 
@@ -109,6 +108,18 @@ def test_a_full_server_refuses_all(full, entrance):
     outcomes = burst(full, entrance, BURST, **SPOKEN)
     assert kinds(outcomes) == {OverloadedError: BURST}
     wait_until(full, lambda engine: engine.requests_open == ROOM, WAIT_S)
+
+
+def test_a_probe_takes_nobodys_place(server, alone):
+    """A launcher asks every ten seconds; what comes just then has to find the last place."""
+    with ExitStack() as streams:
+        for seed in range(1, ROOM):
+            streams.enter_context(open_stream(server, "grpc", **ENDLESS, seed=seed)).next()
+        for _ in range(3):
+            check(server.http_url, WAIT_S)
+            assert speak(server.grpc_url, **SPOKEN, seed=0)["audio"].shape == alone[0].shape
+            wait_until(server, lambda engine: engine.requests_open == ROOM - 1, WAIT_S)
+    time_to_rest(server)
 
 
 def test_a_refusal_is_unavailable_over_grpc(full):

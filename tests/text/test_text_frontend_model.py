@@ -242,6 +242,32 @@ def test_those_on_their_way_to_gpt_decoder_take_room_until_they_must_have_come(m
     assert refused(model) == "overloaded: 8 requests are open, of 8 allowed; try again later"
 
 
+def test_a_probe_takes_nobodys_place_and_is_refused_as_all_are(model, sign, monkeypatch):
+    monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
+    sign.write(Room(num_open=7, num_batch=0, max_open=8, max_batch=8))
+    probe = pb.InferenceRequest(request(text="Ready.").inputs(), ["generation"])
+    (response,) = answers(model, [probe])
+    assert not response.has_error()
+    assert refused(model) == ""
+    (response,) = answers(model, [pb.InferenceRequest(probe.inputs(), ["generation"])])
+    assert response.error().message() == "overloaded: 8 requests are open, of 8 allowed; try again later"
+
+
+def test_those_that_stay_are_not_more_than_others_may_be(sign):
+    sign.write(Room(num_open=2, num_batch=0, max_open=4, max_batch=4))
+    door = Door()
+    for _ in range(2):
+        door.enter(is_batch=False, stays=True)
+    with pytest.raises(OverloadedError):
+        door.enter(is_batch=False, stays=True)
+    door.enter(is_batch=False)
+    door.leave(passes=False, stays=True)
+    with pytest.raises(OverloadedError):
+        door.enter(is_batch=False, stays=True)
+    door.leave(passes=False, stays=True)
+    door.enter(is_batch=False, stays=True)
+
+
 def test_those_that_came_to_gpt_decoder_are_counted_once(model, sign, monkeypatch):
     monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
     sign.write(Room(num_open=0, num_batch=0, max_open=4, max_batch=4, num_arrived=70))
@@ -249,17 +275,6 @@ def test_those_that_came_to_gpt_decoder_are_counted_once(model, sign, monkeypatc
         (response,) = answers(model, [request(text="Hello")])
         assert not response.has_error()
         sign.write(Room(num_open + 1, num_batch=0, max_open=4, max_batch=4, num_arrived=71 + num_open))
-    assert refused(model) == "overloaded: 4 requests are open, of 4 allowed; try again later"
-
-
-def test_who_does_not_go_on_to_gpt_decoder_takes_no_place_there(model, sign, monkeypatch):
-    """A server that was full but for one refused the next request, where the launcher's probe had just come by."""
-    monkeypatch.setattr(admission, "PASSAGE_S", 60.0)
-    sign.write(Room(num_open=3, num_batch=0, max_open=4, max_batch=4, num_arrived=9))
-    probe = pb.InferenceRequest([pb.Tensor("text", np.array([[b"Ready."]], np.object_))], ["used_speaker"])
-    (response,) = answers(model, [probe])
-    assert not response.has_error()
-    assert refused(model) == ""
     assert refused(model) == "overloaded: 4 requests are open, of 4 allowed; try again later"
 
 

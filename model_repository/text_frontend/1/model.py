@@ -21,6 +21,7 @@ SWITCH_S = 0.0005  # after which the thread that works lets those that refuse go
 # Between two refusals. Triton's HTTP server loses answers when more than some 277 wait for one of its threads: it hands
 # them over through a socket, and does not look whether they fit (libevhtp's evthr_defer, 212,992 bytes by default).
 PACE_S = 0.001
+NEEDED = "speaker_embedding"  # by gpt_decoder: a request that does not ask for it, as a probe's, ends here
 
 
 class TritonPythonModel:
@@ -37,7 +38,7 @@ class TritonPythonModel:
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
         self._door = Door(int(re.findall(r"\d+", args["model_instance_name"])[-1]))  # "text_frontend_0_1"
-        self._waiting = queue.SimpleQueue()  # (sender, report, request, whether it goes on); None ends the thread
+        self._waiting = queue.SimpleQueue()  # (sender, report, request, stays); None ends the thread
         self._refused = queue.SimpleQueue()  # (sender, report, error); None ends the thread
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._work, self._refuse)]
         for thread in self._threads:
@@ -52,14 +53,14 @@ class TritonPythonModel:
                 triton_io.send_last(pb_utils, sender, triton_io.success(pb_utils, {"voices": self._voices}))
                 continue
             report = self._reports.arrived(request)
+            stays = NEEDED not in request.requested_output_names()
             try:
                 synthesis = request_from_inputs(triton_io.read_scalars(request))
-                self._door.enter(is_batch=synthesis.priority == "batch")
+                self._door.enter(is_batch=synthesis.priority == "batch", stays=stays)
             except Exception as error:
                 self._refused.put((sender, report, error))
             else:
-                goes_on = "generation" in request.requested_output_names()  # to gpt_decoder; a probe's does not
-                self._waiting.put((sender, report, synthesis, goes_on))
+                self._waiting.put((sender, report, synthesis, stays))
 
     def finalize(self):
         """End the threads."""
@@ -70,14 +71,14 @@ class TritonPythonModel:
 
     def _work(self):
         while (one := self._waiting.get()) is not None:
-            sender, report, synthesis, goes_on = one
+            sender, report, synthesis, stays = one
             try:
                 response = triton_io.success(pb_utils, self._prepare(synthesis))
             except Exception as error:
-                self._door.leave(passes=False)
+                self._door.leave(passes=False, stays=stays)
                 self._refused.put((sender, report, error))
             else:
-                self._door.leave(passes=goes_on)
+                self._door.leave(passes=True, stays=stays)
                 triton_io.send_last(pb_utils, sender, response)
 
     def _refuse(self):

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -124,6 +125,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "module that it comes from; the demo checkpoint is exported without that where ChatTTS is not installed. "
         "Every config.pbtxt and model.py in --out is replaced by the checkout's.",
     )
+    parser.add_argument("--version", action="version", version=f"chattts-triton {version('chattts-triton')}")
     parser.add_argument(
         "--checkpoint",
         required=True,

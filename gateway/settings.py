@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 KEYS_VARIABLE = "CHATTTS_API_KEYS"
@@ -106,6 +107,7 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
         SettingsError: a value is not allowed, or a gateway for the network has no keys.
     """
     parser = argparse.ArgumentParser(prog="python -m gateway", description="OpenAI-compatible speech and a web page.")
+    parser.add_argument("--version", action="version", version=f"chattts-triton {version('chattts-triton')}")
     default = Settings()
     parser.add_argument("--host", default=default.host, help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=default.port, help="(default %(default)s)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError, shown
@@ -98,6 +99,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
         f"{RESTRICTED_APIS.replace(',', ', ')} are closed; {' and '.join(RESTRICTING_FLAGS)} say otherwise.",
         allow_abbrev=False,  # an unknown flag is tritonserver's, not a shorter name of one of these
     )
+    parser.add_argument("--version", action="version", version=f"chattts-triton {version('chattts-triton')}")
     default = ServerOptions()
     parser.add_argument("--model-repository", type=Path, default=default.model_repository, metavar="DIR")
     parser.add_argument("--host", default=default.host, help=f"address to bind (default {default.host})")

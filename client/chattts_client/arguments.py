@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -140,13 +141,15 @@ def _checked(
 
 
 def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"chattts {name}".strip(),
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a later flag must not change what a shortened one means
     )
+    parser.add_argument("--version", action="version", version=f"chattts-client {version('chattts-client')}")
+    return parser
 
 
 def _add_server_flags(parser: argparse.ArgumentParser) -> None:

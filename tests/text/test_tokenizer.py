@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
 from transformers import BertTokenizerFast
 
 from chattts_serving.errors import ConfigError
@@ -86,9 +87,11 @@ def test_a_tag_is_one_token(ours, tag):
 def test_long_text_is_neither_cut_nor_padded(ours, tmp_path):
     """The official tokenizer.json asks for exactly 256 tokens."""
     path = tmp_path / "tokenizer.json"
-    ours._tokenizer.enable_truncation(256)
-    ours._tokenizer.enable_padding(length=256)
     ours._tokenizer.save(str(path))
+    official = RustTokenizer.from_file(str(path))  # of its own: all tests of this file share ours
+    official.enable_truncation(256)
+    official.enable_padding(length=256)
+    official.save(str(path))
     loaded = Tokenizer(path)
     assert [len(loaded.encode("好" * length)) for length in (1, 1_000)] == [1, 1_000]
 

@@ -17,9 +17,9 @@ FAKE_MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-medi
 PATIENCE_MS = 30_000  # a busy machine is slow, and no test is about how long something takes
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all tests: Playwright does not start twice."""
+    """One for all tests of a module; while it is there, no test can run an event loop: Playwright has its own."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("the page is tested in Chromium, and none is installed")

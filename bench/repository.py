@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.launcher.tritonserver import ROOT
 
-FOLDER = ROOT / "build" / "bench"  # copies of repositories, and the servers' logs
+FOLDER = Path("build", "bench")  # copies of repositories, and the servers' logs
 SENTENCES = (
     "The library opens at nine and closes when the last reader has gone home.",
     "Please bring the blue folder to the meeting room on the second floor.",

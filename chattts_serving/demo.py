@@ -15,10 +15,9 @@ from chattts_client import Speech, TTSClient, TTSError
 
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import RunningServer, running_server
-from chattts_serving.launcher.tritonserver import ROOT
 
-REPOSITORY = ROOT / "model_repository"
-LOG = ROOT / "build" / "demo-server.log"
+REPOSITORY = Path("model_repository")
+LOG = Path("build", "demo-server.log")
 TEXT = "Good morning. It is 8:45 now. The train to London leaves in 20 minutes."
 SPEAKER = "default"
 SEED = 42
@@ -56,7 +55,7 @@ def export_if_needed() -> None:
     """
     if not (REPOSITORY / "gpt_decoder" / "1" / "model.safetensors").exists():
         print("no artifacts in model_repository yet: exporting the demo checkpoint", flush=True)
-        subprocess.run([sys.executable, "-m", "export", "--checkpoint", "demo"], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", "export", "--checkpoint", "demo"], check=True)
 
 
 def _speak(server: RunningServer, text: str) -> Speech:

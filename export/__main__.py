@@ -123,7 +123,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m export",
         description="Export a ChatTTS checkpoint into a Triton model repository. Every artifact is compared with the "
         "module that it comes from; the demo checkpoint is exported without that where ChatTTS is not installed. "
-        "Every config.pbtxt and model.py in --out is replaced by the checkout's.",
+        "Every config.pbtxt and model.py in --out is replaced by this project's.",
     )
     parser.add_argument("--version", action="version", version=f"chattts-triton {version('chattts-triton')}")
     parser.add_argument(

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from chattts_serving.errors import ConfigError
+from chattts_serving.shipped import shipped
 from chattts_serving.voice.voices import Voice, library_text
 from export.chattts_package import is_installed
 from export.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from export.parity import ParityResult
 from export.voice_library import VOICES_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE_REPOSITORY = ROOT / "model_repository"
+SOURCE_REPOSITORY = shipped("model_repository")
 # The export's own files lie in a version folder: Triton reads nothing there that it is not told of, while it takes
 # every folder beside the models, hidden ones too, for one more model.
 STAMP_FILE = "gpt_decoder/1/export.json"
@@ -37,6 +37,7 @@ SERVING_SOURCES = (  # of chattts_serving
     "engine.gpt_config",
     "engine.gpu.gpt",
     "request",
+    "shipped",
     "voice.base16384",
     "voice.speaker",
     "voice.voices",
@@ -104,10 +105,9 @@ def build_repository(
 
 
 def update_models(out_dir: Path, voices: Sequence[Voice]) -> None:
-    """Replace the models (config.pbtxt, model.py) in `out_dir` by the checkout's with `voices`; its artifacts stay.
+    """Replace the models (config.pbtxt, model.py) in `out_dir` by this project's with `voices`; its artifacts stay.
 
     Raises:
-        ConfigError: this is an installed package without the checkout's model_repository.
         OSError: a file cannot be written.
     """
     with _temporary_folder(out_dir) as models:
@@ -137,9 +137,7 @@ def _temporary_folder(out_dir: Path) -> Iterator[Path]:
 
 
 def _write_models(folder: Path, out_dir: Path, voices: Sequence[Voice]) -> None:
-    """Write to `folder` what `out_dir` needs of the checkout's models, and the list of `voices`."""
-    if not SOURCE_REPOSITORY.is_dir():
-        raise ConfigError(f"there is no {SOURCE_REPOSITORY}; run the export from a checkout")
+    """Write to `folder` what `out_dir` needs of this project's models, and the list of `voices`."""
     if out_dir.resolve() != SOURCE_REPOSITORY:
         _copy_models(folder)
     (folder / VOICES_FILE).parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +145,7 @@ def _write_models(folder: Path, out_dir: Path, voices: Sequence[Voice]) -> None:
 
 
 def _copy_models(folder: Path) -> None:
-    """Copy the checkout's models (config.pbtxt, model.py, version folders) to `folder`."""
+    """Copy this project's models (config.pbtxt, model.py, version folders) to `folder`."""
     for config in SOURCE_REPOSITORY.glob("*/config.pbtxt"):
         for version in config.parent.glob("[0-9]*"):  # an ensemble's is empty, but Triton asks for it
             (folder / version.relative_to(SOURCE_REPOSITORY)).mkdir(parents=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.shipped import shipped
 from chattts_serving.voice.voices import DEFAULT_VOICE, Voice, load_voices
 
-SOURCE_VOICES = Path(__file__).resolve().parent.parent / "voices"
+SOURCE_VOICES = shipped("voices")
 VOICES_FOLDER = "voices"  # beside a checkpoint's `asset/`: voices of its own
 VOICES_FILE = "text_frontend/1/voices.json"  # in a model repository
 

@@ -16,11 +16,10 @@ from chattts_client import TTSError
 from chattts_serving.demo import REPOSITORY, export_if_needed
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import running_server
-from chattts_serving.launcher.tritonserver import ROOT
 from gateway.__main__ import serve
 from gateway.settings import SettingsError, parse
 
-LOG = ROOT / "build" / "up-server.log"
+LOG = Path("build", "up-server.log")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

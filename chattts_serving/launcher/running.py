@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.options import PORT_OPTIONS
-from chattts_serving.launcher.supervisor import child_processes
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.tritonserver import ROOT, check_repository, find_installation
 
 

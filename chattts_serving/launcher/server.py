@@ -29,17 +29,10 @@ from chattts_serving.launcher.options import (
     parse_arguments,
 )
 from chattts_serving.launcher.probe import check
-from chattts_serving.launcher.supervisor import (
-    SHARED_MEMORY,
-    Supervision,
-    Supervisor,
-    TritonProcess,
-    adopt_orphans,
-    end_with_parent,
-    say,
-)
+from chattts_serving.launcher.processes import adopt_orphans, end_with_parent
+from chattts_serving.launcher.supervisor import SHARED_MEMORY, Supervision, Supervisor, TritonProcess, say
 from chattts_serving.launcher.tritonserver import (
-    ROOT,
+    PACKAGE,
     check_repository,
     environment,
     find_installation,
@@ -168,12 +161,15 @@ def serve(options: ServerOptions) -> int:
         host = LOOPBACK if options.host == ANY_ADDRESS else options.host
         drain = Drain(folder / "drain", options.drain_timeout_s, (host, options.metrics_port))
         env = {**environment(installation, folder / "lib"), **drain.environment()}
+        # The working directory of Python models, which is first on their path: this package, and nothing else.
+        imports = folder / "imports"
+        imports.mkdir()
+        (imports / PACKAGE.name).symlink_to(PACKAGE)
         if options.log_requests:
             env[LOG_REQUESTS] = "1"
 
         def start() -> TritonProcess:
-            # In the checkout: Python models have their working directory first on their path, for chattts_serving.
-            return TritonProcess(command, env, ROOT, shm_prefix, log)
+            return TritonProcess(command, env, imports, shm_prefix, log)
 
         supervision = Supervision(
             health=(host, options.http_port),

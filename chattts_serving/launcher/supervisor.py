@@ -10,7 +10,6 @@ One thread does everything: it waits on the log's pipe for POLL_S at a time and 
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import os
 import re
@@ -30,12 +29,13 @@ from types import FrameType
 from typing import IO
 
 from chattts_serving.launcher.draining import Drain
-from chattts_serving.launcher.tritonserver import STUB_NAME
+from chattts_serving.launcher.processes import UNKNOWN, child_processes, end_with_parent, model_of, state_and_parent
 from chattts_serving.launcher.watchdog import Watchdog
 
 EXIT_FAILED = 1  # the server never got ready, or was not to be kept running
 POLL_S = 0.2
 STUB_CHECK_S = 0.5
+LOADING_CHECK_S = 2.0  # likewise while models load
 PROGRESS_S = 5.0  # between two progress lines while nothing changes
 STOP_TIMEOUT_S = 7.0  # from SIGTERM to SIGKILL
 ABORT_TIMEOUT_S = 1.0  # likewise, of a server that cannot answer any more: some callers still get an error
@@ -46,48 +46,11 @@ MAX_COMPLAINTS = 20  # lines of the log shown when tritonserver failed
 INFORMATION = re.compile(rb"I\d{4} |[|+]|\s*$")  # a log line of level INFO, a table, nothing
 # POSIX shared memory: the Python backend keeps its tensors there.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-_PR_SET_CHILD_SUBREAPER = 36
-_LIBC = ctypes.CDLL(None)
 
 
 def say(message: str) -> None:
     """One message to the user: stderr, as stdout has the ready line only."""
     print(message, file=sys.stderr, flush=True)
-
-
-def end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when the thread that started it ends."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def adopt_orphans() -> None:
-    """Make processes that a killed tritonserver leaves behind children of this one, which can wait for them."""
-    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def child_processes(parent: int) -> dict[int, str]:
-    """The states of `parent`'s children by process id, as /proc/PID/stat has them ("Z": dead, not waited for)."""
-    processes = {int(entry.name): _state_and_parent(entry.name) for entry in Path("/proc").glob("[0-9]*")}
-    return {pid: state for pid, (state, its_parent) in processes.items() if its_parent == parent}
-
-
-def _state_and_parent(pid: int | str) -> tuple[str, int]:
-    """("", 0) where there is no such process."""
-    try:
-        # "pid (name) state ppid ...", and the name may hold anything
-        state, parent = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-    except OSError:
-        return "", 0
-    return state, int(parent)
-
-
-def is_stub(pid: int) -> bool:
-    """Whether `pid` runs a Python model; no longer so once it is dead. (PyTorch changes the name of its process.)"""
-    try:
-        return STUB_NAME.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 class TritonProcess:
@@ -110,7 +73,7 @@ class TritonProcess:
         self._shm_prefix = shm_prefix
         self._log = log
         self._partial = b""  # of the log's last line
-        self._stubs: list[int] = []
+        self._stubs: dict[int, str] = {}  # process ids of Python models, and the models' names
         self._process = subprocess.Popen(  # noqa: S603
             command,
             env=env,
@@ -153,17 +116,18 @@ class TritonProcess:
         self.complaints.extend(line.decode(errors="replace") for line in lines if not INFORMATION.match(line))
 
     def remember_stubs(self) -> None:
-        """Note the processes of the Python models, once all are loaded."""
+        """Note the processes of the Python models that there are now."""
         children = child_processes(self.pid)
-        self._stubs = [pid for pid, state in children.items() if state == "Z" or is_stub(pid)]
+        models = {pid: self._stubs.get(pid) or model_of(pid) for pid in children}
+        self._stubs = {pid: model or UNKNOWN for pid, model in models.items() if model or children[pid] == "Z"}
 
-    def has_dead_stub(self) -> bool:
-        """Whether one of them has ended.
+    def dead_stubs(self) -> dict[int, str]:
+        """Those of them that have ended: process ids, and the names of their models.
 
-        It may be gone at once: asked whether a model is ready, Triton waits for its dead (from 25.12 on).
+        One may be gone at once: asked whether a model is ready, Triton waits for its dead (from 25.12 on).
         """
-        states = [_state_and_parent(pid) for pid in self._stubs]
-        return any(state == "Z" or parent != self.pid for state, parent in states)
+        states = {pid: state_and_parent(pid) for pid in self._stubs}
+        return {pid: self._stubs[pid] for pid, state in states.items() if state[0] == "Z" or state[1] != self.pid}
 
     def stop(self, timeout_s: float) -> None:
         """End the server and all it started, and give back its shared memory.
@@ -301,8 +265,8 @@ class Supervisor:
 
     def _wait_until_ready(self, server: TritonProcess) -> Ending | None:
         """None once the server is ready, else why it will not be."""
-        started = told = time.monotonic()
-        shown = -1
+        started = told = checked = time.monotonic()
+        shown, dead = -1, dict[int, str]()
         while not self._is_ready():
             if self._signal:
                 say(f"{signal.Signals(self._signal).name} received: stopping")
@@ -317,6 +281,14 @@ class Supervisor:
                 say(f"loading: {server.num_loaded} of {self._supervision.num_models} models, {now - started:.0f} s")
                 shown, told = server.num_loaded, now
             server.pump(POLL_S)
+            server.remember_stubs()
+            if now - checked > LOADING_CHECK_S:
+                # Triton waits for ever for a model whose process died; one that only told its configuration may be
+                # found dead once, but not twice.
+                before, dead, checked = dead, server.dead_stubs(), now
+                if before.keys() & dead.keys():
+                    self._repeat_complaints(server)
+                    return self._report_dead(dead)
         server.remember_stubs()
         self._is_serving = True
         if self._announced:
@@ -338,9 +310,9 @@ class Supervisor:
                 if time.monotonic() - checked > STUB_CHECK_S:
                     checked = time.monotonic()
                     # Triton itself ends stubs with their models, at its own end, when HTTP is closed already.
-                    if server.has_dead_stub() and self._health_status() is not None:
-                        say("error: a Python model's process died")
-                        return Ending.STUB_DIED
+                    dead = server.dead_stubs()
+                    if dead and self._health_status() is not None:
+                        return self._report_dead(dead)
                 if watchdog.hangs():
                     say(f"error: no good answer for {self._supervision.hang_timeout_s:.0f} s (--hang-timeout)")
                     return Ending.HANGS
@@ -379,9 +351,16 @@ class Supervisor:
         finally:
             connection.close()
 
-    def _report_exit(self, server: TritonProcess) -> None:
+    def _report_dead(self, stubs: Mapping[int, str]) -> Ending:
+        say(f"error: a Python model's process died: {', '.join(sorted(set(stubs.values())))}")
+        return Ending.STUB_DIED
+
+    def _repeat_complaints(self, server: TritonProcess) -> None:
         if self._supervision.repeat_complaints and server.complaints:
             say("\n".join(server.complaints))
+
+    def _report_exit(self, server: TritonProcess) -> None:
+        self._repeat_complaints(server)
         status = server.exit_status or 0
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         say(f"error: tritonserver {how} {'while serving' if self._is_serving else 'before it was ready'}")

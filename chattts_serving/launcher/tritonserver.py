@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.shipped import shipped
 from chattts_serving.variables import SERVER_VERSION
 
-ROOT = Path(__file__).resolve().parents[2]  # of the checkout: chattts_serving, backends, model_repository
-ONNX_BACKEND = ROOT / "backends" / "onnxruntime" / "model.py"
+PACKAGE = Path(__file__).resolve().parents[1]  # chattts_serving
+ROOT = PACKAGE.parent  # the checkout, or a folder of installed packages
 CONTAINER_BINARY = Path("/opt/tritonserver/bin/tritonserver")  # NVIDIA's images
 STUB_NAME = "triton_python_backend_stub"
+ONNX_BACKEND = "backends/onnxruntime/model.py"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _FRONTEND_ASSETS = ("tokenizer.json", "homophones.json", "frontend.json")
@@ -142,24 +144,30 @@ def lay_out_backends(installation: Installation, folder: Path) -> Path:
     shutil.copytree(installation.backends / "python", folder / "python", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(installation.stub, folder / "python" / STUB_NAME)
     (folder / "onnxruntime").mkdir()
-    shutil.copy2(ONNX_BACKEND, folder / "onnxruntime")
+    shutil.copy2(shipped(ONNX_BACKEND), folder / "onnxruntime")
     return folder
 
 
 def environment(installation: Installation, folder: Path) -> dict[str, str]:
-    """The environment of the server and its Python models; `folder` takes a link to libpython.
+    """The environment of the server and its Python models; `folder`, made here, takes links to Python and libpython.
 
     Python models run in a program that embeds Python. Triton 2.51's ignores PYTHONPATH (measured), 26.x heeds it. It
     takes its `sys.prefix`, and with it the packages, from the first `python3` on the PATH, so that must be this one.
+    Its encoding of file names is ASCII whatever the locale says (an isolated configuration of Python), and a library
+    in C++ cannot be told the path of its data below a folder with a Chinese name: the path must be ASCII, too.
 
     Raises:
         ConfigError: the bundled stub's libpython does not exist.
     """
     result = dict(os.environ)
-    _prepend(result, "PATH", str(Path(sys.executable).parent))
+    folder.mkdir()
+    programs = Path(sys.executable).parent
+    if not str(programs).isascii():
+        (folder / "python").symlink_to(programs.parent)
+        programs = folder / "python" / programs.name
+    _prepend(result, "PATH", str(programs))
     if installation.libraries is not None:
         result.pop(SERVER_VERSION, None)  # of an image whose own server this is not
-        folder.mkdir()
         _link_libpython(folder)
         _prepend(result, "LD_LIBRARY_PATH", str(folder), str(installation.libraries))
     return result

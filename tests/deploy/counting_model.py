@@ -3,11 +3,15 @@
 The answer, that of `tests/client/fake_synthesis.py`, comes 0.1 s later. The tests copy this file into a repository.
 """
 
+import sys
 import threading
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
+from chattts_serving.launcher.tritonserver import ROOT
+
+sys.path.append(str(ROOT))
 from tests.client.fake_synthesis import described, whole
 
 ANSWER_S = 0.1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from chattts_serving.launcher.supervisor import end_with_parent
+from chattts_serving.launcher.processes import end_with_parent
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docker" / "haproxy"
 POLICY = FOLDER / "haproxy.cfg"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from chattts_serving.launcher.supervisor import end_with_parent
+from chattts_serving.launcher.processes import end_with_parent
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docker" / "prometheus"
 RULES = FOLDER / "rules" / "chattts.yml"

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from chattts_client import ConnectionFailedError, OverloadedError, TTSClient
 
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import RunningServer, running_server
-from chattts_serving.launcher.supervisor import child_processes
 from tests.client.conftest import FAKE_MODEL, content
 from tests.deploy.haproxy import Addresses, balancer, program, servers_up
 

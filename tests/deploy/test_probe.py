@@ -16,8 +16,8 @@ import pytest
 
 from chattts_serving.launcher import probe
 from chattts_serving.launcher.probe import ProbeError, check, main, open_requests, wait_idle
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import running_server
-from chattts_serving.launcher.supervisor import child_processes
 from chattts_serving.launcher.tritonserver import EXPORTED_FILES
 from tests.conftest import Deployment
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher import probe
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import RunningServer
-from chattts_serving.launcher.supervisor import child_processes
 from tests.fuzz.answers import OK, Answer
 from tests.fuzz.calls import Call, Tensor, text_tensor
 from tests.fuzz.wires import LIMIT_S, SilenceError, Wires

@@ -11,7 +11,7 @@ import time
 import pytest
 import requests
 
-from chattts_serving.launcher.supervisor import child_processes
+from chattts_serving.launcher.processes import child_processes
 from gateway.process import START_S, answers, free_port
 from tests.client.conftest import FAKE_MODEL
 

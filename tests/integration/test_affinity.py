@@ -13,8 +13,8 @@ import pytest
 
 from chattts_serving.engine.cpu.cpus import available_cpus
 from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import RunningServer, running_server
-from chattts_serving.launcher.supervisor import child_processes
 from tests import streams
 from tests.conftest import Deployment
 

@@ -13,8 +13,8 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from bench.repository import with_settings
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import running_server
-from chattts_serving.launcher.supervisor import child_processes
 from chattts_serving.speech.windows import ReadingPlan
 from tests.integration.test_bad_input import packed_sample
 from tests.metrics import scrape, time_to_rest, wait_until

@@ -28,8 +28,8 @@ from chattts_client import DeadlineExceededError, OverloadedError, ServerError, 
 
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.probe import ProbeError, check
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import RunningServer, running_server
-from chattts_serving.launcher.supervisor import child_processes
 from tests.metrics import time_to_rest, wait_until
 
 ROOT = Path(__file__).parent.parent.parent

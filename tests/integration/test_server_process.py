@@ -21,8 +21,8 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import RunningServer, running_server
-from chattts_serving.launcher.supervisor import child_processes
 from tests import onnx_models
 
 ROOT = Path(__file__).parent.parent.parent
@@ -166,6 +166,14 @@ def test_a_killed_launcher_takes_the_server_along(tmp_path: Path, monkeypatch: p
         assert not segments(server.launcher.pid)
 
 
+def test_a_model_whose_process_dies_while_it_loads_is_named_at_once(tmp_path, capfd):
+    """Triton waits for it for ever."""
+    repository = python_repository(tmp_path / "models", extra="import os; time.sleep(1); os.abort()")
+    with pytest.raises(ConfigError, match="did not start"), running_server(repository, log_path=tmp_path / "log"):
+        pass
+    assert "error: a Python model's process died: echo\n" in capfd.readouterr().err
+
+
 VICTIMS: dict[str, tuple[Callable[[RunningServer], int], signal.Signals, str]] = {
     "tritonserver": (
         lambda server: server.pid,
@@ -180,7 +188,7 @@ VICTIMS: dict[str, tuple[Callable[[RunningServer], int], signal.Signals, str]] =
     "a Python model": (
         lambda server: next(iter(child_processes(server.pid))),
         signal.SIGKILL,
-        "error: a Python model's process died",
+        "error: a Python model's process died: echo",
     ),
 }
 

@@ -26,8 +26,9 @@ from chattts_serving.launcher import draining, supervisor, tritonserver
 from chattts_serving.launcher.draining import Drain
 from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions, parse_arguments
 from chattts_serving.launcher.probe import ProbeError
+from chattts_serving.launcher.processes import UNKNOWN, child_processes, model_of
 from chattts_serving.launcher.server import choose_ports, hold_ports, main, tritonserver_flags
-from chattts_serving.launcher.supervisor import Supervision, Supervisor, TritonProcess, child_processes
+from chattts_serving.launcher.supervisor import Supervision, Supervisor, TritonProcess
 from chattts_serving.launcher.tritonserver import (
     Installation,
     check_repository,
@@ -36,6 +37,7 @@ from chattts_serving.launcher.tritonserver import (
     lay_out_backends,
 )
 from chattts_serving.launcher.watchdog import Watchdog
+from chattts_serving.shipped import shipped
 
 
 @pytest.fixture
@@ -284,7 +286,7 @@ def test_a_system_without_onnx_gets_ours_beside_its_own(tmp_path: Path) -> None:
     backends = tmp_path / "opt" / "backends"
     installation = Installation(binary, backends, backends / "python" / tritonserver.STUB_NAME, None)
     own = lay_out_backends(installation, tmp_path / "own")
-    assert (own / "onnxruntime" / "model.py").read_bytes() == tritonserver.ONNX_BACKEND.read_bytes()
+    assert (own / "onnxruntime" / "model.py").read_bytes() == shipped(tritonserver.ONNX_BACKEND).read_bytes()
     assert (own / "identity").resolve() == backends / "identity"
     assert (own / "python" / tritonserver.STUB_NAME).is_file()
 
@@ -398,14 +400,14 @@ def test_a_stub_that_died_is_noticed_be_it_left_a_zombie_or_gone(waits: bool) ->
     pump_until(run, lambda: b"\n" in log)
     other, stub = map(int, log.split())
     try:
-        pump_until(run, lambda: supervisor.is_stub(stub))  # it was not, until it had begun
+        pump_until(run, lambda: model_of(stub))  # it was not, until it had begun
         run.remember_stubs()
-        assert not run.has_dead_stub()
+        assert not run.dead_stubs()
         os.kill(other, signal.SIGKILL)
         pump_until(run, lambda: child_processes(run.pid).get(other, "Z") == "Z")
-        assert not run.has_dead_stub()
+        assert not run.dead_stubs()
         os.kill(stub, signal.SIGKILL)
-        pump_until(run, run.has_dead_stub)
+        pump_until(run, lambda: run.dead_stubs() == {stub: UNKNOWN})
         assert (stub in child_processes(run.pid)) is not waits
     finally:
         run.stop(STOP_S)
@@ -426,8 +428,8 @@ class FakeRun:
     def remember_stubs(self) -> None:
         pass
 
-    def has_dead_stub(self) -> bool:
-        return self.dead_stub
+    def dead_stubs(self) -> dict[int, str]:
+        return {2: "vocos"} if self.dead_stub else {}
 
     def stop(self, timeout_s: float) -> None:
         self.stopped_within_s = timeout_s
@@ -476,7 +478,7 @@ def runs_of(make_run: Callable[[], FakeRun], supervision: Supervision) -> tuple[
 
 
 FAILURES: dict[str, tuple[Callable[[], FakeRun], dict[str, Any], str]] = {
-    "a dead stub": (lambda: FakeRun(dead_stub=True), {}, "error: a Python model's process died"),
+    "a dead stub": (lambda: FakeRun(dead_stub=True), {}, "error: a Python model's process died: vocos"),
     "an exit": (lambda: FakeRun(exit_status=3), {}, "error: tritonserver exited with status 3 while serving"),
     "a kill": (lambda: FakeRun(exit_status=-9), {}, "error: tritonserver was ended by SIGKILL while serving"),
     "no answer": (FakeRun, {"ask": refuse, "hang_timeout_s": 0.01}, "error: no good answer for 0 s (--hang-timeout)"),
@@ -507,14 +509,37 @@ def test_stubs_that_end_with_their_server_did_not_die(
     """Triton closes HTTP before it ends them, and has its time to end itself."""
 
     class Ending(FakeRun):
-        def has_dead_stub(self) -> bool:
+        def dead_stubs(self) -> dict[int, str]:
             self.exit_status = 0  # at the next look
-            return True
+            return {2: "vocos"}
 
     monkeypatch.setattr(Supervisor, "_health_status", lambda _: None)
     _, runs = runs_of(Ending, supervision)
     assert "exited with status 0 while serving" in capsys.readouterr().err
     assert {run.stopped_within_s for run in runs} == {supervisor.STOP_TIMEOUT_S}
+
+
+# A server that is never ready and waits for none of its stubs, of which one has ended.
+LOADS_FOR_EVER = """
+import subprocess, time
+[subprocess.Popen([f"/a/{stub}", seconds], executable="sleep") for seconds in ("0.3", "3600")]
+time.sleep(3600)
+"""
+
+
+def test_a_stub_that_died_while_models_load_ends_the_start(
+    supervision: Supervision, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supervisor, "LOADING_CHECK_S", 0.5)
+    script = LOADS_FOR_EVER.replace("{stub}", tritonserver.STUB_NAME)
+
+    def start() -> TritonProcess:
+        return TritonProcess(
+            [sys.executable, "-c", script], dict(os.environ), Path.cwd(), "chattts_test_", lambda _: None
+        )
+
+    assert Supervisor(start, supervision).run() == 1
+    assert capsys.readouterr().err.endswith(f"error: a Python model's process died: {UNKNOWN}\n")
 
 
 # A server that says it is ready while its stub lives, and waits for it once it is dead.
@@ -536,15 +561,16 @@ def test_a_server_is_started_anew_soon_after_a_stub_died_that_it_waited_for(supe
     times: list[float] = []
 
     class Killed(TritonProcess):
-        """Its stub is killed when it is known, and waited for before it is looked at."""
+        """Its stub is killed when the server is ready, and waited for before it is looked at."""
 
-        def remember_stubs(self) -> None:
-            super().remember_stubs()
-            [stub] = child_processes(self.pid)
-            os.kill(stub, signal.SIGKILL)
-            times.append(time.monotonic())
-            while child_processes(self.pid):
-                assert Supervisor(Any, replace(supervision, health=health))._health_status() is not None
+        def dead_stubs(self) -> dict[int, str]:
+            if supervised._is_serving and not times:
+                [stub] = child_processes(self.pid)
+                os.kill(stub, signal.SIGKILL)
+                times.append(time.monotonic())
+                while child_processes(self.pid):
+                    assert supervised._health_status() is not None
+            return super().dead_stubs()
 
     def start() -> TritonProcess:
         if times:
@@ -552,7 +578,8 @@ def test_a_server_is_started_anew_soon_after_a_stub_died_that_it_waited_for(supe
             os.kill(os.getpid(), signal.SIGTERM)
         return Killed([sys.executable, "-c", script], dict(os.environ), Path.cwd(), "chattts_test_", lambda _: None)
 
-    assert Supervisor(start, replace(supervision, health=health)).run() == 0
+    supervised = Supervisor(start, replace(supervision, health=health))
+    assert supervised.run() == 0
     died, started = times
     assert started - died < 5
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from bench.watch import MB, memory_of, process_tree
 from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import RunningServer
-from chattts_serving.launcher.supervisor import SHARED_MEMORY, child_processes
+from chattts_serving.launcher.supervisor import SHARED_MEMORY
 from chattts_serving.launcher.tritonserver import STUB_NAME
 from tests.metrics import AT_REST, scrape
 

@@ -7,10 +7,14 @@ Texts with a meaning of their own:
     "silence"             an answer without a single sample
 """
 
+import sys
 import threading
 
 import triton_python_backend_utils as pb_utils
 
+from chattts_serving.launcher.tritonserver import ROOT
+
+sys.path.append(str(ROOT))
 from tests.client.fake_synthesis import described, whole
 
 

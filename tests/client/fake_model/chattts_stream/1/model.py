@@ -13,6 +13,7 @@ Texts with a meaning of their own:
     "silence"              an answer without a single sample
 """
 
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,9 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from chattts_serving.launcher.tritonserver import ROOT
+
+sys.path.append(str(ROOT))
 from tests.client.fake_synthesis import chunks, described
 
 MOST_SECONDS = 20  # until a request that should be cancelled is given up

@@ -1,6 +1,6 @@
 """From what people write to what the model was trained on: words, Chinese characters and four kinds of punctuation.
 
-The rules are those of ChatTTS 0.2.5 (`ChatTTS/norm.py`); where ours differ on purpose, tests/test_normalizer.py lists
+The rules are those of ChatTTS 0.2.5 (`ChatTTS/norm.py`); where ours differ on purpose, tests/text/test_normalizer.py lists
 the case and the reason.
 """
 

@@ -9,6 +9,7 @@ DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 RUNTIME := embedded-$(DEVICE),onnx,client
 EVERYTHING := $(RUNTIME),gateway,test
 ARGS ?=
+JOBS ?= 2
 MINUTES ?= 30
 REQUESTS ?= 10000
 
@@ -34,8 +35,8 @@ $(VENV)/.everything: $(VENV)/.runtime
 demo: $(VENV)/.runtime ## speak a sentence through the server over gRPC and HTTP, write demo.wav
 	$(RUN) -m chattts_serving.demo $(ARGS)
 
-test: setup ## run every test (ARGS="-m 'not slow'" for the quick ones)
-	$(RUN) -m pytest $(ARGS)
+test: setup ## run every test, two files at a time (ARGS="-m 'not slow'" for the quick ones)
+	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## check format, style and types
 	$(VENV)/bin/ruff check .

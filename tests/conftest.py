@@ -6,6 +6,7 @@ run pays for them; the export notices when they are out of date.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -21,8 +22,44 @@ from export.__main__ import DEMO
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Two run at once (`make test`), each in one thread: threads that wait for each other on a core that is taken cost most.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+# Files that take about a minute: begun first, so that none of them is left to one worker at the end.
+LONGEST = (
+    "integration/test_intelligibility.py",
+    "deploy/test_requirements.py",
+    "integration/test_faults.py",
+    "engine/gpu/test_triton_kernels.py",
+    "gateway/test_page.py",
+    "soak/test_soak.py",
+    "integration/test_oracle.py",
+    "integration/test_streaming.py",
+    "engine/cpu/test_runner.py",
+    "test_wheels.py",
+    "deploy/test_gpu_image.py",
+    "integration/test_server_process.py",
+    "integration/test_overload.py",
+    "engine/gpu/test_triton_compiles.py",
+)
+
 # A shell's background jobs ignore interrupts, and so would the processes that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of LONGEST first."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_quick_as_before() -> Iterator[None]:
+    """Models that compute make their processes yield to others; those that run in the tests' own do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "nice", lambda increment: increment)
+        yield
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from chattts_serving.engine.runner import PendingStep, Runner
 from chattts_serving.engine.scheduler import Scheduler, SchedulerConfig
 from chattts_serving.engine.sequence import Kind, Sequence
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class Engine:
         finished = []
         while len(self._in_flight) > unread:
             finished += self._read(self._in_flight.popleft())
+        if self.is_idle and (lost := self._scheduler.reclaim()):
+            logger.error("%d of %d tokens of the cache were held by nobody: a bug", lost, self.num_cache_tokens)
         return finished
 
     def _launch(self, sequences: list[Sequence]) -> None:

@@ -105,6 +105,13 @@ class Scheduler:
         elif sequence in self._waiting[sequence.priority]:
             self._waiting[sequence.priority].remove(sequence)
 
+    def reclaim(self) -> int:
+        """When nobody is here, so that all of the cache must be free: the tokens that were not, and are from now on."""
+        lost = self._config.kv_cache_tokens - self.num_free_cache_tokens
+        if lost:
+            self._slots = KVSlots(self._config.kv_cache_tokens)
+        return lost
+
     def _admit(self) -> None:
         prefill_tokens = 0
         while queue := next(filter(None, self._waiting.values()), None):

@@ -1,7 +1,7 @@
 """From what people write to what the model was trained on: words, Chinese characters and four kinds of punctuation.
 
-The rules are those of ChatTTS 0.2.5 (`ChatTTS/norm.py`); where ours differ on purpose, tests/text/test_normalizer.py lists
-the case and the reason.
+The rules are those of ChatTTS 0.2.5 (`ChatTTS/norm.py`); where ours differ on purpose,
+tests/text/test_normalizer.py lists the case and the reason.
 """
 
 from __future__ import annotations

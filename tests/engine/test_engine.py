@@ -316,3 +316,14 @@ def test_a_budget_that_is_no_positive_number_is_a_configuration_error(gigabytes)
 def test_a_budget_that_holds_no_full_sequence_is_a_configuration_error():
     with pytest.raises(ConfigError, match="kv_cache_gb"):
         random_engine(cache_tokens=127)
+
+
+def test_what_nobody_holds_is_free_again_once_nobody_is_there(caplog):
+    machine = random_engine(cache_tokens=500)
+    machine._scheduler._slots.allocate(300)  # and loses it
+    run(machine, [sequence()])
+    assert "300 of 500 tokens of the cache were held by nobody" in caplog.text
+    assert machine.num_free_cache_tokens == 500
+    caplog.clear()
+    run(machine, mixed_sequences())
+    assert not caplog.records

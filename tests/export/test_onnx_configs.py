@@ -6,7 +6,6 @@ The rules are those of Triton's C++ ONNX Runtime backend, which `backends/onnxru
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,6 @@ def test_the_committed_config_fits_the_exported_graph(
     model: str, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pb, "model_dir", exported / model / "1")
-    monkeypatch.setattr(os, "nice", lambda increment: increment)  # of the instance's process, which is not this one
     committed = committed_config(model)
     completed = backend.TritonPythonModel.auto_complete_config(pb.ModelConfig(json.dumps(committed))).as_dict()
     arguments = {"model_config": json.dumps(completed), "model_instance_kind": "CPU", "model_instance_device_id": "0"}

@@ -98,7 +98,7 @@ def test_a_burst_is_answered_with_what_each_gets_alone_or_refused(server, alone,
 @pytest.mark.parametrize("entrance", ["grpc", "http"])
 def test_of_a_thousand_at_once_none_is_left_without_an_answer(server, entrance):
     """Of refusals that came all at once Triton lost many over HTTP."""
-    outcomes = burst(server, entrance, MANY, timeout_s=30.0, **SPOKEN)
+    outcomes = burst(server, entrance, MANY, **SPOKEN)
     assert set(kinds(outcomes)) == {np.ndarray, OverloadedError}
     time_to_rest(server)
 

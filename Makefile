@@ -36,7 +36,7 @@ demo: $(VENV)/.runtime ## speak a sentence through the server over gRPC and HTTP
 	$(RUN) -m chattts_serving.demo $(ARGS)
 
 test: setup ## run every test, two files at a time (ARGS="-m 'not slow'" for the quick ones)
-	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(RUN) -m pytest --numprocesses $(JOBS) --no-loadscope-reorder $(ARGS)
 
 lint: setup ## check format, style and types
 	$(VENV)/bin/ruff check .

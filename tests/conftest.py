@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+# Files that ask a server of official size, which is large: all by one process.
+OFFICIAL = {
+    "tests/engine/cpu/test_runner.py",
+    "tests/integration/test_concurrency.py",
+    "tests/integration/test_oracle.py",
+    "tests/integration/test_streaming.py",
+    "tests/integration/test_voices.py",
+}
 # Files that take about a minute: begun first, so that none of them is left to one worker at the end.
 LONGEST = (
     "integration/test_intelligibility.py",
@@ -46,6 +55,18 @@ LONGEST = (
 
 # A shell's background jobs ignore interrupts, and so would the processes that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files are handed out, so that what a module makes is made once."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - not where one process runs all
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "official" if file in OFFICIAL else file
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ SOURCES = (
     *("backends", "bench", "chattts_serving", "client", "export", "gateway", "model_repository", "voices"),
 )
 IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build", "results")
-FOLDER = "一个 文件夹"
+FOLDER = "一个 文件夹's"
 
 
 def run(*command: object, cwd: Path, **variables: str) -> str:
@@ -86,11 +86,11 @@ def test_a_client_alone_speaks_over_both_protocols(wheels, tiny, tmp_path):
 
 @contextmanager
 def started(*command: object, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """It runs for the length of the block, with its standard output piped, and ends well."""
+    """It runs for the length of the block, with its standard output piped, all its files in `cwd`, and ends well."""
     with subprocess.Popen(
         [str(part) for part in command],
         cwd=cwd,
-        env=clean_environment(),
+        env=clean_environment() | {"TMPDIR": str(cwd)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -16,12 +16,16 @@ from pathlib import Path
 from chattts_serving.launcher.probe import ProbeError, open_requests
 from chattts_serving.variables import DRAIN_FILE
 
-# Without an open request and without an answer of any model. gpt_decoder closes a request when its last tokens leave,
-# which then go through decoder and vocoder.
+# Without an open request and without an answer of any model: Triton may still be sending the last one.
 QUIET_S = 0.5  # where no request was open when draining began
-LAST_CHUNK_S = 2.0  # where one was
+LAST_ANSWER_S = 2.0  # where one was
 ANSWERS_S = 2.0  # past the limit, for the errors that then answer what is left
 ENDED = re.compile(r"^nv_inference_request_(?:success|failure)\{[^}]*\} (\S+)$", re.MULTILINE)
+# gpt_decoder closes a request when its last tokens leave. The models that speak have it until its last sound has left.
+SPOKEN_ARRIVED = re.compile(r"^chattts_requests_arrived_total\{[^}]*\} (\S+)$", re.MULTILINE)
+SPOKEN_ENDED = re.compile(
+    r'^chattts_requests_total\{[^}]*model="(?:speech|chattts_stream)"[^}]*\} (\S+)$', re.MULTILINE
+)
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Drain:
     limit_s: float
     metrics: tuple[str, int]
     _end: float = 0.0
-    _seen: tuple[int, float] = (-1, 0.0)  # open requests, and how many requests have ended
+    _seen: tuple[float, float] = (-1, 0.0)  # open requests, and how many requests have ended
     _quiet_since: float = field(default_factory=time.monotonic)
     _quiet_s: float = QUIET_S
 
@@ -64,14 +68,19 @@ class Drain:
         except (OSError, http.client.HTTPException):
             return False
         try:
-            seen = open_requests(metrics), sum(map(float, ENDED.findall(metrics)))
+            spoken = _total(SPOKEN_ARRIVED, metrics) - _total(SPOKEN_ENDED, metrics)
+            seen = max(open_requests(metrics), spoken), _total(ENDED, metrics)
         except ProbeError:  # no gpt_decoder, and nothing to wait for
             return True
         if seen[0]:
-            self._quiet_s = LAST_CHUNK_S
+            self._quiet_s = LAST_ANSWER_S
         if seen[0] or seen != self._seen:
             self._seen, self._quiet_since = seen, now
         return now - self._quiet_since >= self._quiet_s
+
+
+def _total(pattern: re.Pattern[str], metrics: str) -> float:
+    return sum(map(float, pattern.findall(metrics)))
 
 
 def _get(address: tuple[str, int]) -> str:

@@ -50,6 +50,9 @@ PROBED_MODELS = {"text_frontend", "gpt_decoder", "speech", "chattts_stream"}  # 
 SHM_DEFAULT_BYTES = 16 * 2**20  # two sentences of 2,048 hidden states of 768 float32
 SHM_GROWTH_BYTES = 16 * 2**20
 LOW_SHM_BYTES = 256 * 2**20  # a process that finds no more is killed without a word
+# Paths that the Python backend may hand to a shell without quotes, and Python, which takes names for ASCII, to C++.
+SHELL_SAFE = re.compile(r"[\w./+@%=:,-]+", re.ASCII)
+TMP = "/tmp"  # noqa: S108 - in place of a TMPDIR that is none of them
 NO_METRICS = "--allow-metrics=false"  # of tritonserver
 
 
@@ -148,7 +151,8 @@ def serve(options: ServerOptions) -> int:
     with ExitStack() as stack:
         hold_ports(options, stack)
         log = _open_log(options, stack)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_")))
+        place = tempfile.gettempdir() if SHELL_SAFE.fullmatch(tempfile.gettempdir()) else TMP
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_", dir=place)))
         shm_prefix = f"chattts_{os.getpid()}_{secrets.token_hex(8)}_"  # no name that a caller could guess
         python_based = ["python"] if has_onnx_backend(installation) else ["python", "onnxruntime"]
         flags = tritonserver_flags(
@@ -205,8 +209,8 @@ def _open_log(options: ServerOptions, stack: ExitStack) -> Callable[[bytes], obj
 
 
 def _shell_safe(repository: Path, folder: Path) -> Path:
-    """`repository`, or a link to it in `folder`: the Python backend hands the path to a shell without quotes."""
-    if re.fullmatch(r"[\w./+@%=:,-]+", str(repository), re.ASCII):
+    """`repository`, or a link to it in `folder`, where it is not SHELL_SAFE."""
+    if SHELL_SAFE.fullmatch(str(repository)):
         return repository
     link = folder / "models"
     link.symlink_to(repository)

@@ -74,6 +74,9 @@ class RequestReports:
             outcome: metrics.counter("requests_total", "Requests that have ended.", model=model, outcome=outcome)
             for outcome in dict.fromkeys([*(["answered"] if speaks else []), *(kind.outcome for kind in kinds)])
         }
+        self.arrivals = (
+            metrics.counter("requests_arrived_total", "Requests that have come.", model=model) if speaks else None
+        )
         if streams:
             self.first_audio = metrics.histogram(
                 "first_audio_seconds", "From a stream's arrival to its first audio.", FIRST_AUDIO_BOUNDS_S
@@ -85,6 +88,8 @@ class RequestReports:
 
     def arrived(self, request: Any) -> RequestReport:
         """The report of `request`, a `pb_utils.InferenceRequest`, which has just come."""
+        if self.arrivals is not None:
+            self.arrivals.add()
         return RequestReport(self, request.request_id())
 
 

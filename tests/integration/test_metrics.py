@@ -137,6 +137,8 @@ class Counted:
         time_to_rest(self._server, LONG_S)
         time.sleep(0.2)  # for one too many to be seen
         assert self.requests() == seen.requests
+        for model in map('model="{}"'.format, MODELS.values()):
+            assert self.growth("requests_arrived_total", model) == self.growth("requests_total", model)
 
     @staticmethod
     def _is(series, name, labels):

@@ -746,8 +746,15 @@ def peer() -> Iterator[Any]:
 # Draining
 
 
-def metrics(num_open: int, *ended: int) -> str:
+def metrics(num_open: int, *ended: int, spoken: int = 0, refused: int = 7) -> str:
+    """`spoken` requests are still with the models that speak."""
     lines = [f'nv_inference_request_success{{model="m{place}"}} {number}\n' for place, number in enumerate(ended)]
+    lines += [
+        f'chattts_requests_arrived_total{{model="{model}"}} {spoken + 3}\n' for model in ("speech", "chattts_stream")
+    ]
+    lines += [f'chattts_requests_total{{model="speech",outcome="answered"}} {spoken + 3}\n']
+    lines += ['chattts_requests_total{model="chattts_stream",outcome="invalid"} 3\n']
+    lines += [f'chattts_requests_total{{model="text_frontend",outcome="overloaded"}} {refused}\n']
     return f"chattts_requests_open {num_open}\n{''.join(lines)}"
 
 
@@ -791,10 +798,11 @@ def test_a_drain_is_over_when_nothing_is_open_and_nothing_ends_any_more(
     assert not is_over_after(draining.QUIET_S / 2, metrics(0, 5, 3))  # one has ended
     assert is_over_after(draining.QUIET_S, metrics(0, 5, 3))
     assert not is_over_after(0.0, metrics(1, 5, 3))
-    assert not is_over_after(draining.QUIET_S, metrics(0, 5, 3))
-    assert not is_over_after(draining.QUIET_S, metrics(0, 5, 3))  # its last chunk may be in the vocoder
-    assert not is_over_after(draining.LAST_CHUNK_S / 2, metrics(0, 5, 4))
-    assert is_over_after(draining.LAST_CHUNK_S, metrics(0, 5, 4))
+    assert not is_over_after(draining.LAST_ANSWER_S, metrics(0, 5, 3, spoken=1))  # its last chunk is in the vocoder
+    assert not is_over_after(draining.LAST_ANSWER_S, metrics(0, 5, 3, spoken=1))
+    assert not is_over_after(draining.LAST_ANSWER_S, metrics(0, 5, 3))
+    assert not is_over_after(draining.LAST_ANSWER_S / 2, metrics(0, 5, 4))
+    assert is_over_after(draining.LAST_ANSWER_S, metrics(0, 5, 4))
 
 
 def test_a_drain_is_over_after_its_time_and_that_of_the_last_errors(peer: Any, drain: Drain, now: list[float]) -> None:

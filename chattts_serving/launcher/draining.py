@@ -22,9 +22,8 @@ LAST_ANSWER_S = 2.0  # where one was
 ANSWERS_S = 2.0  # past the limit, for the errors that then answer what is left
 ENDED = re.compile(r"^nv_inference_request_(?:success|failure)\{[^}]*\} (\S+)$", re.MULTILINE)
 # gpt_decoder closes a request when its last tokens leave. The models that speak have it until its last sound has left.
-SPOKEN_ARRIVED = re.compile(r"^chattts_requests_arrived_total\{[^}]*\} (\S+)$", re.MULTILINE)
-SPOKEN_ENDED = re.compile(
-    r'^chattts_requests_total\{[^}]*model="(?:speech|chattts_stream)"[^}]*\} (\S+)$', re.MULTILINE
+COME, GONE = (
+    re.compile(rf"^chattts_requests_{name}_total\{{[^}}]*\}} (\S+)$", re.MULTILINE) for name in ("come", "gone")
 )
 
 
@@ -68,7 +67,7 @@ class Drain:
         except (OSError, http.client.HTTPException):
             return False
         try:
-            spoken = _total(SPOKEN_ARRIVED, metrics) - _total(SPOKEN_ENDED, metrics)
+            spoken = _total(COME, metrics) - _total(GONE, metrics)
             seen = max(open_requests(metrics), spoken), _total(ENDED, metrics)
         except ProbeError:  # no gpt_decoder, and nothing to wait for
             return True

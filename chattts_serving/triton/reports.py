@@ -67,16 +67,18 @@ class RequestReports:
 
         Each request is reported once, by the model where it ends; one that only prepares reports those that fail.
         """
-        self.model, self.streams = model, streams
+        self.model, self.speaks, self.streams = model, speaks, streams
         self.is_logged = os.environ.get(LOG_REQUESTS) == "1"
         kinds: list[type[ServingError]] = [ServingError, *ServingError.__subclasses__()]
         self.outcomes = {
             outcome: metrics.counter("requests_total", "Requests that have ended.", model=model, outcome=outcome)
             for outcome in dict.fromkeys([*(["answered"] if speaks else []), *(kind.outcome for kind in kinds)])
         }
-        self.arrivals = (
-            metrics.counter("requests_arrived_total", "Requests that have come.", model=model) if speaks else None
-        )
+        if speaks:
+            self.come, self.gone = (
+                metrics.counter(f"requests_{name}_total", f"Requests that have {name}.", model=model)
+                for name in ("come", "gone")
+            )
         if streams:
             self.first_audio = metrics.histogram(
                 "first_audio_seconds", "From a stream's arrival to its first audio.", FIRST_AUDIO_BOUNDS_S
@@ -88,8 +90,8 @@ class RequestReports:
 
     def arrived(self, request: Any) -> RequestReport:
         """The report of `request`, a `pb_utils.InferenceRequest`, which has just come."""
-        if self.arrivals is not None:
-            self.arrivals.add()
+        if self.speaks:
+            self.come.add()
         return RequestReport(self, request.request_id())
 
 
@@ -110,6 +112,10 @@ class RequestReport:
         if self._reports.streams and self._num_samples and self._first_audio_s is None:
             self._first_audio_s = time.monotonic() - self._arrived
             self._reports.first_audio.observe(self._first_audio_s)
+
+    def gone(self) -> None:
+        """All that this model has to say of it has left, whoever reports how it ended."""
+        self._reports.gone.add()
 
     def ended(self, error: BaseException | None = None) -> None:
         """It was answered, or ended by `error`."""

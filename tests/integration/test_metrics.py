@@ -138,7 +138,7 @@ class Counted:
         time.sleep(0.2)  # for one too many to be seen
         assert self.requests() == seen.requests
         for model in map('model="{}"'.format, MODELS.values()):
-            assert self.growth("requests_arrived_total", model) == self.growth("requests_total", model)
+            assert self.growth("requests_come_total", model) == self.growth("requests_gone_total", model)
 
     @staticmethod
     def _is(series, name, labels):

@@ -746,15 +746,12 @@ def peer() -> Iterator[Any]:
 # Draining
 
 
-def metrics(num_open: int, *ended: int, spoken: int = 0, refused: int = 7) -> str:
+def metrics(num_open: int, *ended: int, spoken: int = 0) -> str:
     """`spoken` requests are still with the models that speak."""
     lines = [f'nv_inference_request_success{{model="m{place}"}} {number}\n' for place, number in enumerate(ended)]
-    lines += [
-        f'chattts_requests_arrived_total{{model="{model}"}} {spoken + 3}\n' for model in ("speech", "chattts_stream")
-    ]
-    lines += [f'chattts_requests_total{{model="speech",outcome="answered"}} {spoken + 3}\n']
-    lines += ['chattts_requests_total{model="chattts_stream",outcome="invalid"} 3\n']
-    lines += [f'chattts_requests_total{{model="text_frontend",outcome="overloaded"}} {refused}\n']
+    for model, come in (("speech", spoken + 3), ("chattts_stream", 4)):
+        lines += [f'chattts_requests_come_total{{model="{model}"}} {come}\n']
+        lines += [f'chattts_requests_gone_total{{model="{model}"}} {come - spoken * (model == "speech")}\n']
     return f"chattts_requests_open {num_open}\n{''.join(lines)}"
 
 

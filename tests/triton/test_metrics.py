@@ -123,10 +123,11 @@ def test_a_request_is_counted_by_its_outcome_and_logged_if_wanted(log, monkeypat
                 report.heard(chunk(24_000, 47))
                 report.heard(chunk(12_000, 23))
             report.ended(error)
+            report.gone()
     model = ("model", "chattts_stream")
     found = {dict(key[1:])["outcome"]: value for key, value in values.items() if key[0] == "chattts_requests_total"}
     assert found == dict.fromkeys(ENDINGS, 1)
-    assert values["chattts_requests_arrived_total", model] == len(ENDINGS)
+    assert values["chattts_requests_come_total", model] == values["chattts_requests_gone_total", model] == len(ENDINGS)
     assert values["chattts_first_audio_seconds_count",] == 2
     assert values["chattts_realtime_factor_count", model] == 1
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

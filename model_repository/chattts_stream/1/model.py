@@ -63,3 +63,4 @@ class TritonPythonModel:
         if not ended:
             await asyncio.sleep(self._settle_s)
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        report.gone()

@@ -32,6 +32,7 @@ class TritonPythonModel:
             except Exception as error:
                 report.ended(error)
                 triton_io.send_last(pb_utils, sender, triton_io.failure(pb_utils, error))
+                report.gone()
             else:
                 prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
                 call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id())
@@ -54,3 +55,4 @@ class TritonPythonModel:
             report.heard(outputs)
             report.ended()
         triton_io.send_last(pb_utils, sender, response)
+        report.gone()

@@ -129,6 +129,12 @@ def cancel(synthesizer, name):
     assert done.wait(timeout=30)
 
 
+def ends_of(parts):
+    """The last hidden states of each chunk's window, by the number of codes up to the chunk's end."""
+    places = np.cumsum([len(part.codes) for part in parts])
+    return {int(place): part.hidden[-4:] for place, part in zip(places, parts, strict=True)}
+
+
 def codes(parts):
     return [code for part in parts for code in part.codes]
 
@@ -224,9 +230,9 @@ def test_chunks_are_read_out_of_a_cache_that_was_lost_and_computed_again(monkeyp
         assert preempted
         for first, second in zip(alone, together, strict=True):
             assert codes(first) == codes(second)
-            ends = [np.concatenate([part.hidden[-4:] for part in parts]) for parts in (first, second)]
-            if len(first) == len(second):  # else the chunks were cut elsewhere
-                np.testing.assert_allclose(ends[0], ends[1], atol=1e-5)
+            ends = [ends_of(parts) for parts in (first, second)]
+            for place in ends[0].keys() & ends[1].keys():  # where chunks end depends on how quickly they were read
+                np.testing.assert_allclose(ends[0][place], ends[1][place], atol=1e-5)
     finally:
         synthesizer.close()
 

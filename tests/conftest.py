@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Two run at once (`make test`), each in one thread: threads that wait for each other on a core that is taken cost most.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+# Processes that the tests start: gRPC's threads, which the child has not, complain into the child's log otherwise.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 # Files that ask a server of official size, which is large: all by one process.
 OFFICIAL = {

@@ -18,6 +18,7 @@ import requests
 from gateway.process import START_S, answers, free_port
 from tests.conftest import ROOT
 from tests.deploy.test_requirements import UV, clean_environment, reachable
+from tests.pythons import find_python
 
 SOURCES = (
     *("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"),
@@ -57,11 +58,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def environment(folder: Path, wheels: Path, requirement: str) -> Path:
-    """The folder of commands of an environment in `folder` with nothing but `requirement` and what that requires."""
-    run(UV, "venv", "--no-config", "--python", sys.executable, folder, cwd=wheels)
-    install = [UV, "pip", "install", "--no-config", "--find-links", wheels, "--python", folder / "bin" / "python"]
-    run(*install, "--constraint", ROOT / "constraints.txt", requirement, cwd=wheels)
+def environment(folder: Path, wheels: Path, *install: object, python: Path = Path(sys.executable)) -> Path:
+    """The commands' folder of an environment in `folder` with nothing but what `uv pip install` makes of `install`."""
+    run(UV, "venv", "--no-config", "--python", python, folder, cwd=wheels)
+    command = [UV, "pip", "install", "--no-config", "--find-links", wheels, "--python", folder / "bin" / "python"]
+    run(*command, *install, cwd=wheels)
     return folder / "bin"
 
 
@@ -70,8 +71,11 @@ def seconds_of(path: Path) -> float:
         return file.getnframes() / file.getframerate()
 
 
-def test_a_client_alone_speaks_over_both_protocols(wheels, tiny, tmp_path):
-    commands = environment(tmp_path / FOLDER, wheels, "chattts-client")
+@pytest.mark.parametrize("version", ["3.10", "3.13"])
+def test_a_client_alone_speaks_over_both_protocols_beside_numpy_2(version, wheels, tiny, tmp_path):
+    python = find_python(version) or Path(sys.executable)
+    commands = environment(tmp_path / FOLDER, wheels, "chattts-client", python=python)
+    assert run(commands / "python", "-c", "import numpy; print(numpy.__version__)", cwd=tmp_path) >= "2"
     listed = run(UV, "pip", "list", "--python", commands / "python", cwd=tmp_path)
     assert "chattts-triton" not in listed
     for protocol, url in (("grpc", tiny.server.grpc_url), ("http", tiny.server.http_url)):
@@ -104,7 +108,8 @@ def started(*command: object, cwd: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_an_installed_server_and_gateway_serve_what_was_exported(wheels, tmp_path):
     (wheel,) = wheels.glob("chattts_triton-*.whl")
-    commands = environment(tmp_path / FOLDER, wheels, f"{wheel}[embedded-cpu,onnx,gateway]")
+    project = f"{wheel}[embedded-cpu,onnx,gateway]"
+    commands = environment(tmp_path / FOLDER, wheels, "--constraint", ROOT / "constraints.txt", project)
     folder = tmp_path / f"{FOLDER} 2"
     folder.mkdir()
     run(commands / "chattts-export", "--checkpoint", "demo", cwd=folder)

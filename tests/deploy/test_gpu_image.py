@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.deploy.test_requirements import clean_environment, reachable
 from tests.launcher.test_server import system_server
+from tests.pythons import find_python
 
 IMPORTS = """
 import importlib, runpy, sys
@@ -29,15 +30,6 @@ from chattts_serving.launcher.tritonserver import find_installation, has_onnx_ba
 assert has_onnx_backend(find_installation())
 print(numpy.__version__)
 """
-
-
-def image_python() -> str:
-    """Python 3.12, as NVIDIA's releases have it; this one where there is none."""
-    places = [shutil.which("python3.12"), *Path.home().glob(".pyenv/versions/3.12.*/bin/python3.12")]
-    for python in filter(None, places):
-        if subprocess.run([python, "--version"], capture_output=True, check=False).returncode == 0:
-            return str(python)
-    return sys.executable
 
 
 def copy_context(folder: Path) -> None:
@@ -85,7 +77,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = re.search(r"^RUN .*(docker/install\.sh .*)$", stage, re.MULTILINE)
     assert command
     nvidia = {
-        "PYTHON": image_python(),
+        "PYTHON": str(find_python("3.12") or sys.executable),  # NVIDIA's releases have 3.12
         "PYTHONPATH": str(of_another_backend(base / "dali")),
         "PIP_FIND_LINKS": str(base),
     }

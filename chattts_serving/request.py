@@ -112,6 +112,7 @@ class SynthesisRequest(SamplingOptions):
         skip_refine: speak the text as it stands, without the refining pass.
         refine_only: answer the refined text, without audio; not together with `skip_refine`.
         normalize: write out numbers, dates and units as words.
+        strict_tags: refuse every bracketed word of `text` that is no control tag, instead of speaking it.
         refine_prompt: control tags for the refining pass ([oral_2][laugh_0][break_6]).
         prompt: control tags for the audio pass ([speed_5]).
         language: "zh", "en", or "" to detect it per sentence.
@@ -130,6 +131,7 @@ class SynthesisRequest(SamplingOptions):
     skip_refine: bool = False
     refine_only: bool = False
     normalize: bool = True
+    strict_tags: bool = False
     refine_prompt: str = ""
     prompt: str = "[speed_5]"
     language: str = ""
@@ -153,7 +155,7 @@ class SynthesisRequest(SamplingOptions):
             _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ms is not None:
             _check_integer("deadline_ms", self.deadline_ms, least=1, most=MAX_DEADLINE_MS)
-        for name in ("skip_refine", "refine_only", "normalize"):
+        for name in ("skip_refine", "refine_only", "normalize", "strict_tags"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "true or false")
         if self.refine_only and self.skip_refine:

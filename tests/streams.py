@@ -20,6 +20,7 @@ NAMES = {  # outputs of the stream, and their types
     "sample_rate": np.int32,
     "used_seed": np.int64,
     "used_speaker": np.object_,
+    "warning": np.object_,
     "refined_text": np.object_,
     "num_tokens": np.int32,
     "sentences": np.object_,
@@ -182,7 +183,7 @@ def read_stream(server: Any, protocol: str, **inputs: Any) -> list[Chunk]:
 def joined(chunks: list[Chunk]) -> Chunk:
     """What the contract says that the chunks of a stream add up to: the answer of `chattts`."""
     return {
-        **{name: chunks[0][name] for name in ("sample_rate", "used_seed", "used_speaker")},
+        **{name: chunks[0][name] for name in ("sample_rate", "used_seed", "used_speaker", "warning")},
         "audio": np.concatenate([chunk["audio"] for chunk in chunks]),
         "num_tokens": sum(chunk["num_tokens"] for chunk in chunks),
         "refined_text": "\n".join(chunk["refined_text"] for chunk in chunks if chunk["refined_text"]),

@@ -56,6 +56,7 @@ def test_only_text_is_required():
         ("refine_max_new_tokens", 385),
         ("skip_refine", 1),
         ("normalize", "yes"),
+        ("strict_tags", 1),
         ("language", "fr"),
         ("language", "ZH"),
         ("deadline_ms", 0),

@@ -22,6 +22,7 @@ from chattts_serving.request import deadline_of
 from chattts_serving.speech.windows import Chunk, ReadingPlan, sentences_json
 
 CANCEL_POLL_S = 0.1  # between two looks whether the caller of a stream has gone; one takes 16 us (measured)
+PASSED_ON = ("used_speaker", "warning")  # outputs of text_frontend that each chunk of a stream has
 DEADLINE_GRACE_S = 0.1  # past a deadline, which the engine keeps; decoder and vocoder know none
 
 Samples = npt.NDArray[np.float32]
@@ -147,11 +148,11 @@ async def stream(
     Raises:
         ServingError: the request failed, or was cancelled.
     """
-    prepared = await call("text_frontend", inputs, ["generation", "speaker_embedding", "used_speaker"])
+    prepared = await call("text_frontend", inputs, ["generation", "speaker_embedding", *PASSED_ON])
     if is_cancelled():
         raise CancelledError("the caller has gone")
     session = SpeechSession(call, plan, prepared)
-    sending = asyncio.create_task(_send_all(session, prepared["used_speaker"], send))
+    sending = asyncio.create_task(_send_all(session, {name: prepared[name] for name in PASSED_ON}, send))
     try:
         await _watched(session, sending, is_cancelled)
     except BaseException:
@@ -197,10 +198,10 @@ async def _give_up(session: SpeechSession, sending: asyncio.Task[None]) -> None:
             return
 
 
-async def _send_all(session: SpeechSession, used_speaker: Any, send: Callable[[Values], None]) -> None:
+async def _send_all(session: SpeechSession, passed_on: Values, send: Callable[[Values], None]) -> None:
     index = 0
     async for heard in session.chunks():
-        outputs: dict[str, Any] = {**outputs_of([heard]), "used_speaker": used_speaker}
+        outputs: dict[str, Any] = {**outputs_of([heard]), **passed_on}
         outputs["chunk_index"] = np.array([index], np.int32)
         outputs["is_final"] = np.array([heard.chunk.is_final])
         send(outputs)

@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.request import INT63_MAX, GenerationRequest, SynthesisRequest
+from chattts_serving.text.characters import other_scripts, to_known_characters
+from chattts_serving.text.markup import without_markup
 from chattts_serving.text.normalizer import Normalizer, detect_language, load_homophones
 from chattts_serving.text.prompts import Prompts
 from chattts_serving.text.sentences import End, split_sentences
-from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable
+from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable, without_tags
 from chattts_serving.text.verbalizer import Verbalizer
 from chattts_serving.voice.speaker import SpeakerStatistics, decode_sample
 from chattts_serving.voice.voices import Voice, VoiceLibrary
@@ -29,6 +31,8 @@ PAUSES = {
     End.SENTENCE: 12,  # 256 ms
     End.CUT: 4,  # 85 ms: the sentence goes on
 }
+
+MAX_LEFT_OUT = 0.5  # of a text's letters; where more are in scripts that the model does not know, it is refused
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,13 @@ class Prepared(NamedTuple):
         generation: the work.
         speaker_embedding: the voice's vector at length 1, float32 [hidden].
         used_speaker: the voice's ChatTTS speaker string; "" where a recording alone decides, without the vector.
+        warning: what of the text is not spoken, for people to read; "" where all is.
     """
 
     generation: GenerationRequest
     speaker_embedding: npt.NDArray[np.float32]
     used_speaker: str
+    warning: str
 
 
 class TextFrontend:
@@ -101,7 +107,8 @@ class TextFrontend:
         sample_codes = decode_sample(request.speaker_sample) if request.speaker_sample else ()
         seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
         speaker = self._voices.find(request.speaker) if request.speaker else self._voices.sample(seed)
-        texts, pauses = self._sentences(request)
+        text, warning = _speakable_text(request)
+        texts, pauses = self._sentences(request, text)
         generation = GenerationRequest(
             prompts=tuple(self._first_prompt(request, text) for text in texts),
             texts=texts,
@@ -118,22 +125,22 @@ class TextFrontend:
             sampling=request.sampling,
         )
         self._check_lengths(generation)
-        return Prepared(generation, speaker.embedding, speaker.text if generation.has_speaker else "")
+        return Prepared(generation, speaker.embedding, speaker.text if generation.has_speaker else "", warning)
 
-    def _sentences(self, request: SynthesisRequest) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The sentences of the request's text, normalised, and the pauses after them, in audio tokens.
+    def _sentences(self, request: SynthesisRequest, text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The sentences of `text`, what is known of the request's, normalised, and the pauses after them, in tokens.
 
         Sentences with nothing to say are left out; of the pauses around them the longest is kept.
         """
-        language_of_all = detect_language(request.text)
+        language_of_all = detect_language(text)
         verbalize = Verbalizer() if request.normalize else None
         texts: list[str] = []
         pauses: list[int] = []
-        for sentence, end in split_sentences(request.text):
+        for sentence, end in split_sentences(text):
             language = request.language or detect_language(sentence, otherwise=language_of_all)
-            text = self._normalizer(sentence, language, verbalize)
-            if is_speakable(text):
-                texts.append(text)
+            spoken = self._normalizer(sentence, language, verbalize)
+            if is_speakable(spoken):
+                texts.append(spoken)
                 pauses.append(PAUSES[end])
             elif pauses:
                 pauses[-1] = max(pauses[-1], PAUSES[end])
@@ -175,8 +182,30 @@ def _has_speaker(request: SynthesisRequest) -> bool:
     return bool(request.speaker) or not request.speaker_sample
 
 
+def _speakable_text(request: SynthesisRequest) -> tuple[str, str]:
+    """The request's text in characters that are known, less marks that are not read, and a warning of what is left out.
+
+    Raises:
+        InvalidInputError: it has tags that are none, or most of it is in a script that the model does not know.
+    """
+    text = to_known_characters(request.text)
+    check_tags("text", text, strict=request.strict_tags)
+    scripts = other_scripts(text)
+    if scripts:
+        left_out = sum(scripts.values())
+        names = ", ".join(sorted(scripts, key=scripts.__getitem__, reverse=True))
+        num_letters = sum(map(str.isalpha, without_tags(text)))
+        if left_out > MAX_LEFT_OUT * num_letters:
+            raise InvalidInputError(
+                "text",
+                request.text,
+                f"text in Chinese or English; {left_out:,} of its {num_letters:,} letters are others ({names})",
+            )
+        warning = f"not spoken, as the model speaks Chinese and English: {left_out:,} letters ({names})"
+    return without_markup(text) if request.normalize else text, warning if scripts else ""
+
+
 def _check_texts(request: SynthesisRequest) -> None:
-    check_tags("text", request.text)
     check_tags("sample_text", request.sample_text)
     check_only_tags("prompt", request.prompt)
     check_only_tags("refine_prompt", request.refine_prompt)

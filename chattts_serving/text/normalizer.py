@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,12 +29,8 @@ _TO_KNOWN = str.maketrans(
     }
 )
 _UNKNOWN = re.compile(r"[^\u4e00-\u9fffA-Za-z0-9，。、,. ]+")
+_WHITE_SPACE = re.compile(r"\s")
 _APOSTROPHES = frozenset("'’‘")
-
-# What belongs to numbers and the grammars know in another form only.
-_NUMBER_SYMBOLS = str.maketrans("％＄．−〇", "%$.-零")
-_READ_AS_UNITS = "²³"  # the grammars read "m²"
-_FRACTION_SLASH = "\u2044"
 
 Verbalize = Callable[[str, str], str]  # a text without tags and its language
 
@@ -80,7 +75,7 @@ class Normalizer:
         """`text` with what cannot be spoken left out.
 
         Args:
-            text: one sentence, tags among it.
+            text: one sentence of what `to_known_characters` gives, tags among it.
             language: "zh" or "en".
             verbalize: writes out numbers, dates and units; without it digits stay digits.
 
@@ -93,23 +88,13 @@ class Normalizer:
 
     def _normalize(self, text: str, language: str, verbalize: Verbalize | None) -> str:
         """The same for text without tags."""
-        text = "".join(map(_to_known_letters, text)).translate(_NUMBER_SYMBOLS)
+        text = _WHITE_SPACE.sub(" ", text)
         if verbalize:
             text = verbalize(text, language)
             if language == "zh":
                 text = text.translate(_TO_FULL_WIDTH)
         text = text.translate(_TO_KNOWN).translate(self._homophones)
         return _UNKNOWN.sub(_leave_out, text)
-
-
-def _to_known_letters(character: str) -> str:
-    """`character`, or what it stands for: "e" for "é", "A" for "Ａ", "1" for "①", " 1/2" for "½", a blank for a tab."""
-    if character.isspace():
-        return " "
-    if character.isascii() or not character.isalnum() or character in _READ_AS_UNITS:
-        return character
-    plain = unicodedata.normalize("NFKD", character).replace(_FRACTION_SLASH, "/").encode("ascii", "ignore").decode()
-    return f" {plain}" if "/" in plain else plain or character  # "1½" is not "11/2"
 
 
 def _leave_out(match: re.Match[str]) -> str:

@@ -1,7 +1,8 @@
 """Control tags: the words in brackets that tell the model how to speak, and how text is taken apart at them.
 
-A bracket that opens no tag, as in "[1]" or "[sic!]", is punctuation. A tag that the model does not know, or one that
-frames prompts ([Stts], [spk_emb], ...), is an error, because the caller meant something by it that would not happen.
+A bracket that opens no tag, as in "[1]", "[sic]" or "Dear [Customer]", is punctuation. What frames prompts ([Stts],
+[spk_emb], ...) and what only looks like a tag ([laugh_3]) is an error, as the caller meant something by it that would
+not happen; strict callers want that of every bracketed word that is no tag.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ CONTROL_TAGS = frozenset(
         *(f"speed_{degree}" for degree in range(10)),
     )
 )
-TAG_PATTERN = r"\[[A-Za-z][A-Za-z0-9_]*\]"
+TAG_PATTERN = "(?:" + "|".join(map(re.escape, sorted(CONTROL_TAGS))) + ")"
 _ALLOWED = (
     "control tags: [uv_break], [v_break], [lbreak], [llbreak], [laugh], [music], [pure], [undefine], "
     "[break_0] to [break_7], [laugh_0] to [laugh_2], [oral_0] to [oral_9], [speed_0] to [speed_9]"
 )
 _TAG = re.compile(TAG_PATTERN)
+_WORD = re.compile(r"\[[A-Za-z][A-Za-z0-9_]*\]")
+# The tokenizer's own, and degrees that are out of range.
+_RESERVED = re.compile(
+    r"\[(?:[SPE](?:tts|break|asr)|spk_emb|empty_spk|CLS|SEP|UNK|PAD|MASK"
+    r"|(?:break|laugh|oral|speed)_\w+)\]"
+)
 _TAG_OR_TEXT = re.compile(f"({TAG_PATTERN})")
 _SPEAKABLE = re.compile(r"[\u4e00-\u9fffA-Za-z0-9]")  # what is left of a text once it is normalised, less punctuation
 
@@ -45,14 +52,19 @@ def is_speakable(text: str) -> bool:
     return _SPEAKABLE.search(without_tags(text)) is not None
 
 
-def check_tags(name: str, text: str) -> None:
+def check_tags(name: str, text: str, *, strict: bool = True) -> None:
     """Check that every tag in the input `name` is one that the model knows and a caller may use.
+
+    Args:
+        name: of the input.
+        text: its value.
+        strict: take every bracketed word for a tag; otherwise those only that are reserved.
 
     Raises:
         InvalidInputError: one is not; the message shows it.
     """
-    for tag in _TAG.findall(text):
-        if tag not in CONTROL_TAGS:
+    for tag in _WORD.findall(text):
+        if not _TAG.fullmatch(tag) and (strict or _RESERVED.fullmatch(tag)):
             raise InvalidInputError(name, tag, f"text with {_ALLOWED}")
 
 

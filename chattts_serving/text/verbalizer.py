@@ -1,4 +1,7 @@
-"""Numbers, dates, times, units and symbols as words: wetext's grammars behind one function that never fails."""
+"""Numbers, dates, times, units and symbols as words: our rules, then wetext's grammars, behind one function.
+
+The grammars read nothing but what has digits and symbols: they take ordinary words for abbreviations ("Sun", "No.").
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,24 @@ import re
 
 from wetext import Normalizer
 
+from chattts_serving.text import chinese, english
+
 # "1,234,567" is one number in Chinese text too; wetext's Chinese grammar reads it as three.
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+
+# What the English grammar reads with the words that belong to it: a month beside a day, the half of the day behind a
+# time, both sides of a sign that stands alone.
+_MONTH = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
+    r"|Nov(?:ember)?|Dec(?:ember)?)\.?"
+)
+_WRITTEN = r"\S*[\d#$%&*+/=@\\^_|~€£¥]\S*|\S*\w\.(?:com|org|net|edu|gov|io|cn|ai|dev)\b\S*"
+_SIGN = r"[-+*/=&@^|~]"
+_SPAN = re.compile(
+    rf"(?<!\S)(?:{_MONTH} (?=\d)|\S+ (?={_SIGN} ))*(?:{_WRITTEN})"
+    rf"(?: (?:{_WRITTEN}|(?:{_MONTH}|[AaPp]\.?[Mm]\.?),?(?!\w)|(?<= {_SIGN} )\S+))*"
+)
+_AROUND = re.compile(r"^([(\"'“‘\[{<]*)(.*?)((?<![ap]\.m)[)\"'”’\]}>,.;:!?…]*)$", re.DOTALL | re.IGNORECASE)
 
 # wetext's English grammar reads these characters only apart from digits ("# 1", not "#1"); where one stands between two
 # digits it belongs to a date, a fraction or a sum, and is read as it is.
@@ -16,6 +35,9 @@ _SYMBOL_AFTER_DIGIT = re.compile(r"(?<=\d)([#$&*+/=@\[\]^_|~\u2212])(?!\d)")
 _FOREIGN_BEFORE_DIGIT = re.compile(r"([^\x00-\x7f€£¥])(?=\d)")
 _FOREIGN_AFTER_DIGIT = re.compile(r"(?<=\d)([^\x00-\x7f€£¥°℃²³½])")
 
+_READ_IN_CHINESE = re.compile(r"[\d#$%&*+/=@^_|~€£¥￥°℃²³½]")
+_COLON = re.compile(r"(?<=\d):(?=\d)")
+_PERCENT = re.compile(r"(\d[\d.]*)%")
 
 _GRAMMARS = {language: Normalizer(lang=language, operator="tn") for language in ("zh", "en")}
 
@@ -46,10 +68,20 @@ class Verbalizer:
                 last piece before the end of the work is done as a whole.
             language: "zh" or "en".
         """
+        if language == "en":
+            return _SPAN.sub(self._span, english.rewrite(text)).strip()
+        text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), chinese.rewrite(text))
+        return self._read(text, language) if _READ_IN_CHINESE.search(text) else text.strip()
+
+    def _span(self, match: re.Match[str]) -> str:
+        """What the English grammar makes of a span, less the marks around it."""
+        before, text, behind = _AROUND.findall(match.group())[0]
+        return f"{before}{self._read(text, 'en')}{behind}" if text else match.group()
+
+    def _read(self, text: str, language: str) -> str:
+        """What the grammar of `language` makes of `text`, or of what it can read of it."""
         if self._work >= _MAX_WORK:
-            return text.strip()
-        if language == "zh":
-            text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+            return _unread(text, language)
         spoken = self._try(text, language)
         if spoken is not None:
             return spoken
@@ -73,6 +105,13 @@ class Verbalizer:
         except AssertionError:  # the first of two grammars has none (wetext 0.1.8)
             return None
         return spoken if spoken or not text.strip() else None  # the second has none
+
+
+def _unread(text: str, language: str) -> str:
+    """`text` with its digits, and words for the signs that would be lost among them."""
+    if language == "en":
+        return _COLON.sub(" ", text).strip()
+    return _PERCENT.sub(r"百分之\1", _COLON.sub("点", text)).strip()
 
 
 def _work(text: str, language: str) -> int:

@@ -47,6 +47,7 @@ class SynthesisOptions:
     skip_refine: bool | None = _option("BOOL", "speak the text as it stands, without the refining pass")
     refine_only: bool | None = _option("BOOL", "answer the refined text alone, without audio")
     normalize: bool | None = _option("BOOL", "write out numbers, dates and units as words")
+    strict_tags: bool | None = _option("BOOL", "refuse bracketed words that are no control tags")
     refine_prompt: str | None = _option("BYTES", "control tags of the refining pass: [oral_2][laugh_0][break_6]")
     prompt: str | None = _option("BYTES", "control tags of the audio pass; default [speed_5]")
     language: str | None = _option("BYTES", "zh or en; default detected")
@@ -72,6 +73,7 @@ class OptionValues(TypedDict, total=False):
     skip_refine: bool | None
     refine_only: bool | None
     normalize: bool | None
+    strict_tags: bool | None
     refine_prompt: str | None
     prompt: str | None
     language: str | None

@@ -58,6 +58,8 @@ class Outcome:
         num_cut = sum(sentence.is_cut for sentence in self.speech.sentences)
         if num_cut:
             parts.append(f"warning: cut at --max-new-tokens: {num_cut} of {len(self.speech.sentences)} sentences")
+        if self.speech.warning:
+            parts.append(f"warning: {self.speech.warning}")
         return f"{self.job.name}: {', '.join(parts)}"
 
     def as_json(self) -> str:
@@ -70,6 +72,7 @@ class Outcome:
             "seed": self.speech.seed,
             "speaker": self.speech.speaker,
             "refined_text": self.speech.refined_text,
+            "warning": self.speech.warning,
             "seconds_taken": self.seconds_taken,
         }
         if self.speech.duration:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class Speech:
         refined_text: the text as it was spoken, a sentence a line, control tags included.
         num_tokens: audio tokens, 512 samples each.
         sentences: where in the audio each sentence is; none after `refine_only`.
+        warning: what of the text is not spoken, in words; "" where all is.
     """
 
     audio: NDArray[np.float32]
@@ -62,6 +63,7 @@ class Speech:
     refined_text: str
     num_tokens: int
     sentences: tuple[Sentence, ...]
+    warning: str = field(default="", kw_only=True)
 
     @property
     def duration(self) -> float:
@@ -109,6 +111,7 @@ def joined(chunks: Sequence[Chunk]) -> Speech:
         refined_text="\n".join(chunk.refined_text for chunk in chunks if chunk.refined_text),
         num_tokens=sum(chunk.num_tokens for chunk in chunks),
         sentences=tuple(sentence for chunk in chunks for sentence in chunk.sentences),
+        warning=chunks[0].warning,
     )
 
 
@@ -171,6 +174,7 @@ def _fields(outputs: Outputs) -> dict[str, Any]:
         "refined_text": text_of(outputs, "refined_text"),
         "num_tokens": int(value_of(outputs, "num_tokens")),
         "sentences": _sentences(text_of(outputs, "sentences")),
+        "warning": text_of(outputs, "warning"),
     }
 
 

@@ -58,6 +58,7 @@ def _outputs(seen: dict[str, Any], start: int, end: int, *, refined_text: str) -
         "audio": (0.5 * np.sin(2 * np.pi * 440 * times)).astype(np.float32)[None],
         "sample_rate": np.array([[SAMPLE_RATE]], np.int32),
         "used_seed": np.array([[seen["seed"]["value"] if "seed" in seen else DEFAULT_SEED]], np.int64),
+        "warning": _string("not all" if "☃" in seen["text"]["value"] else ""),
         "used_speaker": _string(seen["speaker"]["value"] if "speaker" in seen else SPEAKER),
         "refined_text": _string(refined_text),
         "num_tokens": np.array([[end - start]], np.int32),

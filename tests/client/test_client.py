@@ -38,6 +38,7 @@ ALL_OPTIONS = {
     "skip_refine": True,
     "refine_only": False,
     "normalize": False,
+    "strict_tags": True,
     "refine_prompt": "[oral_2]",
     "prompt": "",
     "language": "zh",

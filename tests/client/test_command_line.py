@@ -71,13 +71,19 @@ def test_the_ending_decides_the_format(server, tmp_path, ending):
     assert (info.format, info.subtype) == FORMATS[ending]
 
 
+def test_what_is_not_spoken_is_named(server, tmp_path):
+    status, stdout, _ = run(server, "a ☃", "-o", tmp_path / "out.wav", "--json")
+    assert (status, json.loads(stdout)["warning"]) == (0, "not all")
+    assert run(server, "a ☃", "-o", tmp_path / "out.wav")[2].strip().endswith(", warning: not all")
+
+
 def test_floating_point_samples(server, tmp_path):
     assert run(server, "x", "-o", tmp_path / "out.wav", "--float")[0] == 0
     assert soundfile.info(tmp_path / "out.wav").subtype == "FLOAT"
 
 
 def test_every_flag_arrives_as_its_input(server, tmp_path):
-    flags = ["--skip-refine", "--no-normalize"]
+    flags = ["--skip-refine", "--no-normalize", "--strict-tags"]
     for name, value in ALL_OPTIONS.items():
         if not isinstance(value, bool):
             flags += [f"--{name.replace('_', '-')}", str(value)]

@@ -12,7 +12,7 @@ from chattts_client.voices import voices_from
 
 from tests.client.fake_synthesis import chunks, described, whole
 
-OUTPUTS = ["audio", "sample_rate", "used_seed", "used_speaker", "refined_text", "num_tokens", "sentences"]
+OUTPUTS = ["audio", "sample_rate", "used_seed", "used_speaker", "warning", "refined_text", "num_tokens", "sentences"]
 SEEN = {"text": described(np.array([[b"a\nb"]], dtype=object))}
 
 

@@ -124,7 +124,7 @@ def check_stream(call: Call, responses: Sequence[Outputs]) -> None:
         if "is_final" in chunk:
             _expect("is_final", chunk["is_final"].tolist(), [[index == len(responses) - 1]])
     first = responses[0]
-    whole = {name: first[name] for name in ("sample_rate", "used_seed", "used_speaker") if name in first}
+    whole = {name: first[name] for name in ("sample_rate", "used_seed", "used_speaker", "warning") if name in first}
     if "audio" in first:
         whole["audio"] = np.concatenate([chunk["audio"] for chunk in responses], axis=1)
     if "num_tokens" in first:

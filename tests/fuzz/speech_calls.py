@@ -12,8 +12,17 @@ from tests.fuzz.calls import Call, Expected, Parameter, Tensor, both
 from tests.fuzz.values import VALUES, Value, malformed, often
 
 OUTPUTS = {
-    "chattts": ("audio", "sample_rate", "used_seed", "used_speaker", "refined_text", "num_tokens", "sentences"),
-    "text_frontend": ("generation", "speaker_embedding", "used_speaker"),
+    "chattts": (
+        "audio",
+        "sample_rate",
+        "used_seed",
+        "used_speaker",
+        "warning",
+        "refined_text",
+        "num_tokens",
+        "sentences",
+    ),
+    "text_frontend": ("generation", "speaker_embedding", "used_speaker", "warning"),
 }
 OUTPUTS["chattts_stream"] = (*OUTPUTS["chattts"], "chunk_index", "is_final")
 USUAL: dict[str, bytes | int | bool] = {"text": b"Hi.", "skip_refine": True, "max_new_tokens": 4}

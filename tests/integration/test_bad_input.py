@@ -48,7 +48,7 @@ BAD = [
     ("text", text("hello\0there")),
     ("text", text(b"\xed\xa0\x80 lone surrogate")),
     ("text", text(b"\xff\xfe not UTF-8")),
-    ("text", text("hello [no_such_tag] there")),
+    ("text", text("hello [laugh_9] there")),
     ("text", text("hello [Ebreak] there")),
     ("text", np.array([["one", "two"]], np.object_)),
     ("text", np.array(["flat"], np.object_)),
@@ -191,3 +191,13 @@ def test_hidden_states_of_another_width_are_refused_by_triton(tiny, width):
             triton.infer("dvae_decoder", tensors)
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
         assert triton.is_model_ready("dvae_decoder")
+
+
+def test_what_is_not_spoken_is_named_in_whole_answers_and_in_streams(tiny):
+    request = {"text": "The word Привет is Russian.", "skip_refine": True, "max_new_tokens": 5}
+    with TTSClient(tiny.server.grpc_url) as client:
+        whole, chunks = client.synthesize(**request), list(client.stream(**request))
+    with TTSClient(tiny.server.http_url, protocol="http") as client:
+        over_http = client.synthesize(**request)
+    warnings = {one.warning for one in (whole, over_http, *chunks)}
+    assert warnings == {"not spoken, as the model speaks Chinese and English: 6 letters (Cyrillic)"}

@@ -46,7 +46,7 @@ CLONED_TEXT = "This is how I speak."
 SHORT_TEXT = "This one is short."
 BAD_STREAMS: tuple[dict[str, Any], ...] = (
     {"text": ""},
-    {"text": "hello [no_such_tag] there"},
+    {"text": "hello [laugh_9] there"},
     {"speaker": "Bob"},
     {"temperature": 0.0},
     {"top_k": 627},

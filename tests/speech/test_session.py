@@ -22,6 +22,7 @@ PREPARED = {
     "generation": '{"deadline_ns": null}',
     "speaker_embedding": np.ones(3, np.float32),
     "used_speaker": "the voice",
+    "warning": "",
 }
 INPUTS = {"text": np.array([b"hello"], np.object_)}
 

@@ -133,10 +133,56 @@ def test_text_with_nothing_to_say_is_refused(frontend, text):
 @pytest.mark.parametrize("name", ["text", "prompt", "refine_prompt", "sample_text"])
 @pytest.mark.parametrize("value", ["[nonsense]", "[spk_emb]", "hi \ud800"])
 def test_unknown_tags_and_broken_unicode_are_refused_where_they_are(frontend, name, value):
-    values = {"text": "Hello", "speaker_sample": SAMPLE, name: value}
+    values = {"text": "Hello", "speaker_sample": SAMPLE, name: value, "strict_tags": True}
     with pytest.raises(InvalidInputError) as error:
         prepare(frontend, **values)
     assert error.value.name == name
+
+
+@pytest.mark.parametrize("text", ["[sic]", "Dear [Customer],", "array[i]", "[INFO] started", "[Laugh]"])
+def test_a_bracketed_word_that_is_no_tag_is_spoken_unless_tags_are_strict(frontend, text):
+    assert "[" not in "".join(prepare(frontend, text).texts)
+    with pytest.raises(InvalidInputError, match=r"allowed is text with control tags"):
+        prepare(frontend, text, strict_tags=True)
+
+
+@pytest.mark.parametrize(
+    "tag", ["[Stts]", "[Ebreak]", "[spk_emb]", "[PAD]", "[laugh_3]", "[speed_10]", "[la\u200bugh_9]"]
+)
+def test_a_tag_of_the_frame_or_out_of_range_is_refused(frontend, tag):
+    with pytest.raises(InvalidInputError, match=r"allowed is text with control tags"):
+        prepare(frontend, f"Hello {tag} there")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("The word Привет is Russian for hello.", "6 letters (Cyrillic)"),
+        ("我在東京吃すしととラメン，非常好吃的东西", "7 letters (Hiragana, Katakana)"),
+        ("The Greek word λόγος is old, as is שלום.", "9 letters (Greek, Hebrew)"),
+        ("他叫王𠀀，是我的同学", "1 letters (rare Chinese characters)"),
+    ],
+)
+def test_what_is_left_out_is_named(frontend, text, named):
+    prepared = frontend.prepare(SynthesisRequest(text=text))
+    assert prepared.warning == f"not spoken, as the model speaks Chinese and English: {named}"
+
+
+@pytest.mark.parametrize("text", ["Hello 😀, 你好！", "café, Łódź, ⽅⽤, 5 ㎏", "α and Ω", "[laugh] 3:30 — “yes”"])
+def test_of_what_is_spoken_or_has_no_words_nothing_is_said(frontend, text):
+    assert frontend.prepare(SynthesisRequest(text=text)).warning == ""
+
+
+@pytest.mark.parametrize("text", ["これはテストです", "Привет, мир", "مرحبا", "ok, Привет всем", "안녕하세요"])
+def test_a_text_that_is_mostly_in_another_script_is_refused(frontend, text):
+    with pytest.raises(InvalidInputError, match="allowed is text in Chinese or English; "):
+        prepare(frontend, text)
+
+
+def test_markup_is_left_alone_where_nothing_is_to_be_normalised(frontend):
+    assert prepare(frontend, "# 5 **apples** [here](there)", normalize=False).texts == (
+        " 5 apples here,there,".strip(),
+    )
 
 
 @pytest.mark.parametrize("name", ["prompt", "refine_prompt"])

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.text.characters import to_known_characters
 from chattts_serving.text.normalizer import Normalizer, detect_language, load_homophones
 from chattts_serving.text.tags import split_tags
 from chattts_serving.text.verbalizer import Verbalizer
@@ -35,7 +36,6 @@ AS_CHATTTS = [
     "这条路长5km，限速60km/h。",
     "The temperature is -5°C.",
     "气温零下5℃，湿度80%。",
-    "Call me at 555-1234.",
     "请拨打13812345678。",
     "It costs £20 or €25.",
     "价格￥100，约合$14。",
@@ -60,7 +60,6 @@ AS_CHATTTS = [
     "10:00am",
     "5-10岁",
     "3-5天",
-    "version 2.0.1",
     # Words with digits, addresses, symbols, abbreviations.
     "MP3 and H2O",
     "我用Python写代码",
@@ -128,7 +127,19 @@ FIXED = [
         "the same, and the rest of the sentence with it",
     ),
     ('I have 5<">', "", "I have five,,", "wetext makes nothing of a sentence that has some runs of symbols"),
-    ("a  b 5", "AssertionError", "a b five", "wetext cannot read two blanks in a row"),
+    ("a  b 5", "AssertionError", "a  b five", "wetext cannot read two blanks in a row"),
+    (
+        "Call me at 555-1234.",
+        "Call me at five hundred and fifty five to one thousand two hundred and thirty four.",
+        "Call me at five five five, one two three four.",
+        "wetext takes a telephone number for a range",
+    ),
+    (
+        "version 2.0.1",
+        "version two.zero point one",
+        "version two point zero point one",
+        "wetext reads one point of two",
+    ),
     (
         "I saw 5年 and 7 cats",
         "AssertionError",
@@ -170,7 +181,7 @@ def ours() -> Callable[..., str]:
     normalizer = Normalizer(homophones())
 
     def normalize(text: str, language: str, *, verbalize: bool = True) -> str:
-        return normalizer(text, language, Verbalizer() if verbalize else None)
+        return normalizer(to_known_characters(text), language, Verbalizer() if verbalize else None)
 
     return normalize
 

@@ -22,7 +22,7 @@ from chattts_serving.variables import DRAIN_FILE
 from tests import fake_pb_utils as pb
 from tests.frontend_assets import make_frontend_assets
 
-OUTPUTS = ["generation", "speaker_embedding", "used_speaker"]
+OUTPUTS = ["generation", "speaker_embedding", "used_speaker", "warning"]
 SEVEN = '{"description": "Sampled by seed 7.", "seed": 7}'
 MODEL = Path(__file__).parents[2] / "model_repository" / "text_frontend" / "1" / "model.py"
 
@@ -106,7 +106,7 @@ def test_every_input_of_the_configuration_is_taken(model):
 
 def voice_of(response: pb.InferenceResponse) -> tuple[np.ndarray, str]:
     assert not response.has_error(), response.error().message()
-    _, embedding, speaker = response.output_tensors()
+    _, embedding, speaker, _ = response.output_tensors()
     return embedding.as_numpy(), speaker.as_numpy().item().decode()
 
 
@@ -132,7 +132,7 @@ def test_a_broken_voice_keeps_the_model_from_starting(model, tmp_path):
 
 
 BAD = {
-    "text": ["", "???", "x" * 20_001, "a\0b", b"\xff", "[nonsense]"],
+    "text": ["", "???", "x" * 20_001, "a\0b", b"\xff", "[Stts]"],
     "speaker": ["Alice", "一" * 9_000],
     "speaker_sample": ["hello"],
     "seed": [-1],

@@ -89,5 +89,5 @@ class TritonPythonModel:
             time.sleep(PACE_S)
 
     def _prepare(self, synthesis):
-        generation, embedding, speaker = self._frontend.prepare(synthesis)
-        return {"generation": generation.to_json(), "speaker_embedding": embedding, "used_speaker": speaker}
+        prepared = self._frontend.prepare(synthesis)
+        return prepared._asdict() | {"generation": prepared.generation.to_json()}

@@ -11,6 +11,7 @@ import uvicorn
 from chattts_client import TTSError
 
 from gateway.app import create_app
+from gateway.protocol import KEEP_ALIVE_S, MAX_HEADER_BYTES, Protocol
 from gateway.settings import Settings, SettingsError, parse
 
 STOP_TIMEOUT_S = 10  # that open answers have
@@ -51,6 +52,10 @@ def serve(settings: Settings) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=Protocol,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
         access_log=False,
         log_config=None,
         server_header=False,

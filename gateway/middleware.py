@@ -7,8 +7,9 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from chattts_client.errors import shown
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +20,7 @@ from gateway.settings import Settings
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 LEFT = 499  # the client went before it was answered, as NGINX writes it
+VOICES = "/v1/audio/voices"
 PRIVATE = re.compile(r"/v1/|/metrics$")  # paths that want a key
 log = logging.getLogger("gateway")
 
@@ -43,17 +45,40 @@ class Guarded:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         hosts, host = self._settings.allowed_hosts, headers.get("host", "")
-        if hosts and urlsplit(f"//{host}").hostname not in hosts:
-            message = f"the header Host is {host[:60]!a}; allowed is {', '.join(hosts)} (--allowed-host adds names)"
+        named = _split(f"//{host}")
+        if hosts and (named is None or named.hostname not in hosts):
+            message = f"the header Host is {shown(host)}; allowed is {', '.join(hosts)} (--allowed-host adds names)"
             raise GatewayError(400, message, "unknown_host")
         origin = headers.get("origin")
         # A page of another site may have a browser send forms here. It cannot send a key that it does not know.
         is_form = scope["method"] == "POST" and not self._settings.keys
-        if is_form and origin and urlsplit(origin).netloc != host and origin not in self._settings.cors_origins:
-            message = f"pages of {origin[:60]!a} may not call (--cors-origin lets them)"
+        if is_form and origin and not self._may_call(origin, host):
+            message = f"pages of {shown(origin)} may not call (--cors-origin lets them)"
             raise GatewayError(403, message, "unknown_origin")
-        if PRIVATE.match(scope["path"]):
+        is_public = self._settings.public_voices and scope["method"] == "GET" and scope["path"] == VOICES
+        if PRIVATE.match(scope["path"]) and not is_public:
             scope["state"]["owner"] = self._access.owner(headers.get("authorization"))
+
+    def _may_call(self, origin: str, host: str) -> bool:
+        allowed, page = self._settings.cors_origins, _split(origin)
+        return "*" in allowed or origin in allowed or (page is not None and page.netloc == host)
+
+
+class Headed:
+    """Answers HEAD wherever GET is answered; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """`app` need not know HEAD."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        got = {**scope, "method": "GET"}
+        await self._app(got, receive, send)
+        scope["route"] = got.get("route")
 
 
 class Bounded:
@@ -139,3 +164,11 @@ class Logged:
         fields |= {"status": status, "seconds": round(seconds, 4)}
         fields |= {name: state[name] for name in ("owner", "characters", "text") if name in state}
         log.info("request", extra={"fields": fields})
+
+
+def _split(url: str) -> SplitResult | None:
+    """None where it is no address."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None

@@ -42,8 +42,10 @@ BAD = {
     "fast": ({"speed": 4.1}, 400, "speed", "less than or equal to 4"),
     "speed in words": ({"speed": "fast"}, 400, "speed", "'speed'"),
     "unknown stream format": ({"stream_format": "websocket"}, 400, "stream_format", "'audio' or 'sse'"),
-    "instructions": ({"instructions": "Whisper."}, 400, "instructions", "'instructions' cannot be followed"),
-    "unknown field": ({"volume": 3}, 400, "volume", "'volume'"),
+    "unknown field": ({"volume": 3}, 400, "volume", "'volume' is no field of this API"),
+    "Chinese voice": ({"voice": ["默认"]}, 400, "voice", "it is ['默认']"),
+    "Chinese model": ({"model": "默认"}, 404, "model", "the model '默认' does not exist"),
+    "long strange input": ({"input": "默" * 20_001}, 400, "input", f"it is '{'默' * 60}'... (20001 characters)"),
     "unknown mode": ({"mode": "fast"}, 400, "mode", "'exact' or 'low_latency'"),
     "seed that is a fraction": ({"seed": 1.5}, 400, "seed", "'seed'"),
     "seed beyond 64 bits": ({"seed": 2**63}, 400, "seed", "'seed'"),
@@ -61,6 +63,18 @@ BAD = {
         "top_p",
         "'top_p' is 2.0; allowed is (0, 1]",
     ),
+    "what the server refuses because of two": (
+        {"input": "fail INVALID_ARG input 'speaker' is ''text''; allowed is one without 'speaker_sample' or 'text'"},
+        400,
+        "voice",
+        "'voice' is ''text''; allowed is one without 'voice' or 'input'",
+    ),
+    "what the server refuses in Chinese": (
+        {"input": "fail INVALID_ARG input 'speaker' is '默认'; allowed is 声音"},
+        400,
+        "voice",
+        "'voice' is '默认'; allowed is 声音",
+    ),
     "a full server": ({"input": "fail UNAVAILABLE the queue is full; try again later"}, 503, None, "try again later"),
     "a failing server": ({"input": "fail INTERNAL out of luck"}, 500, None, "out of luck"),
     "a passed deadline": ({"input": "fail CANCELLED deadline exceeded"}, 504, None, "deadline exceeded"),
@@ -71,6 +85,7 @@ BAD = {
 def test_a_bad_request_is_told_what_is_wrong(gateway, fields, status, param, message):
     answer = speech(gateway, **fields)
     error = answer.json()["error"]
+    assert "\\u" not in answer.text.replace("\\ud800", "")
     assert (answer.status_code, error["param"]) == (status, param), error
     assert message in error["message"]
     assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")

@@ -16,7 +16,7 @@ import soundfile
 from chattts_client import TTSClient, Voice
 
 from gateway.errors import GatewayError
-from gateway.speech import SpeechRequest, speed_tag
+from gateway.request import SpeechRequest, speed_tag
 from gateway.voices import CLONE_PREFIX, RECORDING_RATE, ServerVoices, clone_id, decoded, spoken_by
 
 

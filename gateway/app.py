@@ -107,7 +107,7 @@ async def _validation_error(request: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return GatewayError(400, "the body is no JSON", "invalid_json").response()
-    allowed = ("multipart/form-data",) if request.url.path == VOICES else ("application/json",)
+    allowed = ("multipart/form-data",) if request.scope["path"] == VOICES else ("application/json",)
     sent = request.headers.get("content-type", "")
     if not sent.startswith(allowed) and (first["type"] == "missing" or len(first["loc"]) == 1):
         message = f"the header Content-Type is {shown(sent) if sent else 'missing'}; allowed is {allowed[0]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -18,6 +19,7 @@ from gateway.errors import GatewayError
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 
+BODY_PAUSE_S = 10.0  # between two parts of a body
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 LEFT = 499  # the client went before it was answered, as NGINX writes it
 VOICES = "/v1/audio/voices"
@@ -82,7 +84,7 @@ class Headed:
 
 
 class Bounded:
-    """Refuses bodies that are too large, whatever their headers say."""
+    """Refuses bodies that are too large, whatever their headers say, and those that stop coming."""
 
     def __init__(self, app: ASGIApp, most: int, of_paths: Mapping[str, int]) -> None:
         """`most` bytes, but `of_paths` have their own."""
@@ -94,29 +96,38 @@ class Bounded:
             await self._app(scope, receive, send)
             return
         most = self._of_paths.get(scope["path"], self._most)
-        error = GatewayError(413, f"the body is too large; allowed are {most} bytes", "too_large")
+        too_large = GatewayError(413, f"the body is too large; allowed are {most} bytes", "too_large")
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > most:
-            await error.response()(scope, receive, send)
+            await too_large.response()(scope, receive, send)
             return
-        num_bytes, is_answered = 0, False
+        num_bytes, is_read, is_answered = 0, False, False
+        refused: GatewayError | None = None
 
         async def bounded() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_read, refused
+            if is_read:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), BODY_PAUSE_S)
+            except (TimeoutError, asyncio.TimeoutError):  # two classes until Python 3.11
+                refused = GatewayError(408, f"nothing of the body came for {BODY_PAUSE_S:g} s", "timeout")
+                raise refused from None
             num_bytes += len(message.get("body", b""))
+            is_read = not message.get("more_body", False)
             if num_bytes > most:
-                raise error
+                refused = too_large
+                raise refused
             return message
 
         async def answer(message: Message) -> None:
             """What the application makes of a body that broke off is not the truth."""
             nonlocal is_answered
-            if num_bytes <= most:
+            if refused is None:
                 await send(message)
             elif not is_answered:
                 is_answered = True
-                await error.response()(scope, receive, send)
+                await refused.response()(scope, receive, send)
 
         await self._app(scope, bounded, answer)
 

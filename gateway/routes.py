@@ -83,6 +83,8 @@ async def list_models() -> dict[str, Any]:
 @router.get("/v1/models/{name:path}", tags=["models"])
 async def find_model(name: str) -> dict[str, Any]:
     """One model."""
+    if not name:  # a slash too many
+        return await list_models()
     check_model(name)
     return _model(name)
 

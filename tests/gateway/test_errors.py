@@ -43,6 +43,7 @@ BAD = {
     "speed in words": ({"speed": "fast"}, 400, "speed", "'speed'"),
     "unknown stream format": ({"stream_format": "websocket"}, 400, "stream_format", "'audio' or 'sse'"),
     "unknown field": ({"volume": 3}, 400, "volume", "'volume' is no field of this API"),
+    "unknown strange field": ({"\ud800": 3}, 400, "body", "unable to parse raw data as a unicode string"),
     "Chinese voice": ({"voice": ["默认"]}, 400, "voice", "it is ['默认']"),
     "Chinese model": ({"model": "默认"}, 404, "model", "the model '默认' does not exist"),
     "long strange input": ({"input": "默" * 20_001}, 400, "input", f"it is '{'默' * 60}'... (20001 characters)"),

@@ -118,16 +118,18 @@ def test_headers_that_never_end_are_refused(gateway):
     assert f"more than {MAX_HEADER_BYTES} bytes" in json.loads(body)["error"]["message"]
 
 
-def test_headers_have_their_time(gateway):
-    """Both at once, so that the test waits once: nothing at all, and a second request that stops amid its headers."""
-    with connected(gateway) as silent, connected(gateway) as slow:
+def test_headers_and_bodies_have_their_time(gateway):
+    """At once, so that the test waits once: nothing at all, and requests that stop amid headers and body."""
+    with connected(gateway) as silent, connected(gateway) as slow, connected(gateway) as stalled:
         slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert slow.recv(65_536).startswith(b"HTTP/1.1 200 ")
         slow.sendall(HEAD)
-        slow.settimeout(3 * HEADERS_TIMEOUT_S)
-        answer = b"".join(iter(lambda: slow.recv(65_536), b""))
-        assert b"HTTP/1.1 408 " in answer
-        assert b"the headers did not come within" in answer
+        stalled.sendall(HEAD + b"Connection: close\r\n" + WITH_LENGTH[:-1])
+        for connection, message in ((slow, b"the headers did not come within"), (stalled, b"nothing of the body came")):
+            connection.settimeout(3 * HEADERS_TIMEOUT_S)
+            answer = b"".join(iter(lambda: connection.recv(65_536), b""))  # noqa: B023 - called at once
+            assert b"HTTP/1.1 408 " in answer
+            assert message in answer
         silent.settimeout(3 * HEADERS_TIMEOUT_S)
         assert silent.recv(1) == b""
 

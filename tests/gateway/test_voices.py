@@ -44,6 +44,10 @@ def test_models_are_listed(gateway):
             client.models.retrieve("gpt-9")
 
 
+def test_a_slash_at_the_end_is_no_model(gateway):
+    assert requests.get(gateway.url + "/v1/models/", timeout=30).json()["object"] == "list"
+
+
 def cloned(gateway, **fields):
     data = {"name": "anna"} | fields
     sound = data.pop("audio_sample", recording())

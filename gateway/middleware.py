@@ -21,6 +21,7 @@ from gateway.settings import Settings
 
 BODY_PAUSE_S = 10.0  # between two parts of a body
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+ABSOLUTE = re.compile(r"^https?://[^/]*/?", re.IGNORECASE)  # of a request as proxies write it, which h11 leaves whole
 LEFT = 499  # the client went before it was answered, as NGINX writes it
 VOICES = "/v1/audio/voices"
 PRIVATE = re.compile(r"/v1/|/metrics$")  # paths that want a key
@@ -144,6 +145,7 @@ class Logged:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = ABSOLUTE.sub("/", scope["path"])
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(8)}"
         scope.setdefault("state", {})["request_id"] = request_id

@@ -40,11 +40,11 @@ def live(tiny, tmp_path_factory):
         yield gateway
 
 
-@pytest.mark.parametrize("voice", ["default", "seed-1", "alloy", "nova"])
+@pytest.mark.parametrize("voice", ["default", "seed-1", "alloy", "nova", "", None])
 @pytest.mark.parametrize("mode", ["exact", "low_latency"])
 def test_the_gateway_gives_the_samples_of_the_models(live, tiny, voice, mode):
     answer = requests.post(live.url + SPEECH, json=SHORT | {"voice": voice, "mode": mode}, timeout=120)
-    speaker = {"alloy": "default", "nova": "seed-1"}.get(voice, voice)
+    speaker = {"alloy": "default", "nova": "seed-1", "": "default", None: "default"}.get(voice, voice)
     options = {"seed": 7, "skip_refine": True, "max_new_tokens": 64, "speaker": speaker}
     with TTSClient(tiny.server.grpc_url) as client:
         chunks = list(client.stream(TEXT, mode=mode, **options))

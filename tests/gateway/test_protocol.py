@@ -98,6 +98,22 @@ def test_offers_of_other_protocols_are_no_news(gateway):
     assert "pgrade" not in gateway.log.read_text()
 
 
+@pytest.mark.parametrize("target", ["http://localhost/health", "HTTP://localhost:80/health", "http://localhost"])
+def test_a_target_as_proxies_write_it_is_that_path(gateway, target):
+    head, _ = answered(gateway, f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert head.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_waits_for_leave_to_send_its_body_gets_it(gateway):
+    head, _, body = (HEAD + b"Expect: 100-continue\r\nConnection: close\r\n" + WITH_LENGTH).partition(b"\r\n\r\n")
+    with connected(gateway) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.skipif(shutil.which("java") is None, reason="no JDK is installed")
 def test_java_speaks(gateway, tmp_path):
     source = tmp_path / "Speak.java"

@@ -60,6 +60,7 @@ def run(comparison: Comparison, repository: Path) -> Path:
     Raises:
         ConfigError, SettingsError: a server does not start.
     """
+    FOLDER.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))
     own, others = ({cores[-1]}, set(cores[:-1])) if len(cores) > 1 else (set(cores), set(cores))
     os.sched_setaffinity(0, others)  # what is started now inherits it

@@ -20,9 +20,11 @@ MAX_SHOWN_CHARACTERS = 60  # of an offending value, in a message
 
 
 def shown(value: object) -> str:
-    """`value` as it may stand in a message: repr, ASCII only, cut to MAX_SHOWN_CHARACTERS."""
-    text = ascii(value)
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(text)} characters)"
+    """`value` as it may stand in a message: repr, cut to MAX_SHOWN_CHARACTERS, of a string its own ones."""
+    whole = value if isinstance(value, str) else repr(value)
+    cut = whole[:MAX_SHOWN_CHARACTERS]
+    text = repr(cut) if isinstance(value, str) else cut
+    return text if len(cut) == len(whole) else f"{text}... ({len(whole)} characters)"
 
 
 class ServingError(Exception):

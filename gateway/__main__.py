@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
 import sys
 import time
 
@@ -11,8 +13,10 @@ import uvicorn
 from chattts_client import TTSError
 
 from gateway.app import create_app
+from gateway.protocol import KEEP_ALIVE_S, MAX_HEADER_BYTES, Protocol
 from gateway.settings import Settings, SettingsError, parse
 
+BACKLOG = 2_048  # connections that wait to be accepted
 STOP_TIMEOUT_S = 10  # that open answers have
 
 
@@ -32,30 +36,63 @@ class _JsonLines(logging.Formatter):
 def main() -> int:
     """Run the gateway; the exit status for the shell."""
     try:
-        serve(parse())
+        settings = parse()
+        serve(settings, listeners(settings))
     except (SettingsError, TTSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal says stop."""
+def listeners(settings: Settings) -> list[socket.socket]:
+    """Sockets at the gateway's address: taken at once, though nobody is answered until `serve`.
+
+    Raises:
+        SettingsError: another program has the port, or this machine has no such address.
+    """
+    host, port = settings.host, settings.port
+    found: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            one = socket.socket(family, kind, protocol)
+            found.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind(address)
+            one.listen(BACKLOG)
+    except OSError as error:
+        for one in found:
+            one.close()
+        raise SettingsError(f"cannot listen on {settings.url}: {error}") from error
+    return found
+
+
+def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    """Serve at `sockets` until a signal says stop."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonLines())
     for name, level in (("gateway", logging.INFO), ("uvicorn.error", logging.INFO)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
-        host=settings.host,
-        port=settings.port,
+        http=Protocol,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ws="none",
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
         access_log=False,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
+    logging.getLogger("gateway").info("listening on %s", settings.url)
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
+        uvicorn.Server(config).run(sockets)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chattts_client import AsyncTTSClient, TTSError
+from chattts_client.errors import shown
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -17,7 +18,8 @@ from starlette.exceptions import HTTPException
 from gateway.access import Access
 from gateway.errors import GatewayError, from_client
 from gateway.metrics import Metrics
-from gateway.middleware import Bounded, Guarded, Logged
+from gateway.middleware import VOICES, Bounded, Guarded, Headed, Logged
+from gateway.request import MEANT
 from gateway.routes import Gateway, router
 from gateway.settings import Settings
 from gateway.voices import ServerVoices
@@ -58,22 +60,22 @@ def create_app(settings: Settings) -> FastAPI:
             HTTPException: _http_error,
         },
     )
-    app.state.gateway = Gateway(settings, client, ServerVoices(client), access, metrics)
+    app.state.gateway = Gateway(settings, client, ServerVoices(client, settings.voice_aliases), access, metrics)
     app.include_router(router)
     for path, file in _page_files().items():
         app.add_api_route(path, _sender(file), include_in_schema=False)
-    app.add_middleware(
-        Bounded, most=MAX_JSON_BYTES, of_paths={"/v1/audio/voices": settings.max_upload_bytes + MULTIPART_BYTES}
-    )
+    app.add_middleware(Bounded, most=MAX_JSON_BYTES, of_paths={VOICES: settings.max_upload_bytes + MULTIPART_BYTES})
     app.add_middleware(Guarded, settings=settings, access=access)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
-            expose_headers=["x-request-id", "x-seed", "x-sample-rate"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's own client sends a dozen
+            allow_private_network=True,
+            expose_headers=["retry-after", "x-ignored", "x-request-id", "x-sample-rate", "x-seed"],
         )
+    app.add_middleware(Headed)
     app.add_middleware(Logged, metrics=metrics)  # the outermost
     return app
 
@@ -100,14 +102,24 @@ async def _client_error(_: Request, error: Any) -> JSONResponse:
     return from_client(error).response()
 
 
-async def _validation_error(_: Request, error: Any) -> JSONResponse:
+async def _validation_error(request: Request, error: Any) -> JSONResponse:
     """The first of the fields that are wrong."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return GatewayError(400, "the body is no JSON", "invalid_json").response()
+    allowed = ("multipart/form-data",) if request.scope["path"] == VOICES else ("application/json",)
+    sent = request.headers.get("content-type", "")
+    if not sent.startswith(allowed) and (first["type"] == "missing" or len(first["loc"]) == 1):
+        message = f"the header Content-Type is {shown(sent) if sent else 'missing'}; allowed is {allowed[0]}"
+        return GatewayError(400, message, "invalid_content_type").response()
     name = next((str(part) for part in first["loc"][1:]), "body")
-    given = "" if first["type"] == "missing" else f"; it is {ascii(first.get('input'))[:60]}"
-    return GatewayError(400, f"'{name}': {first['msg']}{given}", "invalid_value", name).response()
+    if first["type"] == "extra_forbidden":
+        meant = f"; '{MEANT[name]}' does what it says" if name in MEANT else ""
+        message = f"{shown(name)} is no field of this API{meant}"
+    else:
+        given = "" if first["type"] == "missing" else f"; it is {shown(first.get('input'))}"
+        message = f"'{name}': {first['msg']}{given}"
+    return GatewayError(400, message, "invalid_value", name).response()
 
 
 async def _http_error(_: Request, error: Any) -> JSONResponse:

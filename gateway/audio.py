@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,8 @@ class Format(NamedTuple):
         container, codec: FFmpeg's names; None for samples without a header.
         sample_rate: that it is resampled to, None to leave it. What MP3 and AAC encoders add at both ends is a number
             of samples: 94 ms at 24 kHz, 47 ms at 48 kHz.
-        options: of the container.
+        options: of the container, where it is a stream.
+        streams: whether programs can read it while its length is open; otherwise it is always written whole.
     """
 
     media_type: str
@@ -33,27 +35,35 @@ class Format(NamedTuple):
     codec: str = ""
     sample_rate: int | None = None
     options: Mapping[str, str] = {}
+    streams: bool = True
 
 
 FORMATS: Mapping[FormatName, Format] = {
-    # Neither a tag nor a frame of statistics in front, which could only be filled in at the end.
+    # In a stream neither a tag nor a frame of statistics in front, which could only be filled in at the end.
     "mp3": Format("audio/mpeg", "mp3", "libmp3lame", 48_000, {"write_xing": "0", "id3v2_version": "0"}),
     "opus": Format("audio/ogg", "ogg", "libopus", 48_000, {"page_duration": str(OGG_PAGE_US)}),
     "aac": Format("audio/aac", "adts", "aac", 48_000),
-    "flac": Format("audio/flac", "flac", "flac"),
+    "flac": Format("audio/flac", "flac", "flac", streams=False),
     "wav": Format("audio/wav", "wav", "pcm_s16le"),
     "pcm": Format("audio/pcm"),  # 16 bits, little-endian
 }
 
 
 class AudioWriter:
-    """One audio file, as bytes that may be sent as soon as they are there; sizes not known yet are left open."""
+    """One audio file, as bytes that may be sent as soon as they are there."""
 
-    def __init__(self, name: FormatName, sample_rate: int, tempo: float = 1.0) -> None:
-        """Samples of one channel at `sample_rate` Hz are to come; `tempo` 2 halves their length at the same pitch."""
+    def __init__(self, name: FormatName, sample_rate: int, tempo: float = 1.0, *, whole: bool = False) -> None:
+        """Samples of one channel at `sample_rate` Hz are to come.
+
+        Args:
+            name: of a format.
+            sample_rate: of the samples, in Hz.
+            tempo: 2 halves their length at the same pitch.
+            whole: leave no size in the file open, for which the end gives all of it; otherwise sizes are unknown.
+        """
         self._sample_rate = sample_rate
         self._tempo = None if tempo == 1 else _tempo_graph(sample_rate, tempo)
-        self._encoder = None if FORMATS[name].container is None else _Encoder(FORMATS[name], sample_rate)
+        self._encoder = None if FORMATS[name].container is None else _Encoder(FORMATS[name], sample_rate, whole)
         self._num_samples = 0
 
     def write(self, audio: NDArray[np.float32]) -> bytes:
@@ -79,9 +89,9 @@ class AudioWriter:
 
 
 class _Encoder:
-    def __init__(self, form: Format, sample_rate: int) -> None:
-        self._sink = _Sink()
-        options = {"flush_packets": "1", **form.options}
+    def __init__(self, form: Format, sample_rate: int, whole: bool) -> None:
+        self._sink = _File() if whole else _Stream()
+        options = {} if whole else {"flush_packets": "1", **form.options}
         self._container = av.open(self._sink, "w", format=form.container, options=options)
         self._stream: Any = self._container.add_stream(form.codec, rate=form.sample_rate or sample_rate, layout="mono")
         self._container.start_encoding()  # the header, which a file without samples has, too
@@ -94,10 +104,10 @@ class _Encoder:
     def finish(self) -> bytes:
         rest = self.write(None)
         self._container.close()
-        return rest + self._sink.taken()
+        return rest + self._sink.rest()
 
 
-class _Sink:
+class _Stream:
     """A file that can neither be read nor sought, which is how FFmpeg knows that it is a stream."""
 
     def __init__(self) -> None:
@@ -111,6 +121,18 @@ class _Sink:
         taken = bytes(self._written)
         self._written.clear()
         return taken
+
+    rest = taken
+
+
+class _File(io.BytesIO):
+    """One whose beginning FFmpeg may write again when it knows the end."""
+
+    def taken(self) -> bytes:
+        return b""
+
+    def rest(self) -> bytes:
+        return self.getvalue()
 
 
 def _int16(audio: NDArray[np.float32]) -> NDArray[np.int16]:

@@ -13,11 +13,12 @@ from chattts_client import (
     ServerError,
     TTSError,
 )
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_AFTER_S = 1
-_INPUT = re.compile(r"input '(\w+)'")
+_INPUT = re.compile(r"^(?:in ensemble '[^']*', )?input '(\w+)'")
 # Inputs of the models by the names that they have here.
 _PARAMETERS = {
     "text": "input",
@@ -27,6 +28,24 @@ _PARAMETERS = {
     "audio": "audio_sample",
     "skip_refine": "refine",
 }
+
+
+_NAMED = re.compile(f"'({'|'.join(_PARAMETERS)})'")
+
+
+class Failure(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(description="which field, what it was, what is allowed")
+    type: str = Field(description=f"{INVALID} or {SERVER}")
+    param: str | None = Field(description="the field that is to blame")
+    code: str | None = Field(description="for programs")
+
+
+class ErrorAnswer(BaseModel):
+    """The body of an answer that says no."""
+
+    error: Failure
 
 
 class GatewayError(Exception):
@@ -71,11 +90,9 @@ def from_client(error: TTSError) -> GatewayError:
     """What the server behind says, in this form."""
     message = str(error)
     if isinstance(error, InvalidInputError):
-        found = _INPUT.search(message)
+        found = _INPUT.match(message)
         param = _PARAMETERS.get(found[1], found[1]) if found else None
-        if found and param != found[1]:
-            message = message.replace(found[0], f"'{param}'", 1)
-        return GatewayError(400, message, "invalid_value", param)
+        return GatewayError(400, _in_own_words(message, param), "invalid_value", param)
     if isinstance(error, OverloadedError):
         return GatewayError(503, message, "overloaded", headers={"retry-after": str(RETRY_AFTER_S)})
     if isinstance(error, DeadlineExceededError):
@@ -83,3 +100,12 @@ def from_client(error: TTSError) -> GatewayError:
     if isinstance(error, ConnectionFailedError):
         return GatewayError(502, message, "no_server")
     return GatewayError(500, message, error.status if isinstance(error, ServerError) else None)
+
+
+def _in_own_words(message: str, param: str | None) -> str:
+    """`message` with the names that fields have here; what stands between them is a value of the caller's."""
+    said, is_usual, allowed = message.rpartition("; allowed is ")
+    if not is_usual:
+        said, allowed = message, ""
+    allowed = _NAMED.sub(lambda found: f"'{_PARAMETERS[found[1]]}'", allowed)
+    return f"{_INPUT.sub(repr(param), said)}{is_usual}{allowed}"

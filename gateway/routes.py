@@ -12,10 +12,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import voices
 from gateway.access import Access
-from gateway.errors import GatewayError
+from gateway.audio import FORMATS
+from gateway.errors import ErrorAnswer
 from gateway.metrics import Metrics
+from gateway.request import MODEL, MODEL_ALIASES, SpeechRequest, check_model
 from gateway.settings import Settings
-from gateway.speech import MODEL, MODEL_ALIASES, SpeechRequest, SpeechResponse
+from gateway.speech import SpeechResponse
 from gateway.voices import ServerVoices
 
 READY_TIMEOUT_S = 2.0
@@ -39,10 +41,23 @@ async def gateway_of(request: Request) -> Gateway:
 
 
 Here = Annotated[Gateway, Depends(gateway_of)]
-router = APIRouter()
+NO: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request is wrong."},
+    "5XX": {"model": ErrorAnswer, "description": "It cannot be answered now."},
+}
+AUDIO: dict[str, Any] = {
+    form.media_type: {"schema": {"type": "string", "format": "binary"}} for form in FORMATS.values()
+}
+SPOKEN: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Speech.", "content": AUDIO | {"text/event-stream": {"schema": {}}}}
+}
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "They do not.", "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+router = APIRouter(responses=NO)
 
 
-@router.post("/v1/audio/speech", response_class=Response, tags=["speech"])
+@router.post("/v1/audio/speech", response_class=Response, responses=SPOKEN, tags=["speech"])
 async def speak(body: SpeechRequest, request: Request, here: Here) -> Response:
     """Say `input`; the answer begins while the model still speaks."""
     request.state.characters = len(body.input)
@@ -65,11 +80,12 @@ async def list_models() -> dict[str, Any]:
     return {"object": "list", "data": [_model(name) for name in (MODEL, *MODEL_ALIASES)]}
 
 
-@router.get("/v1/models/{name}", tags=["models"])
+@router.get("/v1/models/{name:path}", tags=["models"])
 async def find_model(name: str) -> dict[str, Any]:
     """One model."""
-    if name not in (MODEL, *MODEL_ALIASES):
-        raise GatewayError(404, f"the model {name[:60]!a} does not exist; allowed is {MODEL}", "model_not_found")
+    if not name:  # a slash too many
+        return await list_models()
+    check_model(name)
     return _model(name)
 
 
@@ -98,7 +114,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/health/ready", tags=["health"])
+@router.get("/health/ready", responses=NOT_READY, tags=["health"])
 async def ready(here: Here) -> Response:
     """Whether the models behind answer."""
     is_ready = await here.client.is_ready(READY_TIMEOUT_S)

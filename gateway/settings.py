@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 KEYS_VARIABLE = "CHATTTS_API_KEYS"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LEAST_KEY_CHARACTERS = 16
+USUAL_PORTS = {"http": 80, "https": 443}
 _COMMENT = re.compile(r"(^|\s)#.*")
 # What follows the sign is long enough for a key; in base64 signs stand at the end.
 _NAMED = re.compile(rf"([\w.-]{{1,64}})\s*=\s*([^=].{{{LEAST_KEY_CHARACTERS - 1},}})", re.ASCII)
@@ -35,9 +37,13 @@ class Settings:
         requests_per_minute: syntheses for each key, 0 for no limit.
         max_upload_bytes: of a recording.
         timeout_s: for one synthesis.
-        cors_origins: web pages of other servers that may call this one.
+        cors_origins: web pages of other servers that may call this one, as the header Origin has them; "*" for all.
         allowed_hosts: names in the header Host; other ones are refused. Empty lets all through.
         speed_tags: ChatTTS's speed tag -> how fast it makes the voice; what is missing to a wish is stretched.
+        voice_aliases: name of a voice -> the one that speaks for it; before the server's own names.
+        public_voices: whether the names of voices are listed without a key.
+        strict: whether fields that would be ignored are refused.
+        allow_silence: whether a text with nothing to say is answered a silence, where the request does not decide.
         log_text: whether the log may have the text of requests.
     """
 
@@ -52,7 +58,16 @@ class Settings:
     cors_origins: Sequence[str] = ()
     allowed_hosts: Sequence[str] = ()
     speed_tags: Mapping[int, float] = field(default_factory=dict)
+    voice_aliases: Mapping[str, str] = field(default_factory=dict)
+    public_voices: bool = False
+    strict: bool = False
+    allow_silence: bool = False
     log_text: bool = False
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds it."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
     def __post_init__(self) -> None:
         """Check what belongs together.
@@ -121,7 +136,12 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
     parser.add_argument("--max-upload-mib", type=int, default=10, help="of a recording (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=default.timeout_s, help="seconds (default %(default)s)")
     parser.add_argument(
-        "--cors-origin", action="append", default=[], metavar="ORIGIN", help="other pages that may call"
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        type=_origin,
+        help="whose pages may call, too: https://example.org, or * for all",
     )
     parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="in the header Host")
     parser.add_argument(
@@ -131,6 +151,19 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
         metavar="TAG=FACTOR",
         type=_speed_tag,
         help="how fast a speed tag of ChatTTS, 0 to 9, makes your voices: 7=1.2",
+    )
+    parser.add_argument(
+        "--voice-alias",
+        action="append",
+        default=[],
+        metavar="NAME=VOICE",
+        type=_voice_alias,
+        help="another name of a voice, such as one of OpenAI's: nova=seed-1",
+    )
+    parser.add_argument("--public-voices", action="store_true", help="list the names of voices without a key")
+    parser.add_argument("--strict", action="store_true", help="refuse fields that would be ignored")
+    parser.add_argument(
+        "--allow-silence", action="store_true", help="answer a short silence to texts with nothing to say"
     )
     parser.add_argument("--log-text", action="store_true", help="write what is spoken into the log")
     options = parser.parse_args(arguments)
@@ -161,6 +194,10 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
         cors_origins=options.cors_origin,
         allowed_hosts=hosts,
         speed_tags=dict(options.speed_tag),
+        voice_aliases=dict(options.voice_alias),
+        public_voices=options.public_voices,
+        strict=options.strict,
+        allow_silence=options.allow_silence,
         log_text=options.log_text,
     )
 
@@ -174,3 +211,25 @@ def _speed_tag(text: str) -> tuple[int, float]:
     if not (0 <= pair[0] <= 9 and 0.25 <= pair[1] <= 4):
         raise argparse.ArgumentTypeError(f"{text!r}; allowed is TAG=FACTOR, 0 to 9 and 0.25 to 4, such as 7=1.2")
     return pair
+
+
+def _origin(text: str) -> str:
+    """As browsers write it: in small letters, without the scheme's own port, and nothing behind."""
+    if text == "*":
+        return text
+    try:
+        found = urlsplit(text.strip().lower())
+        port = found.port
+    except ValueError:
+        found, port = urlsplit(""), None
+    if not found.scheme or not found.hostname or found.path not in ("", "/") or found.query or found.fragment:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed is SCHEME://HOST[:PORT] (https://example.org) or *")
+    host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
+    return f"{found.scheme}://{host}" + ("" if port in (None, USUAL_PORTS.get(found.scheme)) else f":{port}")
+
+
+def _voice_alias(text: str) -> tuple[str, str]:
+    name, _, voice = text.partition("=")
+    if not name.strip() or not voice.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed is NAME=VOICE, such as nova=seed-1")
+    return name.strip(), voice.strip()

@@ -1,124 +1,30 @@
-"""`POST /v1/audio/speech`: a request as OpenAI documents it, and speech that leaves while the model still speaks."""
+"""The answer of `POST /v1/audio/speech`: speech that leaves while the model still speaks, or a whole file."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
-import math
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, aclosing
-from dataclasses import fields
-from typing import Annotated, Any, Literal
 
-from chattts_client import AsyncTTSClient, Chunk, SynthesisOptions, TTSError
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from chattts_client import AsyncTTSClient, Chunk, InvalidInputError, TTSError
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.audio import FORMATS, AudioWriter, FormatName
-from gateway.errors import GatewayError, from_client, invalid_field
+from gateway.errors import from_client
 from gateway.metrics import SpeechReport
+from gateway.request import SpeechRequest
 from gateway.settings import Settings
-from gateway.voices import MAX_ID_CHARACTERS, spoken_by
 
-MODEL = "chattts"
-# OpenAI's names, which its clients send unless they are told another one.
-MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
-MAX_CHARACTERS = 20_000  # the server's limit
-NORMAL_SPEED_TAG = 5
+Headers = list[tuple[bytes, bytes]]
 
-Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
-
-
-class VoiceId(BaseModel):
-    """A voice as an object."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: str = Field(max_length=MAX_ID_CHARACTERS)
-
-
-class SpeechRequest(BaseModel):
-    """What to say; the fields after `stream_format` are this server's own."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str = Field(
-        description="chattts; OpenAI's names are taken for it", json_schema_extra={"enum": [MODEL, *MODEL_ALIASES]}
-    )
-    input: str = Field(min_length=1, max_length=MAX_CHARACTERS, description="what to say")
-    voice: Annotated[str, Field(max_length=MAX_ID_CHARACTERS)] | VoiceId = Field(
-        default="default", description="one of /v1/audio/voices, the id of a cloned voice or a ChatTTS speaker string"
-    )
-    instructions: str | None = Field(default=None, max_length=MAX_CHARACTERS, description="not possible; leave it out")
-    response_format: FormatName = "mp3"
-    speed: float = Field(default=1.0, ge=0.25, le=4.0)
-    stream_format: Literal["audio", "sse"] = "audio"
-
-    mode: Literal["exact", "low_latency"] = Field(
-        default="exact", description="of the stream: the samples of a whole answer, or the first ones sooner"
-    )
-    refine: bool | None = Field(default=None, description="let the model add pauses and laughter to the text first")
-    seed: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    min_new_tokens: int | None = None
-    max_new_tokens: int | None = None
-    normalize: bool | None = None
-    refine_prompt: Text | None = None
-    prompt: Text | None = None
-    language: Text | None = None
-    priority: Text | None = None
-    deadline_ms: int | None = None
-    refine_temperature: float | None = None
-    refine_max_new_tokens: int | None = None
-
-    def check(self) -> None:
-        """Refuse what the types above do not.
-
-        Raises:
-            GatewayError: 404 for another model, 400 for the rest.
-        """
-        if self.model not in (MODEL, *MODEL_ALIASES):
-            message = f"the model {self.model[:60]!a} does not exist; allowed is {MODEL}"
-            raise GatewayError(404, message, "model_not_found", "model")
-        if self.instructions:
-            raise invalid_field("instructions", "cannot be followed by this model; 'refine_prompt' and 'prompt' can")
-
-    @property
-    def voice_name(self) -> str:
-        """The voice, however it is written."""
-        return self.voice if isinstance(self.voice, str) else self.voice.id
-
-    def options(self, voice: str, speed_tags: Mapping[int, float]) -> tuple[SynthesisOptions, float]:
-        """What the server is asked for, and the tempo that its samples are to be changed by.
-
-        Args:
-            voice: as `spoken_by` takes it.
-            speed_tags: how fast ChatTTS's speed tags are; the one nearest to `speed` is asked for.
-
-        Raises:
-            GatewayError: the voice is none.
-        """
-        own = {option.name for option in fields(SynthesisOptions)} & set(type(self).model_fields)
-        values: dict[str, Any] = {name: getattr(self, name) for name in own} | spoken_by(voice)
-        if self.refine is not None:
-            values["skip_refine"] = not self.refine
-        tag, tempo = speed_tag(self.speed, speed_tags if self.prompt is None else {})
-        if tag != NORMAL_SPEED_TAG:
-            values["prompt"] = f"[speed_{tag}]"
-        return SynthesisOptions(**values), tempo
-
-
-def speed_tag(speed: float, speed_tags: Mapping[int, float]) -> tuple[int, float]:
-    """The speed tag of ChatTTS whose voice is nearest to `speed`, and the tempo that is missing to it."""
-    factors = {NORMAL_SPEED_TAG: 1.0, **speed_tags}
-    tag = min(factors, key=lambda one: abs(math.log(speed / factors[one])))
-    tempo = speed / factors[tag]
-    return tag, (1.0 if math.isclose(tempo, 1, abs_tol=1e-3) else tempo)
+SILENCE_S, SILENCE_RATE = 0.2, 24_000
+# How the server refuses a text without anything to say.
+_NOTHING_TO_SAY = re.compile(r"input 'text' is .*; allowed is text with at least one word", re.DOTALL)
 
 
 class SpeechResponse(Response):
@@ -141,10 +47,13 @@ class SpeechResponse(Response):
             GatewayError: the request is wrong.
         """
         super().__init__()
-        request.check()
+        request.check(strict=settings.strict)
         options, self._tempo = request.options(voice, settings.speed_tags)
         self._place, self._timeout_s = place, settings.timeout_s
         self._request, self._request_id, self._report = request, request_id, report
+        self._is_whole = not (request.stream and FORMATS[request.response_format].streams)
+        asked = request.allow_silence
+        self._allow_silence = settings.allow_silence if asked is None else asked
         self._stream = client.stream(request.input, options, mode=request.mode, request_id=request_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
@@ -189,26 +98,46 @@ class SpeechResponse(Response):
         else:
             raise failure  # the connection breaks off, which is all that audio can tell
 
-    async def _parts(self, report: SpeechReport) -> AsyncGenerator[tuple[list[tuple[bytes, bytes]], bytes], None]:
-        """The headers, and the body as it comes."""
+    async def _parts(self, report: SpeechReport) -> AsyncGenerator[tuple[Headers, bytes], None]:
+        """The headers, and the body as it comes; of a whole file all of it in the end."""
         name: FormatName = self._request.response_format
         writer: AudioWriter | None = None
-        headers: list[tuple[bytes, bytes]] = []
+        headers: Headers = []
+        held: list[bytes] = []
         num_tokens = 0
-        async with self._stream as chunks:
+        async with aclosing(self._chunks()) as chunks:
             async for chunk in chunks:
                 if writer is None:
                     headers = self._head(chunk)
-                    writer = AudioWriter(name, chunk.sample_rate, self._tempo)
+                    writer = AudioWriter(name, chunk.sample_rate, self._tempo, whole=self._is_whole)
                 num_tokens += chunk.num_tokens
                 report.add(chunk)
-                yield headers, self._wrapped(await _encoded(name, writer, chunk))
-        yield headers, self._wrapped(writer.finish() if writer else b"")
+                part = await _encoded(name, writer, chunk)
+                if self._is_whole:
+                    held.append(part)
+                else:
+                    yield headers, self._wrapped(part)
+        rest = b"".join([*held, writer.finish() if writer else b""])
+        if self._is_whole and self._request.stream_format == "audio":
+            headers.append((b"content-length", str(len(rest)).encode()))
+        yield headers, self._wrapped(rest)
         if self._request.stream_format == "sse":
             usage = {"input_tokens": 0, "output_tokens": num_tokens, "total_tokens": num_tokens}
             yield headers, _event("speech.audio.done", {"type": "speech.audio.done", "usage": usage})
 
-    def _head(self, chunk: Chunk) -> list[tuple[bytes, bytes]]:
+    async def _chunks(self) -> AsyncGenerator[Chunk, None]:
+        """Those of the server, or a silence where it has nothing to say and that is wished for."""
+        try:
+            async with self._stream as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except InvalidInputError as error:
+            if not self._allow_silence or not _NOTHING_TO_SAY.search(str(error)):
+                raise
+            audio = np.zeros(round(SILENCE_S * SILENCE_RATE), np.float32)
+            yield Chunk(audio, SILENCE_RATE, self._request.seed or 0, "", "", 0, (), index=0, is_final=True)
+
+    def _head(self, chunk: Chunk) -> Headers:
         is_sse = self._request.stream_format == "sse"
         media_type = "text/event-stream" if is_sse else FORMATS[self._request.response_format].media_type
         named = {
@@ -218,6 +147,8 @@ class SpeechResponse(Response):
             "x-sample-rate": str(chunk.sample_rate),
             "x-seed": str(chunk.seed),
         }
+        if self._request.ignored:
+            named["x-ignored"] = ", ".join(self._request.ignored)
         return [(name.encode(), value.encode()) for name, value in named.items()]
 
     def _wrapped(self, audio: bytes) -> bytes:
@@ -244,4 +175,4 @@ def _body(body: bytes, *, more: bool) -> Message:
 
 
 def _event(name: str, data: Mapping[str, object]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

@@ -16,7 +16,7 @@ from chattts_client import TTSError
 from chattts_serving.demo import REPOSITORY, export_if_needed
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import running_server
-from gateway.__main__ import serve
+from gateway.__main__ import listeners, serve
 from gateway.settings import SettingsError, parse
 
 LOG = Path("build", "up-server.log")
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-repository", type=Path, metavar="DIR", help=f"models (default {REPOSITORY.name})")
     options, flags = parser.parse_known_args(arguments)
     try:
-        parse(flags)  # before the minutes that an export may take
+        sockets = listeners(parse(flags))  # before the minutes that an export may take
         if options.model_repository is None:
             export_if_needed()
         LOG.parent.mkdir(exist_ok=True)
@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with running_server(options.model_repository or REPOSITORY, log_path=LOG) as server:
             threading.Thread(target=_end_with, args=[server.launcher], daemon=True).start()
             settings = parse([*flags, "--triton", server.grpc_url])
-            print(f"open http://{settings.host}:{settings.port} (Ctrl-C ends)", flush=True)
+            print(f"open {settings.url} (Ctrl-C ends)", flush=True)
             try:
-                serve(settings)
+                serve(settings, sockets)
             finally:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the server's end is left, and that is waited for
     except (ConfigError, SettingsError, TTSError, OSError, subprocess.CalledProcessError) as error:

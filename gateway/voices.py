@@ -12,7 +12,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import av
@@ -49,18 +49,25 @@ NAMES_KEPT_S = 60.0  # a server whose voices change has been restarted
 class ServerVoices:
     """The names of the server's voices, asked for again once they are NAMES_KEPT_S old."""
 
-    def __init__(self, client: AsyncTTSClient, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is asked yet; `clock` gives seconds."""
-        self._client, self._clock = client, clock
+    def __init__(
+        self,
+        client: AsyncTTSClient,
+        aliases: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is asked yet; `aliases` are names of voices for others, `clock` gives seconds."""
+        self._client, self._aliases, self._clock = client, aliases or {}, clock
         self._names: frozenset[str] = frozenset()
         self._until = -math.inf
 
     async def resolved(self, voice: str) -> str:
-        """`voice`, or `default` where it is a name of OpenAI's and none of the server's.
+        """What an alias stands for, else `voice`, or `default` where it is a name of OpenAI's and none of the server's.
 
         Raises:
             TTSError: the server cannot be asked.
         """
+        if voice in self._aliases:
+            return self._aliases[voice]
         if voice not in ALIASES:
             return voice
         if self._clock() >= self._until:

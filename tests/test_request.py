@@ -88,8 +88,17 @@ def test_text_is_required():
         request_from_inputs({"seed": 1})
 
 
-def test_a_message_shows_long_and_strange_values_cut_and_in_ascii():
-    assert shown("\ud800你" * 50) == "'" + "\\ud800\\u4f60" * 4 + "\\ud800\\u4f6" + "... (602 characters)"
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("你好 😀", "'你好 😀'"),
+        ("\ud800\x07\u202e", r"'\ud800\x07\u202e'"),
+        ("默" * 61, f"'{'默' * 60}'... (61 characters)"),
+        (["默"] * 20, f"{repr(['默'] * 20)[:60]}... (100 characters)"),
+    ],
+)
+def test_a_message_shows_the_characters_of_a_value_and_counts_them(value, text):
+    assert shown(value) == text
 
 
 GENERATION = GenerationRequest(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+AROUND = " \t\n\v\f\r\u00a0\u200b\u2028\u2029\u3000\ufeff"  # what files and clipboards leave around a text
 _BASE = 0x4E00
 _TAIL_BASE = 0x3D00
 _BITS = 14
@@ -27,11 +28,12 @@ def encode(data: bytes) -> str:
 
 
 def decode(text: str) -> bytes:
-    """The bytes that `encode` made `text` of.
+    """The bytes that `encode` made `text` of, which may have AROUND around it.
 
     Raises:
         ValueError: `text` is not what `encode` makes.
     """
+    text = text.strip(AROUND)
     num_left = ord(text[-1]) - _TAIL_BASE if text else 0
     if 0 < num_left < _BLOCK_BYTES:
         text = text[:-1]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from chattts_serving.errors import ConfigError, InvalidInputError, shown
 from chattts_serving.request import INT63_MAX, MAX_SPEAKER_CHARACTERS
+from chattts_serving.voice.base16384 import AROUND
 from chattts_serving.voice.speaker import SpeakerStatistics, Vector, decode_speaker, encode_speaker, normalize
 
 DEFAULT_VOICE = "default"
@@ -167,13 +168,14 @@ class VoiceLibrary:
         self._speakers = {voice.name: self._resolve(voice) for voice in voices}
 
     def find(self, speaker: str) -> Speaker:
-        """The voice of that name, else that of a ChatTTS speaker string.
+        """The voice of that name, else that of a ChatTTS speaker string; either may have white space around it.
 
         Raises:
             InvalidInputError: `speaker` is neither.
         """
-        if speaker in self._speakers:
-            return self._speakers[speaker]
+        name = speaker.strip(AROUND)
+        if name in self._speakers:
+            return self._speakers[name]
         try:
             return self._decode(speaker)
         except ValueError as error:

@@ -77,10 +77,15 @@ class ServerError(TTSError):
 
 def invalid_input(name: str, value: object, allowed: str) -> InvalidInputError:
     """The error for `value` of `name`, in the server's wording; `allowed` finishes the sentence "allowed is ..."."""
-    shown = ascii(value)
-    if len(shown) > MAX_SHOWN_CHARACTERS:
-        shown = f"{shown[:MAX_SHOWN_CHARACTERS]}... ({len(shown)} characters)"
-    return InvalidInputError(f"input '{name}' is {shown}; allowed is {allowed}")
+    return InvalidInputError(f"input '{name}' is {shown(value)}; allowed is {allowed}")
+
+
+def shown(value: object) -> str:
+    """`value` as it may stand in a message: repr, cut to MAX_SHOWN_CHARACTERS, of a string its own ones."""
+    whole = value if isinstance(value, str) else repr(value)
+    cut = whole[:MAX_SHOWN_CHARACTERS]
+    text = repr(cut) if isinstance(value, str) else cut
+    return text if len(cut) == len(whole) else f"{text}... ({len(whole)} characters)"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from chattts_client.errors import ServerError
+from chattts_client.errors import ServerError, shown
 from chattts_client.options import InputTensor
 
 HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream"}
@@ -104,9 +104,9 @@ def _result(event: bytes) -> EventResult:
     try:
         values = json.loads(event)
     except ValueError as error:
-        raise ServerError(f"an event is no JSON: {event[:100]!a}", "INTERNAL") from error
+        raise ServerError(f"an event is no JSON: {shown(event.decode(errors='replace'))}", "INTERNAL") from error
     if not isinstance(values, dict):
-        raise ServerError(f"an event is no JSON object: {event[:100]!a}", "INTERNAL")
+        raise ServerError(f"an event is no JSON object: {shown(event.decode(errors='replace'))}", "INTERNAL")
     if "error" in values:
         raise InferenceServerException(str(values["error"]))
     return EventResult(values)

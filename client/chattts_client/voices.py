@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chattts_client.errors import ServerError
+from chattts_client.errors import ServerError, shown
 from chattts_client.options import InputTensor
 
 MODEL = "text_frontend"
@@ -37,5 +37,5 @@ def voices_from(text: str) -> list[Voice]:
     try:
         return [Voice(name, str(voice["description"])) for name, voice in json.loads(text).items()]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        message = f"the list of voices is {text[:100]!a}, of which one has no description"
+        message = f"the list of voices is {shown(text)}, of which one has no description"
         raise ServerError(message, "INTERNAL") from error

@@ -52,7 +52,7 @@ export class Speech {
 
   /** The same speech once more, by the server, as a file in another format. */
   async as(format) {
-    const answer = await ask(PATH, post({ ...this.request, seed: this.seed, response_format: format }));
+    const answer = await ask(PATH, post({ ...this.request, seed: this.seed, response_format: format, stream: false }));
     return answer.blob();
   }
 }

@@ -116,6 +116,15 @@ def test_a_name_of_another_site_that_leads_here_is_refused(gateway, locked):
     assert requests.get(locked.url + "/health", headers=sent, timeout=30).ok  # there the keys decide
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/audio/voices", "/nothing/"])
+def test_a_broken_host_does_no_harm_where_keys_decide(locked, path):
+    sent = headers(KEY) | {"host": "["}
+    answer = requests.post(locked.url + path, data=b"x", headers=sent, timeout=30)
+    assert answer.status_code in (400, 404)
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert "Traceback" not in locked.log.read_text()
+
+
 class Clock:
     now = 0.0
 

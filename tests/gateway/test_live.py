@@ -36,15 +36,15 @@ DROPPED_WITHIN_S = 2.0  # far above what it takes, so that a busy machine does n
 @pytest.fixture(scope="module")
 def live(tiny, tmp_path_factory):
     log = tmp_path_factory.mktemp("live") / "gateway.log"
-    with running_gateway(tiny.server.grpc_url, log) as gateway:
+    with running_gateway(tiny.server.grpc_url, log, "--voice-alias", "nova=seed-1") as gateway:
         yield gateway
 
 
-@pytest.mark.parametrize("voice", ["default", "seed-1", "alloy"])
+@pytest.mark.parametrize("voice", ["default", "seed-1", "alloy", "nova", "", None])
 @pytest.mark.parametrize("mode", ["exact", "low_latency"])
 def test_the_gateway_gives_the_samples_of_the_models(live, tiny, voice, mode):
     answer = requests.post(live.url + SPEECH, json=SHORT | {"voice": voice, "mode": mode}, timeout=120)
-    speaker = "default" if voice == "alloy" else voice
+    speaker = {"alloy": "default", "nova": "seed-1", "": "default", None: "default"}.get(voice, voice)
     options = {"seed": 7, "skip_refine": True, "max_new_tokens": 64, "speaker": speaker}
     with TTSClient(tiny.server.grpc_url) as client:
         chunks = list(client.stream(TEXT, mode=mode, **options))
@@ -56,6 +56,33 @@ def test_the_gateway_gives_the_samples_of_the_models(live, tiny, voice, mode):
         assert errors.max() < 1e-4
     else:  # where chunks meet depends on when tokens came
         assert np.sqrt((errors**2).mean() / (audio**2).mean()) < 0.01
+
+
+def test_a_speaker_string_is_taken_as_it_was_pasted(live, tiny):
+    with TTSClient(tiny.server.grpc_url) as client:
+        used = client.synthesize(TEXT, seed=7, skip_refine=True, max_new_tokens=8, speaker="seed-1").speaker
+    heard = [
+        requests.post(live.url + SPEECH, json=SHORT | {"voice": voice}, timeout=120)
+        for voice in ("seed-1", used, f"\ufeff{used}\r\n", {"id": f" {used}\t"})
+    ]
+    assert [answer.content for answer in heard] == [heard[0].content] * 4
+
+
+@pytest.mark.parametrize("text", ["😀", "...", "🎉🎉 !?", "[laugh]", "😀" * 20_000])
+def test_a_text_with_nothing_to_say_is_refused_or_a_silence(live, text):
+    refused = requests.post(live.url + SPEECH, json=BODY | {"input": text}, timeout=120)
+    print(f"MEASURED: {len(text)} of {text[:1]} are refused after {refused.elapsed.total_seconds():.3f} s")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "input")
+    assert error["message"].startswith(f"'input' is {text[:60]!r}")
+    silence = requests.post(live.url + SPEECH, json=BODY | {"input": text, "allow_silence": True}, timeout=120)
+    assert silence.status_code == 200
+    assert not any(silence.content)
+
+
+def test_an_unknown_voice_is_shown_as_it_was_written(live):
+    error = requests.post(live.url + SPEECH, json=SHORT | {"voice": "默认 é"}, timeout=120).json()["error"]
+    assert error["message"].startswith("'voice' is '默认 é'; allowed is a voice of this server (")
 
 
 def test_a_cloned_voice_is_that_of_its_recording(live, tiny):

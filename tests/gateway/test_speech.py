@@ -72,7 +72,7 @@ def test_mp3_is_the_format_of_who_names_none(sdk):
     ] == ("audio/mpeg")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.streams])
 def test_speech_arrives_while_the_model_speaks(gateway, tmp_path, name):
     """The text never ends, so what arrives cannot have waited for its end."""
     body = {"model": "chattts", "voice": "default", "input": f"endless {tmp_path / 'ended'}", "response_format": name}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,3 +73,26 @@ def test_a_wrong_flag_starts_nothing():
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
     assert "open to the network" in result.stderr
+
+
+@pytest.mark.parametrize("module", ["gateway", "gateway.up"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_said_at_once(module, host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as other:
+        port = other.getsockname()[1]
+        command = [sys.executable, "-m", module, "--host", host, "--port", str(port)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    url = f"http://[::1]:{port}" if ":" in host else f"http://127.0.0.1:{port}"
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: cannot listen on {url}: ")
+
+
+def test_it_listens_on_ipv6_and_writes_its_address_as_browsers_take_it():
+    url = f"http://[::1]:{free_port()}"
+    command = [sys.executable, "-m", "gateway", "--host", "::1", "--port", url.rpartition(":")[2]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert json.loads(process.stdout.readline())["message"] == f"listening on {url}"
+        assert requests.get(f"{url}/health", timeout=60).ok
+        process.terminate()
+        process.communicate(timeout=STOP_S)

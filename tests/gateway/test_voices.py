@@ -16,7 +16,7 @@ import soundfile
 from chattts_client import TTSClient, Voice
 
 from gateway.errors import GatewayError
-from gateway.speech import SpeechRequest, speed_tag
+from gateway.request import SpeechRequest, speed_tag
 from gateway.voices import CLONE_PREFIX, RECORDING_RATE, ServerVoices, clone_id, decoded, spoken_by
 
 
@@ -42,6 +42,10 @@ def test_models_are_listed(gateway):
         assert client.models.retrieve("chattts").object == "model"
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("gpt-9")
+
+
+def test_a_slash_at_the_end_is_no_model(gateway):
+    assert requests.get(gateway.url + "/v1/models/", timeout=30).json()["object"] == "list"
 
 
 def cloned(gateway, **fields):

@@ -8,7 +8,7 @@ import pybase16384
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from chattts_client import TTSClient
+from chattts_client import InvalidInputError, TTSClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from chattts_serving.speech.windows import ReadingPlan
@@ -124,6 +124,19 @@ def test_a_bad_request_is_refused_by_name(tiny, number_of_case):
         assert f"'{name}'" in caught.value.message()
     with TTSClient(tiny.server.grpc_url) as client:
         assert client.synthesize("Still here.", skip_refine=True, max_new_tokens=4).audio.size
+
+
+def test_a_refusal_shows_the_characters_that_were_sent(tiny):
+    inputs = {"text": text("hello"), "speaker": text("默认 é 🙂")}
+    for library, url in ((tritonclient.grpc, tiny.server.grpc_url), (tritonclient.http, tiny.server.http_url)):
+        with pytest.raises(
+            InferenceServerException, match="'speaker' is '默认 é 🙂'; allowed is a voice of this server"
+        ):
+            infer(library, url, inputs)
+    for protocol in ("grpc", "http"):
+        url = tiny.server.grpc_url if protocol == "grpc" else tiny.server.http_url
+        with TTSClient(url, protocol) as client, pytest.raises(InvalidInputError, match="'speaker' is '默认 é 🙂'"):
+            list(client.stream("hello", speaker="默认 é 🙂"))
 
 
 def test_a_missing_text_and_an_unknown_input_are_refused_by_name(tiny):

@@ -82,6 +82,7 @@ def test_chattts_reads_the_codes_that_were_encoded(chattts_speaker, seed, num_to
 def test_codes_are_read_as_they_were_encoded(seed, num_tokens):
     codes = random_codes(seed, num_tokens)
     assert np.array_equal(np.array(decode_sample(encode_sample(codes.T))).T, codes)
+    assert np.array_equal(np.array(decode_sample(f"\ufeff{encode_sample(codes.T)}\r\n")).T, codes)
 
 
 @settings(max_examples=100, deadline=None)

@@ -225,6 +225,13 @@ def test_what_is_no_name_is_a_speaker_string(library):
     assert np.array_equal(found.embedding, normalize(vector))
 
 
+@pytest.mark.parametrize("around", ["\n", "\ufeff", " \t\r\n\u3000"])
+@pytest.mark.parametrize("speaker", ["seven", encode_speaker(random_vector(5))])
+def test_white_space_around_a_voice_is_no_part_of_it(library, speaker, around):
+    found = library.find(f"{around}{speaker}{around}")
+    assert found.vector.tobytes() == library.find(speaker).vector.tobytes()
+
+
 @pytest.mark.parametrize("speaker", ["seven", encode_speaker(random_vector(5))])
 def test_the_string_of_a_speaker_finds_the_same_vector(library, speaker):
     found = library.find(speaker)

@@ -91,6 +91,7 @@ class SpeechRequest(BaseModel):
     min_new_tokens: int | None = None
     max_new_tokens: int | None = None
     normalize: bool | None = None
+    strict_tags: bool | None = Field(default=None, description="refuse bracketed words that are no control tags")
     refine_prompt: Text | None = None
     prompt: Text | None = None
     language: Text | None = None

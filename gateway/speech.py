@@ -147,6 +147,8 @@ class SpeechResponse(Response):
             "x-sample-rate": str(chunk.sample_rate),
             "x-seed": str(chunk.seed),
         }
+        if chunk.warning:
+            named["x-warning"] = chunk.warning
         if self._request.ignored:
             named["x-ignored"] = ", ".join(self._request.ignored)
         return [(name.encode(), value.encode()) for name, value in named.items()]

@@ -172,6 +172,11 @@ def test_what_cannot_be_followed_is_ignored_and_told(gateway):
     assert "x-ignored" not in speech(gateway, instructions="").headers
 
 
+def test_what_is_not_spoken_is_told(gateway):
+    assert speech(gateway, input="a ☃").headers["x-warning"] == "not all"
+    assert "x-warning" not in speech(gateway).headers
+
+
 def test_a_strict_gateway_ignores_nothing(other):
     for name in ("instructions", "user", "metadata"):
         error = other_speech(other, **{name: "Whisper."}).json()["error"]

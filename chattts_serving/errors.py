@@ -4,14 +4,14 @@
     ├── InvalidInputError        INVALID_ARGUMENT   one input of a request is out of its range
     ├── OverloadedError          UNAVAILABLE        a bounded queue is full
     ├── ShuttingDownError        UNAVAILABLE        the server is about to end
-    ├── DeadlineExceededError    CANCELLED          the request's `deadline_ms` passed
+    ├── DeadlineExceededError    UNAVAILABLE        the request's `deadline_ms` passed
     ├── CancelledError           CANCELLED          the caller has gone, or its stream was given up
     ├── CalledModelError         as the call's      a model that this one called failed
     ├── EngineError              INTERNAL           a step failed; the message says which
     └── ConfigError              INTERNAL           configuration or artifacts are wrong (raised at start only)
 
-Triton's Python backend knows no DEADLINE_EXCEEDED, so that error travels as CANCELLED with a message that starts
-with "deadline exceeded".
+Triton's Python backend knows no DEADLINE_EXCEEDED, so that error travels as UNAVAILABLE with a message that starts
+with "deadline exceeded": over HTTP, where CANCELLED is a 400, it is no fault of the caller's.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ShuttingDownError(ServingError):
 class DeadlineExceededError(ServingError):
     """The request's deadline passed before its audio was complete."""
 
-    status = "CANCELLED"
+    status = "UNAVAILABLE"
     outcome = "deadline_exceeded"
     first_words = "deadline exceeded"
 

@@ -25,8 +25,8 @@ from tritonclient.utils import InferenceServerException
 
 MAX_SHOWN_CHARACTERS = 60  # of an offending value, in a message
 
-# The server's word for a passed deadline. Triton 2.51 sends its CANCELLED as HTTP 400, so there the text alone tells;
-# an ensemble puts its own name in front of the message of the step that failed.
+# The server's word for a passed deadline, whose status is that of a full server (or CANCELLED, of an older one); an
+# ensemble puts its own name in front of the message of the step that failed.
 _SERVER_DEADLINE = re.compile(r"^(in ensemble '[^']*', )?deadline exceeded", re.IGNORECASE)
 
 # How the server words the others, for an error that came without a status.
@@ -111,9 +111,9 @@ def _from_answer(status: str | None, message: str | None, url: str) -> TTSError:
     """`status` is "NAME" or "StatusCode.NAME" over gRPC, "NUMBER" over HTTP, None where there is none."""
     message = message or "no message"
     status = (status or _status_by_words(message)).removeprefix("StatusCode.")
-    if status in ("DEADLINE_EXCEEDED", "504"):  # gRPC's own clock, a balancer's; the server says CANCELLED
+    if status in ("DEADLINE_EXCEEDED", "504"):  # gRPC's own clock, a balancer's
         return _no_answer(url)
-    if status in ("CANCELLED", "400", "499") and _SERVER_DEADLINE.match(message):
+    if status in ("UNAVAILABLE", "503", "CANCELLED", "400", "499") and _SERVER_DEADLINE.match(message):
         return DeadlineExceededError(message)
     if status in ("INVALID_ARGUMENT", "400"):
         return InvalidInputError(message)
@@ -127,7 +127,7 @@ def _from_answer(status: str | None, message: str | None, url: str) -> TTSError:
 
 def _status_by_words(message: str) -> str:
     if _SERVER_DEADLINE.match(message):
-        return "CANCELLED"
+        return "UNAVAILABLE"
     if _INVALID_INPUT.match(message):
         return "INVALID_ARGUMENT"
     return "UNAVAILABLE" if _OVERLOADED.search(message) else "UNKNOWN"

@@ -158,7 +158,8 @@ def test_the_audio_may_be_changed(server, flavour):
     [
         ("INVALID_ARG input 'top_p' is 7.0; allowed is a number above 0 to 1", InvalidInputError),
         ("UNAVAILABLE 256 requests are waiting, which is the limit", OverloadedError),
-        ("CANCELLED deadline exceeded: 50 ms", DeadlineExceededError),
+        ("UNAVAILABLE deadline exceeded: 50 ms", DeadlineExceededError),
+        ("UNAVAILABLE in ensemble 'chattts', deadline exceeded: 50 ms", DeadlineExceededError),
         ("CANCELLED in ensemble 'chattts', deadline exceeded: 50 ms", DeadlineExceededError),
         ("INTERNAL step 12 failed", ServerError),
         ("UNSUPPORTED no such thing", ServerError),

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pybase16384
 import pytest
+import requests
 import tritonclient.grpc
 import tritonclient.http
 from chattts_client import InvalidInputError, TTSClient
@@ -214,3 +215,20 @@ def test_what_is_not_spoken_is_named_in_whole_answers_and_in_streams(tiny):
         over_http = client.synthesize(**request)
     warnings = {one.warning for one in (whole, over_http, *chunks)}
     assert warnings == {"not spoken, as the model speaks Chinese and English: 6 letters (Cyrillic)"}
+
+
+@pytest.mark.parametrize("model", ["chattts", "chattts_stream"])
+def test_a_misspelt_input_of_generate_is_refused_by_name(tiny, model):
+    body = {"text": "Hello there.", "skip_refine": True, "max_new_tokens": 5, "tempreature": 0.5}
+    endpoint = "generate_stream" if model == "chattts_stream" else "generate"
+    answer = requests.post(f"http://{tiny.server.http_url}/v2/models/{model}/{endpoint}", json=body, timeout=60)
+    assert "input 'tempreature' is 0.5; allowed is nothing: there is no such input" in answer.text
+    assert answer.status_code == 400
+
+
+def test_a_passed_deadline_is_no_fault_of_the_callers(tiny):
+    values = [("text", "BYTES", "Hello there. " * 50), ("deadline_ms", "INT32", 1)]
+    body = {"inputs": [{"name": name, "shape": [1, 1], "datatype": kind, "data": [one]} for name, kind, one in values]}
+    answer = requests.post(f"http://{tiny.server.http_url}/v2/models/chattts/infer", json=body, timeout=60)
+    assert answer.json()["error"] == "in ensemble 'chattts', deadline exceeded before the audio was complete"
+    assert answer.status_code == 503

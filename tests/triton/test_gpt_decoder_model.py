@@ -78,7 +78,7 @@ def request_for(frontend) -> Callable[..., pb.InferenceRequest]:
         text = SynthesisRequest(
             text="Hello world.", seed=5, skip_refine=True, min_new_tokens=num_tokens, max_new_tokens=num_tokens
         )
-        generation, embedding, _ = frontend.prepare(text)
+        generation, embedding, *_ = frontend.prepare(text)
         values = {
             "stream_id": string(stream_id or secrets.token_hex(8)),
             "generation": string(generation.to_json()),

@@ -85,7 +85,7 @@ def test_outputs_get_a_batch_dimension():
     [
         (errors.InvalidInputError("text", "", "more"), pb.TritonError.INVALID_ARG),
         (errors.OverloadedError("full"), pb.TritonError.UNAVAILABLE),
-        (errors.DeadlineExceededError("late"), pb.TritonError.CANCELLED),
+        (errors.DeadlineExceededError("late"), pb.TritonError.UNAVAILABLE),
         (errors.ShuttingDownError("gone"), pb.TritonError.UNAVAILABLE),
         (errors.EngineError("step failed"), pb.TritonError.INTERNAL),
         (errors.ConfigError("broken"), pb.TritonError.INTERNAL),

@@ -55,6 +55,7 @@ class TritonPythonModel:
             report = self._reports.arrived(request)
             stays = NEEDED not in request.requested_output_names()
             try:
+                triton_io.refuse_parameters(request)
                 synthesis = request_from_inputs(triton_io.read_scalars(request))
                 self._door.enter(is_batch=synthesis.priority == "batch", stays=stays)
             except Exception as error:

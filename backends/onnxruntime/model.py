@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # where no launcher of this project has set it; read at the import
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 

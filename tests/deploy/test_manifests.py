@@ -85,6 +85,16 @@ def test_images_serve_the_mounted_models_to_the_outside(image: str) -> None:
     assert (options.model_repository, options.host, options.flags) == (Path("/models"), ANY_ADDRESS, ())
 
 
+def test_every_image_tells_onnx_runtime_to_send_nothing() -> None:
+    dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$(.*?)(?=^FROM|\Z)", dockerfile, re.MULTILINE | re.DOTALL)
+    silent: set[str] = set()
+    for base, name, steps in stages:
+        if base in silent or re.search(r"^ENV .*\bORT_DISABLE_TELEMETRY=1\b", steps, re.MULTILINE):
+            silent.add(name)
+    assert {name for _, name, _ in stages} == silent
+
+
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.tls.yaml"])
 def test_compose_files_fit_the_compose_specification(file: str) -> None:
     checked("check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / file)

@@ -11,6 +11,7 @@ import uvicorn
 from chattts_client import TTSError
 
 from gateway.app import create_app
+from gateway.process import check_port
 from gateway.settings import Settings, SettingsError, parse
 
 STOP_TIMEOUT_S = 10  # that open answers have
@@ -32,7 +33,9 @@ class _JsonLines(logging.Formatter):
 def main() -> int:
     """Run the gateway; the exit status for the shell."""
     try:
-        serve(parse())
+        settings = parse()
+        check_port(settings.host, settings.port)
+        serve(settings)
     except (SettingsError, TTSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

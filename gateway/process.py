@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from gateway.settings import KEYS_VARIABLE, SettingsError
 
 START_S = 60.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment has other loopbacks
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,32 @@ def free_port() -> int:
     return port
 
 
+def check_port(host: str, port: int) -> None:
+    """Look whether a gateway can listen there.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    refused: list[OSError] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in found:
+            try:
+                socket.create_server(address, family=family).close()
+            except OSError as error:
+                refused.append(error)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"--host is '{host}'; allowed is an address of this machine, or its name") from error
+    taken = [error for error in refused if error.errno != errno.EADDRNOTAVAIL]  # a name may have an IPv6 address, too
+    if taken or len(refused) == len(found):
+        why = os.strerror((taken or refused)[0].errno or 0)
+        raise SettingsError(f"port {port} on {host} cannot be used ({why}): choose another --port or --host")
+
+
 def answers(url: str) -> bool:
     """Whether a GET of `url` is answered with a good status within 2 s."""
     try:
-        with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own
+        with _DIRECT.open(url, timeout=2):
             return True
     except OSError:
         return False

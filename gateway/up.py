@@ -9,14 +9,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from chattts_client import TTSError
 
 from chattts_serving.demo import REPOSITORY, export_if_needed
 from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.addresses import joined
+from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions
+from chattts_serving.launcher.ports import bound
 from chattts_serving.launcher.running import running_server
 from gateway.__main__ import serve
+from gateway.process import check_port
 from gateway.settings import SettingsError, parse
 
 LOG = Path("build", "up-server.log")
@@ -28,18 +33,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m gateway.up", description="Triton and the gateway; further flags are those of python -m gateway."
     )
     parser.add_argument("--model-repository", type=Path, metavar="DIR", help=f"models (default {REPOSITORY.name})")
+    parser.add_argument(
+        "--triton-flag", action="append", default=[], metavar="FLAG", help="--triton-flag=--NAME=VALUE, again and again"
+    )
     options, flags = parser.parse_known_args(arguments)
     try:
-        parse(flags)  # before the minutes that an export may take
+        ServerOptions(flags=tuple(options.triton_flag))  # all before the minutes that an export may take
+        settings = parse(flags)
+        check_port(settings.host, settings.port)
         if options.model_repository is None:
             export_if_needed()
         LOG.parent.mkdir(exist_ok=True)
         LOG.unlink(missing_ok=True)
         signal.signal(signal.SIGTERM, _stop)  # uvicorn raises it again when it has ended
-        with running_server(options.model_repository or REPOSITORY, log_path=LOG) as server:
+        with running_server(
+            options.model_repository or REPOSITORY,
+            log_path=LOG,
+            flags=options.triton_flag,
+            launcher_flags=_ports(),
+        ) as server:
             threading.Thread(target=_end_with, args=[server.launcher], daemon=True).start()
+            print(
+                f"Triton: http={server.http_url} grpc={server.grpc_url} metrics={server.metrics_url}, its log is {LOG}"
+            )
+            print(f"open http://{joined(settings.host, settings.port)} (Ctrl-C ends)", flush=True)
             settings = parse([*flags, "--triton", server.grpc_url])
-            print(f"open http://{settings.host}:{settings.port} (Ctrl-C ends)", flush=True)
             try:
                 serve(settings)
             finally:
@@ -50,6 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _ports() -> list[str]:
+    """Flags of the launcher: Triton's usual ports, a free one for each that is taken."""
+    default, flags = ServerOptions(), []
+    for name, option in PORT_OPTIONS.items():
+        port = getattr(default, name)
+        with suppress(ConfigError), bound(default.host, port, option, listening=True):
+            flags.append(f"{option}={port}")
+    return flags
 
 
 def _stop(*_: object) -> None:

@@ -40,7 +40,7 @@ class Endpoint:
 
     Attributes:
         protocol: "grpc" or "http".
-        url: "host:port".
+        url: "host:port"; an IPv6 address stands in brackets.
         model: the Triton model of whole answers.
         timeout: seconds for one synthesis; None for no limit.
         stream_model: the Triton model of streams.
@@ -59,9 +59,10 @@ class Endpoint:
         """Check every value."""
         if self.protocol not in DEFAULT_URLS:
             raise invalid_input("protocol", self.protocol, "grpc or http")
-        host_port = re.fullmatch(r"[^/\s]+:(\d{1,5})", self.url)
+        host_port = re.fullmatch(r"(?:\[[^/\s\[\]]+\]|[^/\s:\[\]]+):(\d{1,5})", self.url)
         if not host_port or not 0 < int(host_port[1]) < 2**16:
-            raise invalid_input("url", self.url, f"HOST:PORT, such as {DEFAULT_URLS[self.protocol]}")
+            allowed = f"HOST:PORT, such as {DEFAULT_URLS[self.protocol]}; an IPv6 address stands in brackets"
+            raise invalid_input("url", self.url, allowed)
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise invalid_input("timeout", self.timeout, "a number of seconds above 0, or None for no limit")
 

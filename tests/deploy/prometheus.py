@@ -23,6 +23,7 @@ from chattts_serving.launcher.processes import end_with_parent
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docker" / "prometheus"
 RULES = FOLDER / "rules" / "chattts.yml"
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def program(name: str) -> str:
@@ -78,7 +79,7 @@ class Prometheus:
 
     def _get(self, path: str, **parameters: str) -> dict[str, Any]:
         address = f"http://{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(address, timeout=30) as response:
+        with DIRECT.open(address, timeout=30) as response:
             answer: dict[str, Any] = json.load(response)
         return answer["data"]  # type: ignore[no-any-return]
 

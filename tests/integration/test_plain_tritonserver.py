@@ -16,10 +16,10 @@ from chattts_client import InvalidInputError, Speech, TTSClient, joined
 from tritonclient.utils import InferenceServerException
 
 from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions
+from chattts_serving.launcher.ports import choose_ports
 from chattts_serving.launcher.probe import ProbeError, check, wait_idle
 from chattts_serving.launcher.processes import end_with_parent
 from chattts_serving.launcher.running import RunningServer
-from chattts_serving.launcher.server import choose_ports
 from chattts_serving.launcher.tritonserver import ROOT, environment, find_installation, lay_out_backends
 from tests.conftest import Deployment
 from tests.integration.test_telemetry import new_home

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from chattts_client import AsyncTTSClient, Chunk, SynthesisOptions, TTSError
+from chattts_client.tracing import is_traceparent
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -132,6 +133,7 @@ class SpeechResponse(Response):
         *,
         settings: Settings,
         request_id: str,
+        traceparent: str,
         report: Callable[[], SpeechReport],
         place: AbstractContextManager[None],
     ) -> None:
@@ -145,7 +147,10 @@ class SpeechResponse(Response):
         options, self._tempo = request.options(voice, settings.speed_tags)
         self._place, self._timeout_s = place, settings.timeout_s
         self._request, self._request_id, self._report = request, request_id, report
-        self._stream = client.stream(request.input, options, mode=request.mode, request_id=request_id)
+        trace = traceparent if is_traceparent(traceparent) else ""
+        self._stream = client.stream(
+            request.input, options, mode=request.mode, request_id=request_id, traceparent=trace
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
         """Answer; a client that does not read what it gets is given up when the time of a synthesis is over.

@@ -39,7 +39,7 @@ from chattts_serving.launcher.tritonserver import (
     lay_out_backends,
 )
 from chattts_serving.triton.io import CALLS_AT_ONCE
-from chattts_serving.variables import LOG_REQUESTS
+from chattts_serving.variables import LOG_REQUESTS, TRACES_URL
 
 EXIT_CONFIG = 2  # nothing was started
 EXIT_TIMEOUT_S = 5  # that tritonserver takes to end, within supervisor.STOP_TIMEOUT_S
@@ -58,6 +58,7 @@ WARNING_OF_THE_NETWORK = (
     "nobody else reach it; --local-http keeps HTTP on 127.0.0.1 (SECURITY.md)"
 )
 NO_METRICS = "--allow-metrics=false"  # of tritonserver
+OTLP_SETTING, OTLP_DEFAULT = "opentelemetry,url=", "http://localhost:4318/v1/traces"  # tritonserver's own
 
 
 def has_gpu() -> bool:
@@ -94,6 +95,15 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
     restriction = f"{RESTRICTED_APIS}:restricted-key={secrets.token_hex(16)}"
     flags += [f"{flag}={restriction}" for flag in RESTRICTING_FLAGS if flag not in given]
     return [*flags, *options.flags]  # last, so that they win
+
+
+def traces_url(flags: Sequence[str]) -> str:
+    """Where tritonserver sends traces of OpenTelemetry, with `flags`; "" where it makes none."""
+    given = [flag.removeprefix("--trace-config=") for flag in flags if flag.startswith("--trace-config=")]
+    if "mode=opentelemetry" not in given:
+        return ""
+    urls = [one.removeprefix(OTLP_SETTING) for one in given if one.startswith(OTLP_SETTING)]
+    return urls[-1] if urls else OTLP_DEFAULT
 
 
 def serve(options: ServerOptions) -> int:
@@ -134,6 +144,8 @@ def serve(options: ServerOptions) -> int:
         (imports / PACKAGE.name).symlink_to(PACKAGE)
         if options.log_requests:
             env[LOG_REQUESTS] = "1"
+        if traces_url(options.flags):
+            env[TRACES_URL] = traces_url(options.flags)
 
         def start() -> TritonProcess:
             return TritonProcess(command, env, imports, shm_prefix, log)

@@ -64,6 +64,13 @@ def test_what_is_no_address_is_refused_before_connecting(url, flavour):
         flavour.call(url, "synthesize", "Hello")
 
 
+@pytest.mark.parametrize("traceparent", ["no", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "a\r\nb: c"])
+def test_what_is_no_traceparent_is_refused_before_connecting(traceparent, refusing_url, flavour):
+    for method in ("synthesize", "stream"):
+        with pytest.raises(InvalidInputError, match="traceparent"):
+            flavour.call(refusing_url, method, "Hello", traceparent=traceparent)
+
+
 def test_all_clients_hear_the_same(server):
     heard = [flavour.call(flavour.url(server), "synthesize", "Hello 你好", seed=5) for flavour in FLAVOURS.values()]
     first = heard[0]

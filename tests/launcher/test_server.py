@@ -28,7 +28,7 @@ from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions, parse_
 from chattts_serving.launcher.ports import choose_ports, hold_ports
 from chattts_serving.launcher.probe import ProbeError
 from chattts_serving.launcher.processes import UNKNOWN, child_processes, model_of
-from chattts_serving.launcher.server import main, tritonserver_flags
+from chattts_serving.launcher.server import main, traces_url, tritonserver_flags
 from chattts_serving.launcher.supervisor import Supervision, Supervisor, TritonProcess
 from chattts_serving.launcher.tritonserver import (
     Installation,
@@ -90,6 +90,20 @@ def test_further_flags_go_to_tritonserver(written: list[str]) -> None:
     options = parse_arguments(["--http-port", "9000", *written])
     assert options.flags == tuple(flags)
     assert tritonserver_flags(options, Path("m"), Path("b"), {"python": "p_"})[-2:] == flags
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ([], ""),
+        (["level=TIMESTAMPS", "opentelemetry,url=http://a:1/x"], ""),
+        (["mode=triton"], ""),
+        (["mode=opentelemetry"], "http://localhost:4318/v1/traces"),
+        (["opentelemetry,url=http://a:1/x", "mode=opentelemetry"], "http://a:1/x"),
+    ],
+)
+def test_the_models_send_their_spans_where_tritonserver_does(settings: list[str], url: str) -> None:
+    assert traces_url([f"--trace-config={one}" for one in settings]) == url
 
 
 def test_endpoints_for_operators_are_closed_by_a_key_of_their_own_for_each_start() -> None:

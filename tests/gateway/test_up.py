@@ -24,19 +24,20 @@ STOP_S = 40
 
 
 @contextmanager
-def started(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """The process, where it listens, and what it says of Triton."""
+def started(*flags: str, host: str = "127.0.0.1") -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """The process, where it listens, and what it says of Triton; `host` is as URLs have it."""
     port = free_port()
+    flags = (*flags, "--host", host.strip("[]"))
     command = [sys.executable, "-m", "gateway.up", "--model-repository", str(FAKE_MODEL), "--port", str(port), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         triton = process.stdout.readline()
-        assert process.stdout.readline() == f"open http://127.0.0.1:{port} (Ctrl-C ends)\n"
+        assert process.stdout.readline() == f"open http://{host}:{port} (Ctrl-C ends)\n"
         end = time.monotonic() + START_S
-        while not answers(f"http://127.0.0.1:{port}/health/ready"):
+        while not answers(f"http://{host}:{port}/health/ready"):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
-        yield process, f"http://127.0.0.1:{port}", triton
+        yield process, f"http://{host}:{port}", triton
         process.terminate()
         process.communicate(timeout=STOP_S)
 
@@ -64,7 +65,8 @@ def is_there(pid: int) -> bool:
     return True
 
 
-def test_it_speaks_and_says_where_triton_is(behind_a_proxy):
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_it_speaks_and_says_where_triton_is(host, behind_a_proxy):
     with ExitStack() as stack:
         default = {name: getattr(ServerOptions(), name) for name in PORT_OPTIONS}
         for port in default.values():  # one is taken at least, be it by somebody else
@@ -72,7 +74,7 @@ def test_it_speaks_and_says_where_triton_is(behind_a_proxy):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
                 break
         free = {port for port in default.values() if is_free(port)}
-        _, url, triton = stack.enter_context(started("--triton-flag=--id=the name"))
+        _, url, triton = stack.enter_context(started("--triton-flag=--id=the name", host=host))
         found = re.fullmatch(r"Triton: http=(\S+) grpc=(\S+) metrics=(\S+), its log is \S+\n", triton)
         ports = {int(one.rpartition(":")[2]) for one in found.groups()}
         assert len(ports) == 3

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from chattts_client import TTSClient
 from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
@@ -262,8 +263,9 @@ def test_every_service_listens_where_the_host_leads_to(host: str, address: str, 
     ) as server:
         assert {url.rpartition(":")[0] for url in (server.http_url, server.grpc_url, server.metrics_url)} == {address}
         assert echoes(server)
-        with triton_grpc.InferenceServerClient(server.grpc_url) as client:
-            assert client.is_server_ready()
+        for protocol in ("grpc", "http"):
+            with TTSClient(getattr(server, f"{protocol}_url"), protocol, model="echo", stream_model="echo") as client:
+                client.wait_ready(DEADLINE_S)
         assert server.stop() == 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import socket
 import sys
 import time
@@ -51,22 +53,23 @@ def listeners(settings: Settings) -> list[socket.socket]:
         SettingsError: another program has the port, or this machine has no such address.
     """
     host, port = settings.host, settings.port
-    found: list[socket.socket] = []
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            one = socket.socket(family, kind, protocol)
-            found.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind(address)
-            one.listen(BACKLOG)
-    except OSError as error:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"--host is '{host}'; allowed is an address of this machine, or its name") from error
+    found: list[socket.socket] = []
+    refused: list[OSError] = []
+    for family, _, _, _, address in addresses:
+        try:
+            found.append(socket.create_server(address, family=family, backlog=BACKLOG))
+        except OSError as error:
+            refused.append(error)
+    taken = [error for error in refused if error.errno != errno.EADDRNOTAVAIL]  # a name may have an IPv6 address, too
+    if taken or not found:
         for one in found:
             one.close()
-        raise SettingsError(f"cannot listen on {settings.url}: {error}") from error
+        why = os.strerror((taken or refused)[0].errno or 0)
+        raise SettingsError(f"cannot listen on {settings.url} ({why}): choose another --port or --host")
     return found
 
 

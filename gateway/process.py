@@ -16,6 +16,7 @@ from pathlib import Path
 from gateway.settings import KEYS_VARIABLE, SettingsError
 
 START_S = 60.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment has other loopbacks
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def free_port() -> int:
 def answers(url: str) -> bool:
     """Whether a GET of `url` is answered with a good status within 2 s."""
     try:
-        with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own
+        with _DIRECT.open(url, timeout=2):
             return True
     except OSError:
         return False

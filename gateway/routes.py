@@ -69,6 +69,7 @@ async def speak(body: SpeechRequest, request: Request, here: Here) -> Response:
         await here.voices.resolved(body.voice_name),
         settings=here.settings,
         request_id=request.state.request_id,
+        traceparent=request.headers.get("traceparent", ""),
         report=here.metrics.speech,
         place=here.access.synthesis(request.state.owner),
     )

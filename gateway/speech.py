@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, aclosing
 
 import numpy as np
 from chattts_client import AsyncTTSClient, Chunk, InvalidInputError, TTSError
+from chattts_client.tracing import is_traceparent
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -38,6 +39,7 @@ class SpeechResponse(Response):
         *,
         settings: Settings,
         request_id: str,
+        traceparent: str,
         report: Callable[[], SpeechReport],
         place: AbstractContextManager[None],
     ) -> None:
@@ -54,7 +56,10 @@ class SpeechResponse(Response):
         self._is_whole = not (request.stream and FORMATS[request.response_format].streams)
         asked = request.allow_silence
         self._allow_silence = settings.allow_silence if asked is None else asked
-        self._stream = client.stream(request.input, options, mode=request.mode, request_id=request_id)
+        trace = traceparent if is_traceparent(traceparent) else ""
+        self._stream = client.stream(
+            request.input, options, mode=request.mode, request_id=request_id, traceparent=trace
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
         """Answer; a client that does not read what it gets is given up when the time of a synthesis is over.

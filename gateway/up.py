@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from chattts_client import TTSError
 
 from chattts_serving.demo import REPOSITORY, export_if_needed
 from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions
+from chattts_serving.launcher.ports import bound
 from chattts_serving.launcher.running import running_server
 from gateway.__main__ import listeners, serve
 from gateway.settings import SettingsError, parse
@@ -28,16 +31,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m gateway.up", description="Triton and the gateway; further flags are those of python -m gateway."
     )
     parser.add_argument("--model-repository", type=Path, metavar="DIR", help=f"models (default {REPOSITORY.name})")
+    parser.add_argument(
+        "--triton-flag", action="append", default=[], metavar="FLAG", help="--triton-flag=--NAME=VALUE, again and again"
+    )
     options, flags = parser.parse_known_args(arguments)
     try:
-        sockets = listeners(parse(flags))  # before the minutes that an export may take
+        ServerOptions(flags=tuple(options.triton_flag))  # all before the minutes that an export may take
+        sockets = listeners(parse(flags))
         if options.model_repository is None:
             export_if_needed()
         LOG.parent.mkdir(exist_ok=True)
         LOG.unlink(missing_ok=True)
         signal.signal(signal.SIGTERM, _stop)  # uvicorn raises it again when it has ended
-        with running_server(options.model_repository or REPOSITORY, log_path=LOG) as server:
+        with running_server(
+            options.model_repository or REPOSITORY,
+            log_path=LOG,
+            flags=options.triton_flag,
+            launcher_flags=_ports(),
+        ) as server:
             threading.Thread(target=_end_with, args=[server.launcher], daemon=True).start()
+            print(
+                f"Triton: http={server.http_url} grpc={server.grpc_url} metrics={server.metrics_url}, its log is {LOG}"
+            )
             settings = parse([*flags, "--triton", server.grpc_url])
             print(f"open {settings.url} (Ctrl-C ends)", flush=True)
             try:
@@ -50,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _ports() -> list[str]:
+    """Flags of the launcher: Triton's usual ports, a free one for each that is taken."""
+    default, flags = ServerOptions(), []
+    for name, option in PORT_OPTIONS.items():
+        port = getattr(default, name)
+        with suppress(ConfigError), bound(default.host, port, option, listening=True):
+            flags.append(f"{option}={port}")
+    return flags
 
 
 def _stop(*_: object) -> None:

@@ -29,6 +29,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 # Processes that the tests start: gRPC's threads, which the child has not, complain into the child's log otherwise.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# What the tests ask for themselves is on this machine, whatever proxy it has.
+NO_PROXY = ("no_proxy", "NO_PROXY")
+os.environ |= dict.fromkeys(NO_PROXY, "127.0.0.1,localhost,::1")
+PROXIES = [f"{kind}_proxy" for kind in ("http", "https", "all", "grpc")]
 
 # Files that ask a server of official size, which is large: all by one process.
 OFFICIAL = {
@@ -84,6 +88,16 @@ def as_quick_as_before() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "nice", lambda increment: increment)
         yield
+
+
+@pytest.fixture
+def behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names a proxy, on which nobody listens, and no exception for this machine."""
+    for name in NO_PROXY:
+        monkeypatch.delenv(name)
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
 
 
 @dataclass(frozen=True)

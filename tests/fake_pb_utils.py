@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,7 +149,9 @@ class InferenceRequest:
         request_id: str = "",
         model_name: str = "",
         preferred_memory: PreferredMemory | None = None,
+        parameters: dict[str, str] | None = None,
     ) -> None:
+        self._parameters = parameters or {}
         self._inputs, self._outputs, self._id = inputs, requested_output_names, request_id
         self._model, self._preferred_memory = model_name, preferred_memory
         self._sender = ResponseSender()
@@ -174,7 +177,7 @@ class InferenceRequest:
         return set(self._outputs)
 
     def parameters(self) -> str:
-        return "{}"
+        return json.dumps(self._parameters)
 
     def request_id(self) -> str:
         return self._id

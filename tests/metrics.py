@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import cache
+from http.client import HTTPConnection
 from pathlib import Path
 from unittest.mock import patch
 
@@ -37,9 +37,10 @@ def exposition(server: RunningServer) -> str:
     end = time.monotonic() + PORT_OPENS_S
     while True:
         try:
-            with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=60) as response:
-                text: str = response.read().decode()
-        except urllib.error.URLError:
+            with closing(HTTPConnection(server.metrics_url, timeout=60)) as connection:
+                connection.request("GET", "/metrics")
+                text = connection.getresponse().read().decode()
+        except OSError:
             if time.monotonic() > end:
                 raise
             time.sleep(0.05)

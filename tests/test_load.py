@@ -323,6 +323,7 @@ def test_the_report_is_strict_json_also_without_limits_and_measures():
     [
         ("127.0.0.1:8000", "", Target("127.0.0.1:8000", "127.0.0.1:8001")),
         ("http://tts.example:9000/", "", Target("tts.example:9000", "tts.example:9001")),
+        ("http://[::1]:8000", "", Target("[::1]:8000", "[::1]:8001")),
         ("127.0.0.1:8000", "10.0.0.1:7", Target("127.0.0.1:8000", "10.0.0.1:7")),
     ],
 )
@@ -330,7 +331,10 @@ def test_addresses_of_both_protocols(url, grpc_url, expected):
     assert target(url, grpc_url) == expected
 
 
-@pytest.mark.parametrize(("url", "grpc_url", "name"), [("localhost", "", "host"), ("a:1", "https://a:1", "grpc-url")])
+@pytest.mark.parametrize(
+    ("url", "grpc_url", "name"),
+    [("localhost", "", "host"), ("::1:8000", "", "host"), ("a:1", "https://a:1", "grpc-url")],
+)
 def test_what_is_no_address_is_refused_by_name(url, grpc_url, name):
     with pytest.raises(ValueError, match=f"--{name} is '.*'; allowed is HOST:PORT"):
         target(url, grpc_url)

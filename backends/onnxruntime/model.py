@@ -14,13 +14,21 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # where no launcher of this project has set it; read at the import
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
+
+try:
+    from chattts_serving.triton.tracing import Tracer
+except ImportError:  # this file serves any ONNX model; without that package its calls are not traced
+    Tracer = None
 
 DEFAULT_FILE = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, for a model that can batch and a config that does not say
@@ -107,7 +115,8 @@ class TritonPythonModel:
             TritonModelException: the file, a key of the config or the device does not fit.
         """
         config = json.loads(args["model_config"])
-        name = config["name"]
+        self._name = name = config["name"]
+        self._tracer = Tracer() if Tracer else None
         for key in UNSUPPORTED:
             if config.get(key):
                 raise _error(name, f"{key} needs the C++ ONNX Runtime backend")
@@ -129,6 +138,17 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request, in their order."""
+        with ExitStack() as spans:
+            for request in requests if self._tracer else ():
+                spans.enter_context(self._tracer.of(request).span(self._name))
+            return self._answers(requests)
+
+    def finalize(self) -> None:
+        """Send what was traced."""
+        if self._tracer:
+            self._tracer.close()
+
+    def _answers(self, requests: Sequence[Any]) -> list[Any]:
         if not self._batching:
             return [self._answer([request])[0] for request in requests]
         return self._answer(requests)

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError, shown
+from chattts_serving.launcher.addresses import LOOPBACK, joined
 
-LOOPBACK = "127.0.0.1"
 MOST_SECONDS = 86400.0  # of a time that a flag sets
 PORT_OPTIONS = {"http_port": "--http-port", "grpc_port": "--grpc-port", "metrics_port": "--metrics-port"}
 SECONDS_OPTIONS = {
@@ -35,8 +35,9 @@ class ServerOptions:
 
     Attributes:
         model_repository: folder of models, as `python -m export` writes it.
-        host: IPv4 address or name that all three services bind to.
+        host: address or name that all three services bind to.
         http_port, grpc_port, metrics_port: 0 takes a free one.
+        local_http: bind HTTP to the loopback whatever `host` is; launcher and probe ask their questions there.
         log_file: file that tritonserver's log is appended to; None sends it to stderr.
         start_timeout_s: how long loading the models may take.
         hang_timeout_s: seconds without a good answer after which the server is started anew; 0: never.
@@ -54,6 +55,7 @@ class ServerOptions:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    local_http: bool = False
     log_file: Path | None = None
     start_timeout_s: float = 600.0
     hang_timeout_s: float = 60.0
@@ -81,9 +83,21 @@ class ServerOptions:
                 raise ConfigError(f"{flag} cannot be passed on to tritonserver: it is set here (see --help)")
 
     @property
+    def http_host(self) -> str:
+        """What HTTP binds to."""
+        return LOOPBACK if self.local_http else self.host
+
+    def host_of(self, port: str) -> str:
+        """What the service of `port` binds to; "http_port", "grpc_port" or "metrics_port"."""
+        return self.http_host if port == "http_port" else self.host
+
+    @property
     def endpoints(self) -> dict[str, str]:
         """The addresses "HOST:PORT" of http, grpc and metrics."""
-        return {option.split("-")[2]: f"{self.host}:{getattr(self, name)}" for name, option in PORT_OPTIONS.items()}
+        return {
+            option.split("-")[2]: joined(self.host_of(name), getattr(self, name))
+            for name, option in PORT_OPTIONS.items()
+        }
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
@@ -95,17 +109,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
     parser = argparse.ArgumentParser(
         prog="python -m chattts_serving.server",
         description="Run tritonserver in the foreground.",
-        epilog="Further flags, or all after --, go to tritonserver (for example --log-verbose=1). Its endpoints for "
-        f"{RESTRICTED_APIS.replace(',', ', ')} are closed; {' and '.join(RESTRICTING_FLAGS)} say otherwise.",
+        epilog="Further flags, all after --, and each --triton-flag go to tritonserver (for example --log-verbose=1). "
+        f"Its endpoints for {RESTRICTED_APIS.replace(',', ', ')} are closed; "
+        f"{' and '.join(RESTRICTING_FLAGS)} say otherwise.",
         allow_abbrev=False,  # an unknown flag is tritonserver's, not a shorter name of one of these
     )
     parser.add_argument("--version", action="version", version=f"chattts-triton {version('chattts-triton')}")
     default = ServerOptions()
     parser.add_argument("--model-repository", type=Path, default=default.model_repository, metavar="DIR")
-    parser.add_argument("--host", default=default.host, help=f"address to bind (default {default.host})")
+    parser.add_argument("--host", default=default.host, help=f"address or name to bind (default {default.host})")
     for name, option in PORT_OPTIONS.items():
         port = getattr(default, name)
         parser.add_argument(option, type=int, default=port, metavar="N", help=f"default {port}; 0: a free one")
+    parser.add_argument("--local-http", action="store_true", help=f"HTTP on {LOOPBACK} alone, for launcher and probe")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="append tritonserver's log here, not to stderr")
     for name, help_text in SECONDS_OPTIONS.items():
         seconds = getattr(default, name)
@@ -117,7 +133,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
             metavar="SECONDS",
             help=f"{help_text} (default {seconds:.0f})",
         )
+    parser.add_argument(
+        "--triton-flag", action="append", default=[], metavar="FLAG", help="--triton-flag=--NAME=VALUE, again and again"
+    )
     parser.add_argument("--log-requests", action="store_true", help="log a line of JSON for each request")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when the process that started this ends")
     known, further = parser.parse_known_args(arguments)
-    return ServerOptions(**vars(known), flags=tuple(flag for flag in further if flag != "--"))
+    values = vars(known)
+    flags = *values.pop("triton_flag"), *(flag for flag in further if flag != "--")
+    return ServerOptions(**values, flags=flags)

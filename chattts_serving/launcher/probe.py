@@ -19,6 +19,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 QUIET_S = 5.0  # without a request before a server counts as idle: as long as balancers may take to leave it out
@@ -95,15 +96,13 @@ def _call(url: str, model: str, output: str, timeout_s: float, **inputs: tuple[s
 
 
 def _ask(url: str, method: str, path: str, timeout_s: float, body: str | None = None) -> str:
-    connection = http.client.HTTPConnection(url, timeout=timeout_s)
     try:
-        connection.request(method, path, body)
-        response = connection.getresponse()
-        answer = response.read().decode(errors="replace")
+        with closing(http.client.HTTPConnection(url, timeout=timeout_s)) as connection:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            answer = response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         raise ProbeError(f"{url}{path}: {str(error) or type(error).__name__}") from error
-    finally:
-        connection.close()
     is_alive = response.status == http.client.SERVICE_UNAVAILABLE and method == "POST" and REFUSALS.search(answer)
     if response.status != http.client.OK and not is_alive:
         raise ProbeError(f"{url}{path}: status {response.status} {answer[:300]}")

@@ -9,25 +9,24 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.addresses import is_loopback, joined, of_grpc, of_http, to_call
 from chattts_serving.launcher.draining import Drain
 from chattts_serving.launcher.options import (
-    LOOPBACK,
     PORT_OPTIONS,
     RESTRICTED_APIS,
     RESTRICTING_FLAGS,
     ServerOptions,
     parse_arguments,
 )
+from chattts_serving.launcher.ports import choose_ports, hold_ports
 from chattts_serving.launcher.probe import check
 from chattts_serving.launcher.processes import adopt_orphans, end_with_parent
 from chattts_serving.launcher.supervisor import SHARED_MEMORY, Supervision, Supervisor, TritonProcess, say
@@ -40,9 +39,8 @@ from chattts_serving.launcher.tritonserver import (
     lay_out_backends,
 )
 from chattts_serving.triton.io import CALLS_AT_ONCE
-from chattts_serving.variables import LOG_REQUESTS
+from chattts_serving.variables import LOG_REQUESTS, TRACES_URL
 
-ANY_ADDRESS = "0.0.0.0"  # noqa: S104
 EXIT_CONFIG = 2  # nothing was started
 EXIT_TIMEOUT_S = 5  # that tritonserver takes to end, within supervisor.STOP_TIMEOUT_S
 PROBED_MODELS = {"text_frontend", "gpt_decoder", "speech", "chattts_stream"}  # that chattts_serving.launcher.probe asks
@@ -53,50 +51,14 @@ LOW_SHM_BYTES = 256 * 2**20  # a process that finds no more is killed without a 
 # Paths that the Python backend may hand to a shell without quotes, and Python, which takes names for ASCII, to C++.
 SHELL_SAFE = re.compile(r"[\w./+@%=:,-]+", re.ASCII)
 TMP = "/tmp"  # noqa: S108 - in place of a TMPDIR that is none of them
+# Only the gateway belongs on a network; see SECURITY.md.
+WARNING_OF_THE_NETWORK = (
+    "warning: other machines may reach this server, the Triton of nvidia-pytriton, which has known holes: whoever "
+    "reaches its HTTP port may run code here. Listen on 127.0.0.1 behind the gateway, take NVIDIA's image, or let "
+    "nobody else reach it; --local-http keeps HTTP on 127.0.0.1 (SECURITY.md)"
+)
 NO_METRICS = "--allow-metrics=false"  # of tritonserver
-
-
-def choose_ports(options: ServerOptions) -> ServerOptions:
-    """`options` with a free port in place of each 0.
-
-    Raises:
-        ConfigError: a port is taken, or `host` cannot be bound.
-    """
-    try:
-        address = socket.gethostbyname(options.host)  # IPv4, which tritonserver's three services write alike
-    except OSError as error:
-        raise ConfigError(f"--host is {options.host}, which is no IPv4 address and no known name") from error
-    with ExitStack() as held:  # all three at once, so that none is chosen twice
-        ports = [
-            held.enter_context(_bound(address, getattr(options, name), option, listening=True)).getsockname()[1]
-            for name, option in PORT_OPTIONS.items()
-        ]
-    return replace(options, http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2])
-
-
-def hold_ports(options: ServerOptions, held: ExitStack) -> None:
-    """Keep the ports while `held` is open: tritonserver gets them, and nobody to whom any port is right.
-
-    Else one may be gone when the models are loaded, or after a restart (seen on a busy machine).
-    """
-    for name, option in PORT_OPTIONS.items():
-        held.enter_context(_bound(socket.gethostbyname(options.host), getattr(options, name), option))
-
-
-def _bound(address: str, port: int, option: str, *, listening: bool = False) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # As tritonserver has it: connections of a server that has ended do not count, nor do sockets that only have a port.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((address, port))
-        if listening:
-            listener.listen()
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"port {port} on {address} cannot be used ({error.strerror}): choose another {option}, or 0 for a free one"
-        ) from error
-    return listener
+OTLP_SETTING, OTLP_DEFAULT = "opentelemetry,url=", "http://localhost:4318/v1/traces"  # tritonserver's own
 
 
 def has_gpu() -> bool:
@@ -112,9 +74,9 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
         "--model-control-mode=none",  # no model ends before the server does: see supervisor.py
         "--exit-on-error=true",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-        f"--http-address={options.host}",
-        f"--grpc-address={options.host}",
-        f"--metrics-address={options.host}",
+        f"--http-address={of_http(options.http_host)}",
+        f"--grpc-address={of_grpc(options.host)}",
+        f"--metrics-address={of_http(options.host)}",
         *(f"{option}={getattr(options, name)}" for name, option in PORT_OPTIONS.items()),
         f"--allow-gpu-metrics={str(has_gpu()).lower()}",
         # By default Triton keeps eight whole answers and eight chunks for reuse, each as large as its largest was.
@@ -135,6 +97,15 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
     return [*flags, *options.flags]  # last, so that they win
 
 
+def traces_url(flags: Sequence[str]) -> str:
+    """Where tritonserver sends traces of OpenTelemetry, with `flags`; "" where it makes none."""
+    given = [flag.removeprefix("--trace-config=") for flag in flags if flag.startswith("--trace-config=")]
+    if "mode=opentelemetry" not in given:
+        return ""
+    urls = [one.removeprefix(OTLP_SETTING) for one in given if one.startswith(OTLP_SETTING)]
+    return urls[-1] if urls else OTLP_DEFAULT
+
+
 def serve(options: ServerOptions) -> int:
     """Check, start, wait, supervise; the exit status for the shell.
 
@@ -148,6 +119,8 @@ def serve(options: ServerOptions) -> int:
     models = check_repository(options.model_repository)
     options = choose_ports(options)
     _warn_of_little_shared_memory()
+    if installation.libraries is not None and not is_loopback(options.host):
+        say(WARNING_OF_THE_NETWORK)
     with ExitStack() as stack:
         hold_ports(options, stack)
         log = _open_log(options, stack)
@@ -162,8 +135,8 @@ def serve(options: ServerOptions) -> int:
             {backend: f"{shm_prefix}{backend}_" for backend in python_based},
         )
         command = [str(installation.binary), *flags]
-        host = LOOPBACK if options.host == ANY_ADDRESS else options.host
-        drain = Drain(folder / "drain", options.drain_timeout_s, (host, options.metrics_port))
+        http = to_call(options.http_host), options.http_port
+        drain = Drain(folder / "drain", options.drain_timeout_s, (to_call(options.host), options.metrics_port))
         env = {**environment(installation, folder / "lib"), **drain.environment()}
         # The working directory of Python models, which is first on their path: this package, and nothing else.
         imports = folder / "imports"
@@ -171,18 +144,20 @@ def serve(options: ServerOptions) -> int:
         (imports / PACKAGE.name).symlink_to(PACKAGE)
         if options.log_requests:
             env[LOG_REQUESTS] = "1"
+        if traces_url(options.flags):
+            env[TRACES_URL] = traces_url(options.flags)
 
         def start() -> TritonProcess:
             return TritonProcess(command, env, imports, shm_prefix, log)
 
         supervision = Supervision(
-            health=(host, options.http_port),
+            health=http,
             metrics=None if NO_METRICS in options.flags else drain.metrics,
             ready_line=" ".join(["ready", *(f"{name}={url}" for name, url in options.endpoints.items())]),
             num_models=len(models),
             start_timeout_s=options.start_timeout_s,
             repeat_complaints=options.log_file is not None,
-            ask=partial(check, f"{host}:{options.http_port}"),
+            ask=partial(check, joined(*http)),
             hang_timeout_s=options.hang_timeout_s if set(models) >= PROBED_MODELS else 0.0,
             drain=drain,
         )

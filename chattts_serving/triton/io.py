@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.errors import CalledModelError, EngineError, InvalidInputError, ServingError
+from chattts_serving.triton.tracing import PARAMETER, UNTRACED, Trace
 from chattts_serving.variables import SERVER_VERSION
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def read_array(request: Any, name: str) -> npt.NDArray[Any]:
 def refuse_parameters(request: Any) -> None:
     """Refuse what HTTP's generate endpoints make parameters of: JSON keys that are no inputs, such as misspelt ones.
 
+    The one that says which trace a request belongs to is let through.
+
     Raises:
         InvalidInputError: there is one.
     """
@@ -87,6 +90,7 @@ def refuse_parameters(request: Any) -> None:
         parameters = json.loads(request.parameters())
     except UnicodeDecodeError as error:
         raise InvalidInputError("parameters", error.object, "UTF-8 text") from error
+    parameters.pop(PARAMETER, None)
     for name, value in parameters.items():
         raise InvalidInputError(name, value, "nothing: there is no such input")
 
@@ -127,20 +131,41 @@ def check_shared_memory(num_bytes: int) -> None:
         raise EngineError(f"an answer of {num_bytes:,} bytes finds no room in {SHARED_MEMORY}; take it as a stream")
 
 
-def call_model(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], request_id: str = "") -> Outputs:
+def call_model(
+    pb_utils: Any,
+    model: str,
+    inputs: Outputs,
+    outputs: Sequence[str],
+    *,
+    request_id: str = "",
+    trace: Trace = UNTRACED,
+) -> Outputs:
     """Have another model answer `inputs` (without the batch dimension), and wait for its `outputs`, likewise.
+
+    `trace` gets a span of the call.
 
     Raises:
         CalledModelError: it answered with an error, or there is no such model.
     """
-    return _outputs(pb_utils, model, _call(pb_utils, model, inputs, outputs, request_id).exec())
+    with trace.span(model) as parent:
+        return _outputs(
+            pb_utils, model, _call(pb_utils, model, inputs, outputs, request_id=request_id, parent=parent).exec()
+        )
 
 
 async def call_model_async(
-    pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], request_id: str = ""
+    pb_utils: Any,
+    model: str,
+    inputs: Outputs,
+    outputs: Sequence[str],
+    *,
+    request_id: str = "",
+    trace: Trace = UNTRACED,
 ) -> Outputs:
     """As `call_model`; the call takes a thread of the running loop's default executor until it is answered."""
-    return _outputs(pb_utils, model, await _call(pb_utils, model, inputs, outputs, request_id).async_exec())
+    with trace.span(model) as parent:
+        call = _call(pb_utils, model, inputs, outputs, request_id=request_id, parent=parent)
+        return _outputs(pb_utils, model, await call.async_exec())
 
 
 def answer(pb_utils: Any, call: Callable[[], Outputs]) -> Any:
@@ -151,7 +176,7 @@ def answer(pb_utils: Any, call: Callable[[], Outputs]) -> Any:
         return failure(pb_utils, error)
 
 
-def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], request_id: str) -> Any:
+def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], *, request_id: str, parent: str) -> Any:
     return pb_utils.InferenceRequest(
         request_id=request_id,
         model_name=model,
@@ -159,6 +184,7 @@ def _call(pb_utils: Any, model: str, inputs: Outputs, outputs: Sequence[str], re
         inputs=_tensors(pb_utils, inputs),
         # Else a model on a GPU leaves its outputs there, where NumPy cannot read them.
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        **({"parameters": {PARAMETER: parent}} if parent else {}),  # ensembles hand it on to their steps
     )
 
 

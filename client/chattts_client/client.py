@@ -19,6 +19,7 @@ from chattts_client.errors import DeadlineExceededError, TTSError, invalid_input
 from chattts_client.options import InputTensor, Mode, OptionValues, SynthesisOptions, input_tensors, merged
 from chattts_client.speech import Chunk, Speech, speech_from, text_of
 from chattts_client.streams import AsyncSpeechStream, ChunkReader, SpeechStream
+from chattts_client.tracing import NOTHING, About
 from chattts_client.transport import AsyncTransport, ProtocolName, connect, connect_async
 from chattts_client.voices import MODEL as VOICES_MODEL
 from chattts_client.voices import NO_TEXT, Voice, voices_from
@@ -40,7 +41,7 @@ class Endpoint:
 
     Attributes:
         protocol: "grpc" or "http".
-        url: "host:port".
+        url: "host:port"; an IPv6 address stands in brackets.
         model: the Triton model of whole answers.
         timeout: seconds for one synthesis; None for no limit.
         stream_model: the Triton model of streams.
@@ -59,9 +60,10 @@ class Endpoint:
         """Check every value."""
         if self.protocol not in DEFAULT_URLS:
             raise invalid_input("protocol", self.protocol, "grpc or http")
-        host_port = re.fullmatch(r"[^/\s]+:(\d{1,5})", self.url)
+        host_port = re.fullmatch(r"(?:\[[^/\s\[\]]+\]|[^/\s:\[\]]+):(\d{1,5})", self.url)
         if not host_port or not 0 < int(host_port[1]) < 2**16:
-            raise invalid_input("url", self.url, f"HOST:PORT, such as {DEFAULT_URLS[self.protocol]}")
+            allowed = f"HOST:PORT, such as {DEFAULT_URLS[self.protocol]}; an IPv6 address stands in brackets"
+            raise invalid_input("url", self.url, allowed)
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise invalid_input("timeout", self.timeout, "a number of seconds above 0, or None for no limit")
 
@@ -140,6 +142,7 @@ class TTSClient:
         options: SynthesisOptions | None = None,
         *,
         request_id: str = "",
+        traceparent: str = "",
         **changes: Unpack[OptionValues],
     ) -> Speech:
         """Speak `text`.
@@ -148,6 +151,7 @@ class TTSClient:
             text: 1 to 20,000 characters.
             options: None leaves all to the server.
             request_id: by which the server's log calls this request.
+            traceparent: W3C's, of the trace that this request belongs to.
             changes: single options by name, in front of `options`.
 
         Raises:
@@ -159,7 +163,8 @@ class TTSClient:
         """
         tensors = self.endpoint.tensors(text, merged(options, changes))
         with mapped_errors(self.endpoint.url):
-            result = self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout, request_id)
+            about = About(request_id, traceparent)
+            result = self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout, about)
         return speech_from(result.as_numpy)
 
     def stream(
@@ -169,6 +174,7 @@ class TTSClient:
         *,
         mode: Mode = "exact",
         request_id: str = "",
+        traceparent: str = "",
         **changes: Unpack[OptionValues],
     ) -> SpeechStream:
         """Speak `text` chunk by chunk; `client.joined` makes a `Speech` of all.
@@ -181,16 +187,18 @@ class TTSClient:
             options: None leaves all to the server.
             mode: "exact" for the samples that `synthesize` gives, "low_latency" for the first ones sooner.
             request_id: by which the server's log calls this request.
+            traceparent: W3C's, of the trace that this request belongs to.
             changes: single options by name, in front of `options`.
 
         Raises:
             InvalidInputError: a value cannot be sent. What `synthesize` raises else, the stream raises.
         """
-        return SpeechStream(self._chunks(self.endpoint.tensors(text, merged(options, changes), mode), request_id))
+        tensors = self.endpoint.tensors(text, merged(options, changes), mode)
+        return SpeechStream(self._chunks(tensors, About(request_id, traceparent)))
 
-    def _chunks(self, tensors: list[InputTensor], request_id: str) -> Generator[Chunk, None, None]:
+    def _chunks(self, tensors: list[InputTensor], about: About) -> Generator[Chunk, None, None]:
         reader = ChunkReader()
-        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout, request_id)
+        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout, about)
         with mapped_errors(self.endpoint.url), closing(results):
             for result in results:
                 chunk = reader.add(result)
@@ -201,7 +209,7 @@ class TTSClient:
     def voices(self) -> list[Voice]:
         """The voices of the server that the option `speaker` takes by name. Raises what `synthesize` raises."""
         with mapped_errors(self.endpoint.url):
-            result = self._transport.infer(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, "", VOICES_OUTPUT)
+            result = self._transport.infer(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, NOTHING, VOICES_OUTPUT)
         return voices_from(text_of(result.as_numpy, VOICES_OUTPUT))
 
     def clone(self, audio: NDArray[Any], sample_rate: int) -> str:
@@ -216,7 +224,7 @@ class TTSClient:
         """
         tensors = recording.recording_tensors(audio, sample_rate)
         with mapped_errors(self.endpoint.url):
-            result = self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout, "")
+            result = self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout, NOTHING)
         return text_of(result.as_numpy, "speaker_sample")
 
     def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:
@@ -287,12 +295,14 @@ class AsyncTTSClient:
         options: SynthesisOptions | None = None,
         *,
         request_id: str = "",
+        traceparent: str = "",
         **changes: Unpack[OptionValues],
     ) -> Speech:
         """As `TTSClient.synthesize`."""
         tensors = self.endpoint.tensors(text, merged(options, changes))
         with mapped_errors(self.endpoint.url):
-            result = await self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout, request_id)
+            about = About(request_id, traceparent)
+            result = await self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout, about)
         return speech_from(result.as_numpy)
 
     def stream(
@@ -302,14 +312,16 @@ class AsyncTTSClient:
         *,
         mode: Mode = "exact",
         request_id: str = "",
+        traceparent: str = "",
         **changes: Unpack[OptionValues],
     ) -> AsyncSpeechStream:
         """As `TTSClient.stream`, for `async for`."""
-        return AsyncSpeechStream(self._chunks(self.endpoint.tensors(text, merged(options, changes), mode), request_id))
+        tensors = self.endpoint.tensors(text, merged(options, changes), mode)
+        return AsyncSpeechStream(self._chunks(tensors, About(request_id, traceparent)))
 
-    async def _chunks(self, tensors: list[InputTensor], request_id: str) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(self, tensors: list[InputTensor], about: About) -> AsyncGenerator[Chunk, None]:
         reader = ChunkReader()
-        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout, request_id)
+        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout, about)
         with mapped_errors(self.endpoint.url):
             async with aclosing(results):
                 async for result in results:
@@ -321,14 +333,14 @@ class AsyncTTSClient:
     async def voices(self) -> list[Voice]:
         """As `TTSClient.voices`."""
         with mapped_errors(self.endpoint.url):
-            result = await self._transport.infer(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, "", VOICES_OUTPUT)
+            result = await self._transport.infer(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, NOTHING, VOICES_OUTPUT)
         return voices_from(text_of(result.as_numpy, VOICES_OUTPUT))
 
     async def clone(self, audio: NDArray[Any], sample_rate: int) -> str:
         """As `TTSClient.clone`."""
         tensors = recording.recording_tensors(audio, sample_rate)
         with mapped_errors(self.endpoint.url):
-            result = await self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout, "")
+            result = await self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout, NOTHING)
         return text_of(result.as_numpy, "speaker_sample")
 
     async def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:

@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from chattts_client import events
 from chattts_client.options import InputTensor
+from chattts_client.tracing import About
 
 ProtocolName = Literal["grpc", "http"]
 
@@ -53,20 +54,20 @@ class Result(Protocol):
 
 
 class Transport(Protocol):
-    """Blocking calls; `timeout` is in seconds for the whole call, None for no limit. `request_id` is for logs."""
+    """Blocking calls; `timeout` is in seconds for the whole call, None for no limit."""
 
     def infer(
         self,
         model: str,
         tensors: Sequence[InputTensor],
         timeout: float | None,
-        request_id: str,
+        about: About,
         output: str | None = None,
     ) -> Result:
         """Send one request and wait for its answer: all outputs, or `output` alone."""
 
     def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
     ) -> Generator[Result, None, None]:
         """Send one request to a decoupled model and get its answers; closing the generator cancels the request."""
 
@@ -85,13 +86,13 @@ class AsyncTransport(Protocol):
         model: str,
         tensors: Sequence[InputTensor],
         timeout: float | None,
-        request_id: str,
+        about: About,
         output: str | None = None,
     ) -> Result:
         """Send one request and wait for its answer: all outputs, or `output` alone."""
 
     def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
     ) -> AsyncGenerator[Result, None]:
         """Send one request to a decoupled model and get its answers; closing the generator cancels the request."""
 
@@ -124,9 +125,11 @@ def _wanted(output_type: Any, output: str | None) -> list[Any] | None:
     return None if output is None else [output_type(output)]
 
 
-def _grpc_request(model: str, tensors: Sequence[InputTensor], request_id: str) -> Any:
+def _grpc_request(model: str, tensors: Sequence[InputTensor], about: About) -> Any:
     """The message of a stream's one request; each tensor has one value."""
-    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    request = service_pb2.ModelInferRequest(model_name=model, id=about.request_id)
+    for name, value in about.headers().items():
+        request.parameters[name].string_param = value
     for name, datatype, array in tensors:
         tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
         getattr(tensor.contents, CONTENTS[datatype]).append(array.item())
@@ -171,20 +174,27 @@ class _GrpcTransport:
         model: str,
         tensors: Sequence[InputTensor],
         timeout: float | None,
-        request_id: str,
+        about: About,
         output: str | None = None,
     ) -> Result:
         inputs = _wrapped(tritonclient.grpc.InferInput, tensors)
         wanted = _wanted(tritonclient.grpc.InferRequestedOutput, output)
         result: Result = self._client.infer(
-            model, inputs, outputs=wanted, request_id=request_id, client_timeout=timeout
+            model,
+            inputs,
+            outputs=wanted,
+            request_id=about.request_id,
+            client_timeout=timeout,
+            headers=about.headers(),
+            parameters=about.headers(),
         )
         return result
 
     def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
     ) -> Generator[Result, None, None]:
-        call = self._stub.ModelStreamInfer(iter([_grpc_request(model, tensors, request_id)]), timeout=timeout)
+        request, metadata = _grpc_request(model, tensors, about), tuple(about.headers().items())
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
         answers = _GrpcAnswers()
         try:
             for message in call:
@@ -213,21 +223,23 @@ class _HttpTransport:
         model: str,
         tensors: Sequence[InputTensor],
         timeout: float | None,
-        request_id: str,
+        about: About,
         output: str | None = None,
     ) -> Result:
         inputs = _wrapped(tritonclient.http.InferInput, tensors)
         wanted = _wanted(tritonclient.http.InferRequestedOutput, output)
-        result: Result = self._within(timeout, self._client.infer, model, inputs, outputs=wanted, request_id=request_id)
+        named = {"outputs": wanted, "request_id": about.request_id, "headers": about.headers()}
+        result: Result = self._within(timeout, self._client.infer, model, inputs, **named)
         return result
 
     def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
     ) -> Generator[Result, None, None]:
         clock = _Clock(timeout)
         connection = HTTPConnection(self._url, timeout=clock.left())
         try:
-            connection.request("POST", events.path(model), events.body(tensors, request_id), events.HEADERS)
+            headers = events.HEADERS | about.headers()
+            connection.request("POST", events.path(model), events.body(tensors, about.request_id), headers)
             socket = connection.sock  # the connection forgets it when the answer is to be its last
             socket.settimeout(clock.left())
             with connection.getresponse() as response:
@@ -284,20 +296,27 @@ class _AsyncGrpcTransport:
         model: str,
         tensors: Sequence[InputTensor],
         timeout: float | None,
-        request_id: str,
+        about: About,
         output: str | None = None,
     ) -> Result:
         inputs = _wrapped(tritonclient.grpc.InferInput, tensors)
         wanted = _wanted(tritonclient.grpc.InferRequestedOutput, output)
         result: Result = await self._client.infer(
-            model, inputs, outputs=wanted, request_id=request_id, client_timeout=timeout
+            model,
+            inputs,
+            outputs=wanted,
+            request_id=about.request_id,
+            client_timeout=timeout,
+            headers=about.headers(),
+            parameters=about.headers(),
         )
         return result
 
     async def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
     ) -> AsyncGenerator[Result, None]:
-        call = self._stub.ModelStreamInfer(iter([_grpc_request(model, tensors, request_id)]), timeout=timeout)
+        request, metadata = _grpc_request(model, tensors, about), tuple(about.headers().items())
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
         answers = _GrpcAnswers()
         try:
             async for message in call:
@@ -327,22 +346,23 @@ class _AsyncHttpTransport:
         model: str,
         tensors: Sequence[InputTensor],
         timeout: float | None,
-        request_id: str,
+        about: About,
         output: str | None = None,
     ) -> Result:
         inputs = _wrapped(tritonclient.http.InferInput, tensors)
         wanted = _wanted(tritonclient.http.InferRequestedOutput, output)
-        call = self._client.infer(model, inputs, outputs=wanted, request_id=request_id)
+        named = {"outputs": wanted, "request_id": about.request_id, "headers": about.headers()}
+        call = self._client.infer(model, inputs, **named)
         result: Result = await asyncio.wait_for(call, timeout)
         return result
 
     async def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, request_id: str
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
     ) -> AsyncGenerator[Result, None]:
         response = await self._session.post(
             events.path(model),
-            data=events.body(tensors, request_id),
-            headers=events.HEADERS,
+            data=events.body(tensors, about.request_id),
+            headers=events.HEADERS | about.headers(),
             timeout=aiohttp.ClientTimeout(total=timeout),
             allow_redirects=False,
         )

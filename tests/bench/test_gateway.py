@@ -10,7 +10,7 @@ from chattts_serving.audio import num_samples
 from gateway.process import running_gateway
 
 
-def test_both_ways_speak_the_same_and_lose_nothing(tiny, tmp_path, capsys):
+def test_both_ways_speak_the_same_and_lose_nothing(tiny, tmp_path, capsys, behind_a_proxy):
     comparison = Comparison(clients=4, streams=16, tokens=32, pause_s=0.05)
     with running_gateway(tiny.server.grpc_url, tmp_path / "gateway.log") as gateway:
         runs = asyncio.run(measure(comparison, tiny.server.grpc_url, gateway.url))

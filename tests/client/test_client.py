@@ -54,6 +54,24 @@ def arrived(speech) -> dict:
     return json.loads(speech.refined_text)
 
 
+def test_no_client_asks_the_proxy_of_the_environment(server, flavour, behind_a_proxy):
+    assert flavour.call(flavour.url(server), "synthesize", "Hello", seed=5).seed == 5
+    assert flavour.stream(flavour.url(server), "Hello")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1", "http://127.0.0.1:8001", "::1:8001", "[::1]", "a:0", "a:70000", ":8001"])
+def test_what_is_no_address_is_refused_before_connecting(url, flavour):
+    with pytest.raises(InvalidInputError, match=r"url.*HOST:PORT, such as .*IPv6 address stands in brackets"):
+        flavour.call(url, "synthesize", "Hello")
+
+
+@pytest.mark.parametrize("traceparent", ["no", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "a\r\nb: c"])
+def test_what_is_no_traceparent_is_refused_before_connecting(traceparent, refusing_url, flavour):
+    for method in ("synthesize", "stream"):
+        with pytest.raises(InvalidInputError, match="traceparent"):
+            flavour.call(refusing_url, method, "Hello", traceparent=traceparent)
+
+
 def test_all_clients_hear_the_same(server):
     heard = [flavour.call(flavour.url(server), "synthesize", "Hello 你好", seed=5) for flavour in FLAVOURS.values()]
     first = heard[0]

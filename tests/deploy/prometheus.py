@@ -23,6 +23,7 @@ from chattts_serving.launcher.processes import end_with_parent
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docker" / "prometheus"
 RULES = FOLDER / "rules" / "chattts.yml"
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def program(name: str) -> str:
@@ -78,14 +79,14 @@ class Prometheus:
 
     def _get(self, path: str, **parameters: str) -> dict[str, Any]:
         address = f"http://{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(address, timeout=30) as response:
+        with DIRECT.open(address, timeout=30) as response:
             answer: dict[str, Any] = json.load(response)
         return answer["data"]  # type: ignore[no-any-return]
 
 
 @contextmanager
-def scraping(metrics_url: str, folder: Path, interval_s: int = 1) -> Iterator[Prometheus]:
-    """A Prometheus with the shipped configuration, but for one server and in shorter intervals.
+def scraping(metrics_url: str, folder: Path, gateway_url: str = "", interval_s: int = 1) -> Iterator[Prometheus]:
+    """A Prometheus with the shipped configuration, but for one server, one gateway or none, and in shorter intervals.
 
     Its files lie in `folder`. When the block begins it has scraped the server and evaluated every rule.
     """
@@ -93,7 +94,7 @@ def scraping(metrics_url: str, folder: Path, interval_s: int = 1) -> Iterator[Pr
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"127.0.0.1:{free.getsockname()[1]}"
     file = folder / "prometheus.yml"
-    file.write_text(yaml.safe_dump(_configuration(metrics_url, interval_s)), encoding="utf-8")
+    file.write_text(yaml.safe_dump(_configuration(metrics_url, gateway_url, interval_s)), encoding="utf-8")
     command = [binary, f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={url}"]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
@@ -104,7 +105,8 @@ def scraping(metrics_url: str, folder: Path, interval_s: int = 1) -> Iterator[Pr
         )
         try:
             running = Prometheus(url)
-            running.wait_until(lambda: bool(running.values("up == 1")), "no scrape worked")
+            jobs = 2 if gateway_url else 1
+            running.wait_until(lambda: len(running.values("up == 1")) == jobs, "a scrape did not work")
             running.wait_until(lambda: all(rule["health"] == "ok" for rule in running.rules()), "a rule is not well")
             yield running
         finally:
@@ -112,13 +114,13 @@ def scraping(metrics_url: str, folder: Path, interval_s: int = 1) -> Iterator[Pr
             process.wait()
 
 
-def _configuration(metrics_url: str, interval_s: int) -> dict[str, Any]:
+def _configuration(metrics_url: str, gateway_url: str, interval_s: int) -> dict[str, Any]:
     configuration: dict[str, Any] = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
     for name in ("scrape_interval", "evaluation_interval"):
         configuration["global"][name] = f"{interval_s}s"
     configuration["rule_files"] = [str(FOLDER / "rules" / Path(path).name) for path in configuration["rule_files"]]
-    job = configuration["scrape_configs"][0]  # the other one is the gateway's
-    configuration["scrape_configs"] = [job]
-    del job["dns_sd_configs"]
-    job["static_configs"] = [{"targets": [metrics_url]}]
+    server, gateway = configuration["scrape_configs"]
+    del server["dns_sd_configs"]
+    server["static_configs"] = [{"targets": [metrics_url]}]
+    gateway["static_configs"] = [{"targets": [gateway_url] if gateway_url else []}]
     return configuration

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from chattts_serving.launcher.options import parse_arguments
-from chattts_serving.launcher.server import ANY_ADDRESS
 from chattts_serving.triton import reports
+from gateway.process import running_gateway
 from tests.deploy.haproxy import CLUSTER, check_configuration
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -82,7 +82,28 @@ def test_images_serve_the_mounted_models_to_the_outside(image: str) -> None:
     _python, _m, module, *arguments = json.loads(entrypoint[1])
     assert module == "chattts_serving.server"
     options = parse_arguments(arguments)
-    assert (options.model_repository, options.host, options.flags) == (Path("/models"), ANY_ADDRESS, ())
+    assert (options.model_repository, options.host, options.flags) == (Path("/models"), "0.0.0.0", ())
+
+
+def test_the_gateways_health_check_asks_no_proxy(behind_a_proxy: None, tmp_path: Path) -> None:
+    dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    [command] = [
+        json.loads(one) for one in re.findall(r"^    CMD (\[.*\])$", dockerfile, re.MULTILINE) if "8080" in one
+    ]
+    with running_gateway("127.0.0.1:9", tmp_path / "log") as gateway:
+        for url, status in ((gateway.url, 0), ("http://127.0.0.1:9", 1)):
+            asked = [part.replace("http://127.0.0.1:8080", url) for part in command[1:]]
+            assert subprocess.run([sys.executable, *asked], cwd=ROOT, check=False).returncode == status
+
+
+def test_every_image_tells_onnx_runtime_to_send_nothing() -> None:
+    dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$(.*?)(?=^FROM|\Z)", dockerfile, re.MULTILINE | re.DOTALL)
+    silent: set[str] = set()
+    for base, name, steps in stages:
+        if base in silent or re.search(r"^ENV .*\bORT_DISABLE_TELEMETRY=1\b", steps, re.MULTILINE):
+            silent.add(name)
+    assert {name for _, name, _ in stages} == silent
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.tls.yaml"])

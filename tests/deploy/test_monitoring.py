@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 from chattts_client import InvalidInputError, TTSClient
 
+from gateway.process import RunningGateway, running_gateway
 from tests.conftest import ROOT, Deployment
 from tests.deploy.prometheus import FOLDER, RULES, Prometheus, promtool, scraping
 from tests.metrics import samples
@@ -27,7 +29,9 @@ DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "chattts.json"
 PROVISIONING = ROOT / "docker" / "grafana" / "provisioning"
 GRID_WIDTH = 24
 SERVER = 'job="chattts", instance="one:8002"'
-METRIC = re.compile(r"(?<![\w:])(?:chattts|nv)_\w+(?![\w:])")  # the server's; what rules record has a colon
+GATEWAY = 'job="chattts-gateway", instance="two:8080"'
+GATEWAYS_UP = 'up{of="gateway"}'  # beside the server's
+METRIC = re.compile(r"(?<![\w:])(?:chattts|nv)_\w+(?![\w:])")  # what rules record has a colon
 MINUTES = 60  # that a made-up server is looked at
 
 # A server on which nothing is wrong, a sample a minute; MINUTES of them in promtool's notation, first + step x times.
@@ -67,6 +71,13 @@ STEADY = {
     'nv_gpu_utilization{gpu_uuid="a"}': "1x60",
     'nv_gpu_memory_used_bytes{gpu_uuid="a"}': "90x60",
     'nv_gpu_memory_total_bytes{gpu_uuid="a"}': "100x60",
+    GATEWAYS_UP: "1x60",
+    'chattts_gateway_syntheses_ended_total{outcome="spoken"}': "0+1000x60",
+    'chattts_gateway_syntheses_ended_total{outcome="left"}': "0+300x60",
+    'chattts_gateway_syntheses_ended_total{outcome="failed"}': "0+1x60",
+    'chattts_gateway_syntheses_ended_total{outcome="error_500"}': "0+1x60",
+    'chattts_gateway_syntheses_ended_total{outcome="error_502"}': "0+10x60",
+    'chattts_gateway_syntheses_ended_total{outcome="error_503"}': "0+500x60",
 }
 NOTHING = "_x60"
 ALL_GONE = dict.fromkeys(STEADY, NOTHING)
@@ -161,6 +172,27 @@ HOURS: dict[str, tuple[Mapping[str, str], set[str]]] = {
     "calls queue": ({'nv_inference_pending_request_count{model="vocos"}': "40x60"}, {"ChatTTSModelQueue"}),
     "memory is short": ({"nv_cpu_memory_used_bytes": "96x60"}, {"ChatTTSMemoryFull"}),
     "memory of a GPU is short": ({'nv_gpu_memory_used_bytes{gpu_uuid="a"}': "96x60"}, {"ChatTTSGPUMemoryFull"}),
+    "no scrape of the gateway works": (
+        dict.fromkeys([name for name in STEADY if "gateway" in name], NOTHING) | {GATEWAYS_UP: "0x60"},
+        {"ChatTTSGatewayDown"},
+    ),
+    "there is no gateway": (dict.fromkeys([name for name in STEADY if "gateway" in name], NOTHING), set()),
+    "the gateway starts anew": ({GATEWAYS_UP: "1x20 0 1x38"}, set()),
+    "the gateway finds no server": (
+        {'chattts_gateway_syntheses_ended_total{outcome="error_502"}': "0+200x60"},
+        {"ChatTTSGatewayCutOff"},
+    ),
+    "the gateway finds no server for a moment": (
+        {'chattts_gateway_syntheses_ended_total{outcome="error_502"}': "0x20 300x39"},
+        set(),
+    ),
+    "the gateway fails, and the server behind it": (
+        {
+            'chattts_gateway_syntheses_ended_total{outcome="failed"}': "0+15x60",
+            'chattts_gateway_syntheses_ended_total{outcome="error_500"}': "0+15x60",
+        },
+        {"ChatTTSGatewayFailing"},
+    ),
     "a GPU is gone": ({'nv_gpu_utilization{gpu_uuid="a"}': "1x25 stale"}, {"ChatTTSGPULost"}),
     "one of two GPUs is gone": ({'nv_gpu_utilization{gpu_uuid="b"}': "1x25 stale"}, {"ChatTTSGPULost"}),
     "a GPU is new": ({'nv_gpu_utilization{gpu_uuid="b"}': "_x25 1x34"}, set()),
@@ -200,7 +232,7 @@ def drawn() -> list[dict[str, Any]]:
 
 def panel_expressions(window: str) -> list[tuple[str, str]]:
     """Title of the panel and PromQL of each target, with rates over `window`."""
-    values = {"$__rate_interval": window, "$instance": ".+"}
+    values = {"$__rate_interval": window, "$instance": ".+", "$gateway": ".+"}
     found = []
     for panel in drawn():
         for target in panel["targets"]:
@@ -212,7 +244,7 @@ def panel_expressions(window: str) -> list[tuple[str, str]]:
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The server's metrics that `expression` names."""
+    """The metrics of server and gateway that `expression` names."""
     return set(METRIC.findall(without_strings(expression)))
 
 
@@ -226,7 +258,7 @@ def all_expressions() -> list[str]:
 
 def with_labels(series: str) -> str:
     name, _, labels = series.rstrip("}").partition("{")
-    return f"{name}{{{', '.join(filter(None, [SERVER, labels]))}}}"
+    return f"{name}{{{', '.join(filter(None, [GATEWAY if 'gateway' in series else SERVER, labels]))}}}"
 
 
 def check_hours(hours: Mapping[str, tuple[Mapping[str, str], set[str]]], folder: Path) -> None:
@@ -318,10 +350,11 @@ def test_every_target_asks_the_chosen_data_source_about_the_chosen_servers() -> 
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
         for target in panel["targets"]:
             assert target["datasource"] == source
-            assert target["expr"].count('{instance=~"$instance"') == len(
-                METRIC.findall(without_strings(target["expr"]))
-            )
-    assert [variable["name"] for variable in dashboard()["templating"]["list"]] == ["datasource", "instance"]
+            named = METRIC.findall(without_strings(target["expr"]))
+            of_gateways = [name for name in named if name.startswith("chattts_gateway_")]
+            assert target["expr"].count('{instance=~"$gateway"') == len(of_gateways)
+            assert target["expr"].count('{instance=~"$instance"') == len(named) - len(of_gateways)
+    assert [variable["name"] for variable in dashboard()["templating"]["list"]] == ["datasource", "instance", "gateway"]
 
 
 def test_grafana_finds_the_dashboard_and_its_data_source() -> None:
@@ -344,8 +377,16 @@ def test_promtool_parses_the_dashboards_expressions(tmp_path: Path) -> None:
     promtool("check", "rules", file)
 
 
-def test_every_metric_that_is_used_is_there(tiny: Deployment) -> None:
-    there = {name.partition("{")[0] for name in samples(tiny.server)}
+@pytest.fixture(scope="module")
+def gateway(tiny: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    with running_gateway(tiny.server.grpc_url, tmp_path_factory.mktemp("gateway") / "log") as running:
+        yield running
+
+
+def test_every_metric_that_is_used_is_there(tiny: Deployment, gateway: RunningGateway) -> None:
+    say(gateway, "Hello.")
+    own = requests.get(f"{gateway.url}/metrics", timeout=30).text.splitlines()
+    there = {name.partition("{")[0] for name in samples(tiny.server)} | {re.split("[{ ]", line)[0] for line in own}
     used = set().union(*(metrics_in(expression) for expression in all_expressions()))
     assert [name for name in sorted(used - there) if not name.startswith("nv_gpu_")] == []
 
@@ -363,14 +404,24 @@ def alerts_of_the_server(prometheus: Prometheus) -> set[str]:
     return {alert["labels"]["alertname"] for alert in prometheus.alerts()} - {"ChatTTSMemoryFull"}
 
 
+def say(gateway: RunningGateway, text: str, **options: Any) -> None:
+    body = {"model": "chattts", "input": text, "response_format": "pcm"} | options
+    answer = requests.post(f"{gateway.url}/v1/audio/speech", json=body, timeout=60)
+    assert answer.ok, answer.text
+
+
 @contextmanager
-def speaking(server: Any) -> Iterator[None]:
+def speaking(server: Any, gateway: RunningGateway) -> Iterator[None]:
     """Whole answers, streams and bad requests, some of each at once, again and again until the block ends."""
     is_over = threading.Event()
 
     def speak() -> None:
         with TTSClient(server.grpc_url) as client, ThreadPoolExecutor(6) as pool:
-            ways = (client.synthesize, lambda text, **options: list(client.stream(text, **options)))
+            ways = (
+                client.synthesize,
+                lambda text, **options: list(client.stream(text, **options)),
+                partial(say, gateway),
+            )
             while not is_over.is_set():
                 for done in [pool.submit(way, text, max_new_tokens=200) for way in ways for text in TEXTS]:
                     done.result()
@@ -390,11 +441,15 @@ def is_drawn(prometheus: Prometheus, expression: str) -> bool:
     return any(math.isfinite(value) for value in prometheus.values(expression))
 
 
-def test_prometheus_draws_every_panel_from_a_server_under_load(tiny: Deployment, tmp_path: Path) -> None:
-    with scraping(tiny.server.metrics_url, tmp_path) as prometheus:
+def test_prometheus_draws_every_panel_from_a_server_under_load(
+    tiny: Deployment, gateway: RunningGateway, tmp_path: Path
+) -> None:
+    with scraping(tiny.server.metrics_url, tmp_path, gateway.url.removeprefix("http://")) as prometheus:
         # None fires within these seconds, but one that waits for its time would be there as "pending".
         prometheus.wait_until(lambda: not alerts_of_the_server(prometheus), "at rest there are alerts")
-        with speaking(tiny.server):  # for as long as it takes: how much a scrape a second sees of a load, pace decides
+        with speaking(
+            tiny.server, gateway
+        ):  # for as long as it takes: how much a scrape a second sees of a load, pace decides
             open_ones = "max_over_time(chattts_requests_open[1m]) > 0"
             prometheus.wait_until(lambda: bool(prometheus.values(open_ones)), "Prometheus has not seen the load")
             for title, expression in panel_expressions("1m"):

@@ -125,8 +125,15 @@ def test_no_server_fails() -> None:
         check("127.0.0.1:9", 1)
 
 
-def test_a_live_server_works(tiny: Deployment) -> None:
+def test_a_live_server_works(tiny: Deployment, behind_a_proxy: None) -> None:
     check(tiny.server.http_url, 10)
+    wait_idle(tiny.server.metrics_url, 10, 10, quiet_s=0.0)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:http", "127.0.0.1:", "[::1", "a b:1"])
+def test_what_is_no_address_is_named(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", url, "--timeout", "1"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {url}/v2/health/ready: ")
 
 
 def test_a_python_model_that_hangs_fails_although_the_server_says_ready(tmp_path: Path) -> None:

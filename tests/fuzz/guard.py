@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from chattts_serving.launcher.running import RunningServer
 from tests.fuzz.answers import OK, Answer
 from tests.fuzz.calls import Call, Tensor, text_tensor
 from tests.fuzz.wires import LIMIT_S, SilenceError, Wires
+from tests.metrics import exposition
 
 IDLE_WITHIN_S = 60.0  # a whole answer that nobody waits for any more is still made
 MOST_GROWTH_MB = 1_000  # shared memory and heaps keep the size of the largest text that came
@@ -88,8 +88,7 @@ class Guard:
     def _wait_idle(self) -> None:
         end = time.monotonic() + IDLE_WITHIN_S
         while True:
-            with urllib.request.urlopen(f"http://{self._server.metrics_url}/metrics", timeout=LIMIT_S) as response:
-                num_open = probe.open_requests(response.read().decode())
+            num_open = probe.open_requests(exposition(self._server))
             if not num_open:
                 return
             if time.monotonic() > end:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 import requests
 
+from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions
 from chattts_serving.launcher.processes import child_processes
 from gateway.process import START_S, answers, free_port
 from tests.client.conftest import FAKE_MODEL
@@ -20,21 +24,38 @@ from tests.client.conftest import FAKE_MODEL
 STOP_S = 40
 
 
-@pytest.fixture
-def up():
-    """The process, and where it listens."""
+@contextmanager
+def started(*flags: str, host: str = "127.0.0.1") -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """The process, where it listens, and what it says of Triton; `host` is as URLs have it."""
     port = free_port()
-    command = [sys.executable, "-m", "gateway.up", "--model-repository", str(FAKE_MODEL), "--port", str(port)]
+    flags = (*flags, "--host", host.strip("[]"))
+    command = [sys.executable, "-m", "gateway.up", "--model-repository", str(FAKE_MODEL), "--port", str(port), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        triton = process.stdout.readline()
+        assert process.stdout.readline() == f"open http://{host}:{port} (Ctrl-C ends)\n"
         end = time.monotonic() + START_S
-        while not answers(f"http://127.0.0.1:{port}/health/ready"):
+        while not answers(f"http://{host}:{port}/health/ready"):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
-        yield process, f"http://127.0.0.1:{port}"
+        yield process, f"http://{host}:{port}", triton
         process.terminate()
         process.communicate(timeout=STOP_S)
+
+
+@pytest.fixture
+def up():
+    """The process, and where it listens."""
+    with started() as (process, url, _):
+        yield process, url
+
+
+def is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def is_there(pid: int) -> bool:
@@ -45,11 +66,27 @@ def is_there(pid: int) -> bool:
     return True
 
 
-def test_it_speaks(up):
-    _, url = up
-    body = {"model": "chattts", "voice": "default", "input": "Hello", "response_format": "wav"}
-    assert requests.post(f"{url}/v1/audio/speech", json=body, timeout=30).content.startswith(b"RIFF")
-    assert "<html" in requests.get(url, timeout=30).text
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_it_speaks_and_says_where_triton_is(host, behind_a_proxy):
+    with ExitStack() as stack:
+        default = {name: getattr(ServerOptions(), name) for name in PORT_OPTIONS}
+        for port in default.values():  # one is taken at least, be it by somebody else
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                break
+        free = {port for port in default.values() if is_free(port)}
+        _, url, triton = stack.enter_context(started("--triton-flag=--id=the name", host=host))
+        found = re.fullmatch(r"Triton: http=(\S+) grpc=(\S+) metrics=(\S+), its log is \S+\n", triton)
+        ports = {int(one.rpartition(":")[2]) for one in found.groups()}
+        assert len(ports) == 3
+        assert ports & set(default.values()) == free
+        with requests.Session() as session:
+            session.trust_env = False
+            assert session.get(f"http://{found[1]}/v2", timeout=30).json()["name"] == "the name"
+            assert session.get(f"http://{found[3]}/metrics", timeout=30).ok
+            body = {"model": "chattts", "voice": "default", "input": "Hello", "response_format": "wav"}
+            assert session.post(f"{url}/v1/audio/speech", json=body, timeout=30).content.startswith(b"RIFF")
+            assert "<html" in session.get(url, timeout=30).text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -68,24 +105,31 @@ def test_the_end_of_the_server_is_the_end_of_the_gateway(up):
     assert process.wait(STOP_S) == 0
 
 
-def test_a_wrong_flag_starts_nothing():
-    command = [sys.executable, "-m", "gateway.up", "--host", "0.0.0.0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 2
-    assert "open to the network" in result.stderr
+UP, ALONE = "gateway.up", "gateway"
 
 
-@pytest.mark.parametrize("module", ["gateway", "gateway.up"])
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_port_that_is_taken_is_said_at_once(module, host):
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as other:
-        port = other.getsockname()[1]
-        command = [sys.executable, "-m", module, "--host", host, "--port", str(port)]
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        (UP, "--host=0.0.0.0", "open to the network"),
+        (UP, "--port=TAKEN", "cannot listen on http://127.0.0.1:TAKEN (Address already in use): choose another --port"),
+        (UP, "--host=localhost --port=TAKEN", "cannot listen on http://localhost:TAKEN (Address already in use)"),
+        (UP, "--triton-flag=log-verbose=1", "'log-verbose=1' is no flag"),
+        (UP, "--triton-flag=--http-port=1", "--http-port=1 cannot be passed on"),
+        (ALONE, "--port=TAKEN", "cannot listen on http://127.0.0.1:TAKEN (Address already in use): choose another"),
+        (ALONE, "--host=::1 --port=TAKEN", "cannot listen on http://[::1]:TAKEN (Address already in use)"),
+        (ALONE, "--host=no.such.host.invalid --anonymous", "--host is 'no.such.host.invalid'; allowed is"),
+    ],
+)
+def test_what_cannot_work_starts_nothing(module, flags, message):
+    host, family = ("::1", socket.AF_INET6) if "::1" in flags else ("127.0.0.1", socket.AF_INET)
+    with socket.create_server((host, 0), family=family) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", module, *flags.replace("TAKEN", port).split()]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    url = f"http://[::1]:{port}" if ":" in host else f"http://127.0.0.1:{port}"
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: cannot listen on {url}: ")
+    [line] = result.stderr.splitlines()
+    assert message.replace("TAKEN", port) in line
 
 
 def test_it_listens_on_ipv6_and_writes_its_address_as_browsers_take_it():

@@ -16,12 +16,13 @@ from chattts_client import InvalidInputError, Speech, TTSClient, joined
 from tritonclient.utils import InferenceServerException
 
 from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions
+from chattts_serving.launcher.ports import choose_ports
 from chattts_serving.launcher.probe import ProbeError, check, wait_idle
 from chattts_serving.launcher.processes import end_with_parent
 from chattts_serving.launcher.running import RunningServer
-from chattts_serving.launcher.server import choose_ports
 from chattts_serving.launcher.tritonserver import ROOT, environment, find_installation, lay_out_backends
 from tests.conftest import Deployment
+from tests.integration.test_telemetry import new_home
 
 START_S = 120.0
 END_S = 30.0
@@ -75,9 +76,17 @@ def wait_until_it_works(server: RunningServer) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(tiny: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with tritonserver(tiny.repository, tmp_path_factory.mktemp("plain")) as server:
-        yield server
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What HOME is for the server."""
+    return tmp_path_factory.mktemp("plain") / "home"
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Deployment, home: Path) -> Iterator[RunningServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        new_home(home, patch)
+        with tritonserver(tiny.repository, home.parent) as server:
+            yield server
 
 
 def spoken(server: RunningServer, protocol: Any) -> list[Speech]:
@@ -98,6 +107,12 @@ def test_it_refuses_by_name_and_tells_when_it_is_idle(plain: RunningServer) -> N
     with TTSClient(plain.grpc_url) as client, pytest.raises(InvalidInputError, match="'speaker' is 'nobody'"):
         client.synthesize("Hello.", speaker="nobody")
     wait_idle(plain.metrics_url, 30, 5, quiet_s=0.1)
+
+
+def test_our_backend_leaves_the_home_empty(plain: RunningServer, home: Path, onnx_models_are_processes: bool) -> None:
+    if not onnx_models_are_processes:
+        pytest.skip("ONNX models run in the C++ backend, whose environment is the operator's")
+    assert list(home.iterdir()) == []
 
 
 def test_the_endpoints_for_operators_are_open_until_flags_close_them(

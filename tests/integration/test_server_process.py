@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from chattts_client import TTSClient
 from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.processes import child_processes
 from chattts_serving.launcher.running import RunningServer, running_server
+from chattts_serving.launcher.tritonserver import find_installation
 from tests import onnx_models
 
 ROOT = Path(__file__).parent.parent.parent
@@ -252,6 +254,39 @@ def test_flags_and_odd_paths_reach_tritonserver(tmp_path: Path) -> None:
     ):
         assert client.get_server_metadata()["name"] == "the name"
         assert echoes(server)
+
+
+@pytest.mark.parametrize(("host", "address"), [("localhost", "127.0.0.1"), ("::1", "[::1]")])
+def test_every_service_listens_where_the_host_leads_to(host: str, address: str, tmp_path: Path) -> None:
+    with running_server(
+        python_repository(tmp_path / "models"), log_path=tmp_path / "log", launcher_flags=[f"--host={host}"]
+    ) as server:
+        assert {url.rpartition(":")[0] for url in (server.http_url, server.grpc_url, server.metrics_url)} == {address}
+        assert echoes(server)
+        for protocol in ("grpc", "http"):
+            with TTSClient(getattr(server, f"{protocol}_url"), protocol, model="echo", stream_model="echo") as client:
+                client.wait_ready(DEADLINE_S)
+        assert server.stop() == 0
+
+
+def test_http_that_is_local_leaves_grpc_and_metrics_to_the_network(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On every address, which is why the launcher warns; that one of them is 127.0.0.2 spares a network."""
+    repository, flags = python_repository(tmp_path / "models"), ["--host=0.0.0.0", "--local-http"]
+    with running_server(repository, log_path=tmp_path / "log", launcher_flags=flags) as server:
+        assert server.http_url.startswith("127.0.0.1:")
+        assert echoes(server)
+        ports = {
+            name: int(getattr(server, name).rpartition(":")[2]) for name in ("http_url", "grpc_url", "metrics_url")
+        }
+        for name in ("grpc_url", "metrics_url"):
+            socket.create_connection(("127.0.0.2", ports[name])).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", ports["http_url"]))
+    assert ("warning: other machines may reach this server" in capfd.readouterr().err) == (
+        find_installation().libraries is not None
+    )
 
 
 @pytest.fixture(scope="module")

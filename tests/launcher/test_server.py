@@ -25,9 +25,10 @@ from chattts_serving.errors import ConfigError
 from chattts_serving.launcher import draining, supervisor, tritonserver
 from chattts_serving.launcher.draining import Drain
 from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions, parse_arguments
+from chattts_serving.launcher.ports import choose_ports, hold_ports
 from chattts_serving.launcher.probe import ProbeError
 from chattts_serving.launcher.processes import UNKNOWN, child_processes, model_of
-from chattts_serving.launcher.server import choose_ports, hold_ports, main, tritonserver_flags
+from chattts_serving.launcher.server import main, traces_url, tritonserver_flags
 from chattts_serving.launcher.supervisor import Supervision, Supervisor, TritonProcess
 from chattts_serving.launcher.tritonserver import (
     Installation,
@@ -75,12 +76,34 @@ def test_defaults_are_those_of_tritonserver_on_the_loopback() -> None:
     assert (options.host, options.http_port, options.grpc_port, options.metrics_port) == ("127.0.0.1", 8000, 8001, 8002)
 
 
-@pytest.mark.parametrize("separator", [[], ["--"]])
-def test_further_flags_go_to_tritonserver(separator: list[str]) -> None:
+@pytest.mark.parametrize(
+    "written",
+    [
+        ["--log-verbose=1", "--trace-config=rate=1"],
+        ["--", "--log-verbose=1", "--trace-config=rate=1"],
+        ["--triton-flag=--log-verbose=1", "--triton-flag=--trace-config=rate=1"],
+        ["--triton-flag=--log-verbose=1", "--trace-config=rate=1"],
+    ],
+)
+def test_further_flags_go_to_tritonserver(written: list[str]) -> None:
     flags = ["--log-verbose=1", "--trace-config=rate=1"]
-    options = parse_arguments(["--http-port", "9000", *separator, *flags])
+    options = parse_arguments(["--http-port", "9000", *written])
     assert options.flags == tuple(flags)
     assert tritonserver_flags(options, Path("m"), Path("b"), {"python": "p_"})[-2:] == flags
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ([], ""),
+        (["level=TIMESTAMPS", "opentelemetry,url=http://a:1/x"], ""),
+        (["mode=triton"], ""),
+        (["mode=opentelemetry"], "http://localhost:4318/v1/traces"),
+        (["opentelemetry,url=http://a:1/x", "mode=opentelemetry"], "http://a:1/x"),
+    ],
+)
+def test_the_models_send_their_spans_where_tritonserver_does(settings: list[str], url: str) -> None:
+    assert traces_url([f"--trace-config={one}" for one in settings]) == url
 
 
 def test_endpoints_for_operators_are_closed_by_a_key_of_their_own_for_each_start() -> None:
@@ -111,6 +134,8 @@ def test_a_short_form_of_our_flags_is_not_taken_for_ours() -> None:
         (["--", "--http-port=9000"], "--http-port=9000 cannot be passed on"),
         (["serve"], "'serve' is no flag; those for tritonserver are written --NAME=VALUE"),
         (["--", "--log-verbose", "1"], "'1' is no flag"),
+        (["--triton-flag=log-verbose=1"], "'log-verbose=1' is no flag"),
+        (["--triton-flag=--http-port=9000"], "--http-port=9000 cannot be passed on"),
         (["--drain-timeout=-1"], "--drain-timeout is -1; allowed is 0 to 86400 seconds"),
         (["--hang-timeout=nan"], "--hang-timeout is nan; allowed is 0 to 86400 seconds"),
     ],
@@ -158,9 +183,34 @@ def test_a_held_port_is_free_for_the_server_and_for_nobody_who_wants_any() -> No
             socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_an_unknown_host_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"--host is no\.such\.host\.invalid"):
-        choose_ports(ServerOptions(host="no.such.host.invalid"))
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "", "::1::", "a b", "ä" * 80, "::1%lo"])
+def test_an_unknown_host_is_named(host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--host is '{re.escape(host)}'.*; allowed is"):
+        choose_ports(ServerOptions(host=host))
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "url", "http_flag", "grpc_flag"),
+    [
+        ("localhost", "127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("::1", "::1", "[::1]", "ipv6:::1", "[::1]"),
+        ("0:0::1", "::1", "[::1]", "ipv6:::1", "[::1]"),
+    ],
+)
+def test_tritonserver_gets_an_address_in_the_way_of_each_service(
+    host: str, address: str, url: str, http_flag: str, grpc_flag: str
+) -> None:
+    options = choose_ports(ServerOptions(host=host, http_port=0, grpc_port=0, metrics_port=0))
+    assert options.host == address
+    assert [one.rpartition(":")[0] for one in options.endpoints.values()] == [url] * 3
+    flags = tritonserver_flags(options, Path("m"), Path("b"), {})
+    assert {f"--http-address={http_flag}", f"--grpc-address={grpc_flag}", f"--metrics-address={http_flag}"} < set(flags)
+
+
+def test_local_http_is_on_the_loopback_whatever_the_host_is() -> None:
+    options = choose_ports(ServerOptions(host="0.0.0.0", local_http=True, http_port=0, grpc_port=0, metrics_port=0))
+    flags = tritonserver_flags(options, Path("m"), Path("b"), {})
+    assert {"--http-address=127.0.0.1", "--grpc-address=0.0.0.0", "--metrics-address=0.0.0.0"} < set(flags)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,6 @@ def target(url: str, grpc_url: str) -> Target:
 
 
 def _checked(name: str, url: str) -> str:
-    if not re.fullmatch(r"[^/\s:]+:\d{1,5}", url):
+    if not re.fullmatch(r"(\[[^/\s\[\]]+\]|[^/\s:\[\]]+):\d{1,5}", url):
         raise ValueError(f"--{name} is '{url}'; allowed is HOST:PORT, such as {DEFAULT_URL}")
     return url

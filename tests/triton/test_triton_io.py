@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 
 from chattts_serving import errors
 from chattts_serving.triton import io as triton_io
+from chattts_serving.triton.tracing import Trace
 from tests import fake_pb_utils as pb
 
 
@@ -127,8 +129,8 @@ def test_unforeseen_error_of_a_late_answer_is_treated_alike(caplog):
 
 def call(blocking, **inputs):
     if blocking:
-        return triton_io.call_model(pb, "vocos", inputs, ["waveform"], "job 7")
-    return asyncio.run(triton_io.call_model_async(pb, "vocos", inputs, ["waveform"], "job 7"))
+        return triton_io.call_model(pb, "vocos", inputs, ["waveform"], request_id="job 7")
+    return asyncio.run(triton_io.call_model_async(pb, "vocos", inputs, ["waveform"], request_id="job 7"))
 
 
 @pytest.fixture
@@ -190,3 +192,17 @@ def test_a_large_answer_needs_room_in_the_shared_memory(num_bytes, fits, monkeyp
         return
     with pytest.raises(errors.EngineError, match="finds no room in /dev/shm"):
         triton_io.check_shared_memory(num_bytes)
+
+
+def test_a_traced_call_is_told_what_it_belongs_to(vocos):
+    vocos.answer = triton_io.success(pb, {"waveform": np.zeros(1, np.float32)})
+    ended = []
+    tracer = SimpleNamespace(add=ended.append)
+    parent = f"00-{'a' * 32}-{'b' * 16}-01"
+    triton_io.call_model(pb, "vocos", {}, ["waveform"], trace=Trace(tracer, parent))
+    (span,) = ended
+    assert (span["traceId"], span["parentSpanId"], span["name"]) == ("a" * 32, "b" * 16, "vocos")
+    assert json.loads(vocos.seen.parameters()) == {"traceparent": f"00-{'a' * 32}-{span['spanId']}-01"}
+    triton_io.call_model(pb, "vocos", {}, ["waveform"])
+    assert json.loads(vocos.seen.parameters()) == {}
+    assert len(ended) == 1

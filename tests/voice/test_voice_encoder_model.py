@@ -34,7 +34,9 @@ def model(called, monkeypatch) -> Any:
         return triton_io.success(pb, {name: answer[name] for name in request.requested_output_names()})
 
     monkeypatch.setitem(pb.called_models, "dvae_encoder", dvae_encoder)
-    return pb.load_model(MODEL).TritonPythonModel()
+    loaded = pb.load_model(MODEL).TritonPythonModel()
+    loaded.initialize({})
+    return loaded
 
 
 def request(audio: np.ndarray = RECORDING, sample_rate: int = 24_000) -> pb.InferenceRequest:

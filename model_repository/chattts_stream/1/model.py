@@ -11,6 +11,7 @@ from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.config import MODES, ReadingConfig
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
+from chattts_serving.triton.tracing import Tracer
 
 # Triton 2.51 can crash where a gRPC stream ends at the moment in which it is cancelled (measured); mended since.
 SETTLE_S, SETTLED = 0.2, (2, 59)
@@ -24,7 +25,7 @@ class TritonPythonModel:
         self._config = ReadingConfig.from_triton(args["model_config"])
         self._settle_s = 0.0 if triton_io.triton_version() >= SETTLED else SETTLE_S
         self._executor = ThreadPoolExecutor(triton_io.CALLS_AT_ONCE)
-        self._metrics = Metrics(pb_utils)
+        self._metrics, self._tracer = Metrics(pb_utils), Tracer()
         self._reports = RequestReports(self._metrics, "chattts_stream", streams=True)
 
     async def execute(self, requests):
@@ -35,6 +36,7 @@ class TritonPythonModel:
     def finalize(self):
         """Let go of the metrics."""
         self._metrics.close()
+        self._tracer.close()
 
     async def _stream(self, request, report):
         sender, ended = request.get_response_sender(), False
@@ -53,7 +55,8 @@ class TritonPythonModel:
             triton_io.refuse_parameters(request)
             inputs = {tensor.name(): tensor.as_numpy()[0] for tensor in request.inputs()}
             mode = triton_io.read_text(request, "mode") if inputs.pop("mode", None) is not None else MODES[0]
-            call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id())
+            about = {"request_id": request.request_id(), "trace": self._tracer.of(request)}
+            call = partial(triton_io.call_model_async, pb_utils, **about)
             await session.stream(call, self._config.plan(mode), inputs, send_chunk, sender.is_cancelled)
             report.ended()
         except Exception as error:

@@ -1,6 +1,7 @@
 """The GPT of ChatTTS; see config.pbtxt. All logic is in chattts_serving.triton.decoder."""
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -11,6 +12,7 @@ from chattts_serving.triton.decoder import Decoder
 from chattts_serving.triton.device import device_of
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import EngineReports
+from chattts_serving.triton.tracing import Tracer
 
 
 class TritonPythonModel:
@@ -20,7 +22,7 @@ class TritonPythonModel:
         """Load the model and start the engine."""
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._metrics = Metrics(pb_utils)
+        self._metrics, self._tracer = Metrics(pb_utils), Tracer()
         config = DecoderConfig.from_triton(args["model_config"])
         self._decoder = Decoder(folder, config, device_of(args), EngineReports(self._metrics))
 
@@ -33,9 +35,11 @@ class TritonPythonModel:
         """Stop the engine."""
         self._decoder.close()
         self._metrics.close()
+        self._tracer.close()
 
     def _submit(self, request):
-        sender = request.get_response_sender()
+        sender, span = request.get_response_sender(), ExitStack()
+        span.enter_context(self._tracer.of(request).span("gpt_decoder"))
         wanted = set(request.requested_output_names())
 
         def reply(outcome):
@@ -44,6 +48,7 @@ class TritonPythonModel:
                     raise outcome
                 return {name: value for name, value in outcome.items() if name in wanted}
 
+            span.close()
             triton_io.send_last(pb_utils, sender, triton_io.answer(pb_utils, outputs))
 
         try:

@@ -10,6 +10,7 @@ from chattts_serving.triton.config import ReadingConfig
 from chattts_serving.triton.loop_thread import LoopThread
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
+from chattts_serving.triton.tracing import Tracer
 
 
 class TritonPythonModel:
@@ -19,7 +20,7 @@ class TritonPythonModel:
         """Start the loop that requests are worked on in."""
         self._plan = ReadingConfig.from_triton(args["model_config"]).plan("exact")
         self._loop = LoopThread(triton_io.CALLS_AT_ONCE)
-        self._metrics = Metrics(pb_utils)
+        self._metrics, self._tracer = Metrics(pb_utils), Tracer()
         self._reports = RequestReports(self._metrics, "speech")
 
     def execute(self, requests):
@@ -35,13 +36,15 @@ class TritonPythonModel:
                 report.gone()
             else:
                 prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
-                call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id())
+                about = {"request_id": request.request_id(), "trace": self._tracer.of(request)}
+                call = partial(triton_io.call_model_async, pb_utils, **about)
                 self._loop.run(self._speak(sender, report, call, prepared))
 
     def finalize(self):
         """Give up what is still spoken."""
         self._loop.close()
         self._metrics.close()
+        self._tracer.close()
 
     async def _speak(self, sender, report, call, prepared):
         try:

@@ -27,6 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # Two run at once (`make test`), each in one thread: threads that wait for each other on a core that is taken cost most.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+# For the same reason engines have one thread; engine/cpu/test_runner.py has that their number changes no bit. Many
+# servers are made of the tiny repository, and a gigabyte takes two seconds to allocate.
+SETTINGS: dict[str, dict[str, object]] = {
+    "tiny": {"kv_cache_gb": 0.1, "num_threads": 1},
+    "demo": {"num_threads": 1},
+    "synthetic": {"num_threads": 1},
+}
 # Processes that the tests start: gRPC's threads, which the child has not, complain into the child's log otherwise.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 # What the tests ask for themselves is on this machine, whatever proxy it has.
@@ -119,8 +126,7 @@ def deploy(name: str, folder: Path) -> Iterator[Deployment]:
     """`folder` is for the server's log."""
     repository = ROOT / "build" / "repositories" / name
     export(name, repository)
-    if name == "tiny":  # many servers are made of it, and a gigabyte takes two seconds to allocate
-        repository = with_settings(repository, folder / "repository", kv_cache_gb=0.1)
+    repository = with_settings(repository, folder / "repository", **SETTINGS[name])
     with running_server(repository, log_path=folder / "server.log") as server:
         yield Deployment(DEMO if name == "demo" else ROOT / "checkpoints" / name, repository, server)
 

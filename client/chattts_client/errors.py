@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 
-import aiohttp
-import grpc  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException
 
 MAX_SHOWN_CHARACTERS = 60  # of an offending value, in a message
@@ -95,11 +93,9 @@ def mapped_errors(url: str) -> Iterator[None]:
         yield
     except InferenceServerException as error:
         raise _from_answer(error.status(), error.message(), url) from error
-    except grpc.RpcError as error:
-        raise _from_answer(error.code().name, error.details(), url) from error
     except (TimeoutError, asyncio.TimeoutError) as error:  # two classes until Python 3.11
         raise _no_answer(url) from error
-    except (OSError, HTTPException, aiohttp.ClientError) as error:
+    except (OSError, HTTPException) as error:
         raise ConnectionFailedError(f"no connection to {url}: {str(error) or type(error).__name__}") from error
 
 

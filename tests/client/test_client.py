@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -292,3 +294,20 @@ def test_cancelling_a_task_stays_a_cancellation(server, name):
                 await task
 
     asyncio.run(cancel())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "imported"), [("grpc", {"grpc"}), ("http", {"geventhttpclient", "aiohttp"})], ids=["grpc", "http"]
+)
+def test_the_libraries_of_the_other_protocol_are_not_imported(protocol, imported):
+    """They are half of what a command takes before it begins."""
+    script = f"""
+import sys
+from chattts_client import TTSClient
+libraries = {{"grpc", "geventhttpclient", "aiohttp"}}
+assert not libraries & set(sys.modules)
+TTSClient("127.0.0.1:1", "{protocol}").close()
+print(*libraries & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == imported

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.repository import with_settings
 from chattts_serving.engine.cpu.cpus import available_cpus
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.processes import child_processes
@@ -89,7 +90,13 @@ def only(model: str, repository: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pinned(tiny: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def repository(tiny: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's, whose engine takes as many threads as it may."""
+    return with_settings(tiny.repository, tmp_path_factory.mktemp("affinity") / "models", num_threads=0)
+
+
+@pytest.fixture(scope="module")
+def pinned(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The tiny model with a CPU for the language model, one for the sound, and none for what is left."""
     flags = [
         f"--host-policy=engine,cpu-cores={ENGINE_CPU}-{ENGINE_CPU}",
@@ -97,7 +104,7 @@ def pinned(tiny: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         f"--host-policy=sound,cpu-cores={SOUND_CPU}-{SOUND_CPU}",
     ]
     log = tmp_path_factory.mktemp("pinned") / "server.log"
-    with running_server(tiny.repository, log_path=log, flags=flags) as server:
+    with running_server(repository, log_path=log, flags=flags) as server:
         speak(server)
         yield server
 
@@ -125,12 +132,16 @@ def test_the_threads_of_the_server_that_work_for_a_model_are_on_its_cpus(pinned:
     assert masks(pinned.pid) == mask(*CPUS) | mask(ENGINE_CPU) | mask(SOUND_CPU)
 
 
-def test_the_language_model_takes_a_thread_for_each_of_its_cpus(pinned: RunningServer, tiny: Deployment) -> None:
+def test_the_language_model_takes_a_thread_for_each_of_its_cpus(
+    pinned: RunningServer, repository: Path, tmp_path: Path
+) -> None:
     def threads(server: RunningServer) -> set[str]:
         return set(re.findall(r"cpu\.runner: \w+ on (\d+) threads", server.log_path.read_text(encoding="utf-8")))
 
     assert threads(pinned) == {"1"}
-    assert threads(tiny.server) == {str(available_cpus())}
+    with running_server(only("gpt_decoder", repository, tmp_path / "models"), log_path=tmp_path / "log") as server:
+        assert threads(server) == {str(available_cpus())}
+        assert masks_of_models(server) == {"gpt_decoder": mask(*CPUS)}
 
 
 def test_a_numa_node_binds_the_memory_of_its_models_alone(pinned: RunningServer) -> None:

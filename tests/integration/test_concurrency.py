@@ -22,8 +22,8 @@ TEXTS = [
 ]
 
 
-def mixed_requests():
-    """Sixteen: eight texts, refined and not, different voices and lengths."""
+def mixed_requests(tokens):
+    """Sixteen: eight texts, refined and not, different voices and lengths, the short ones of `tokens` a sentence."""
     return [
         (
             text,
@@ -33,8 +33,8 @@ def mixed_requests():
                 "temperature": NEAR_ZERO,
                 "refine_temperature": NEAR_ZERO,
                 "refine_max_new_tokens": 12,
-                "min_new_tokens": 40,
-                "max_new_tokens": 40 + 8 * (number % 2),
+                "min_new_tokens": tokens,
+                "max_new_tokens": tokens + 8 * (number % 2),
             },
         )
         for skip_refine in (True, False)
@@ -49,8 +49,8 @@ def largest_batch(server, model):
     return max(batch["batch_size"] for batch in statistics["batch_stats"])
 
 
-def check_concurrent_equals_alone(server):
-    requests = mixed_requests()
+def check_concurrent_equals_alone(server, tokens):
+    requests = mixed_requests(tokens)
 
     def speak(numbered):
         number, (text, options) = numbered
@@ -75,12 +75,12 @@ def check_concurrent_equals_alone(server):
 
 
 def test_sixteen_mixed_requests_get_what_each_gets_alone(tiny):
-    check_concurrent_equals_alone(tiny.server)
+    check_concurrent_equals_alone(tiny.server, 40)
 
 
 @pytest.mark.slow
 def test_sixteen_mixed_requests_get_what_each_gets_alone_at_official_size(official):
-    check_concurrent_equals_alone(official.server)
+    check_concurrent_equals_alone(official.server, 24)
 
 
 def test_a_seed_gives_the_same_speech_again_and_is_returned(tiny):

@@ -11,7 +11,6 @@ import triton_python_backend_utils as pb_utils
 
 from chattts_serving.request import request_from_inputs
 from chattts_serving.speech.admission import Door
-from chattts_serving.text.frontend import TextFrontend
 from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
@@ -32,6 +31,9 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load the assets that `python -m export` put beside this file."""
+        # 0.3 s of a core: not where Triton imports this only to complete its configuration, once more at each start.
+        from chattts_serving.text.frontend import TextFrontend  # noqa: PLC0415
+
         folder = Path(args["model_repository"], args["model_version"])
         voices = read_library(folder / "voices.json")
         self._frontend, self._voices = TextFrontend(folder, voices), library_text(voices)

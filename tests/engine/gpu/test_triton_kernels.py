@@ -29,6 +29,15 @@ HEADS = GPTConfig(
 CACHE_TOKENS = 900
 
 
+@pytest.fixture(scope="module", autouse=INTERPRETED)
+def quick_interpreter():
+    from tests.engine.gpu.interpreter import hasten  # noqa: PLC0415  # imports Triton
+
+    with pytest.MonkeyPatch.context() as patch:
+        hasten(patch)
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="is what starts the interpreter")
 def test_kernels_in_the_interpreter():

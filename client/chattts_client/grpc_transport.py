@@ -1,0 +1,191 @@
+"""Calls over gRPC: tritonclient's, and its messages where tritonclient's own streams are not enough."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from chattts_client.options import InputTensor
+from chattts_client.tracing import About
+from chattts_client.transport import AsyncTransport, Result, Transport, wanted, wrapped
+
+CHANNEL_ARGUMENTS = [
+    ("grpc.max_send_message_length", -1),  # gRPC's limit of 4 MB is 43 s of audio
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # gRPC's 120 s would keep `wait_ready` from seeing a server that is up
+    ("grpc.enable_http_proxy", 0),  # the HTTP clients do not read http_proxy either, and it breaks 127.0.0.1
+]
+CONTENTS = {  # the field of a gRPC tensor that holds the values of a datatype
+    "BYTES": "bytes_contents",
+    "BOOL": "bool_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+}
+
+
+def connect(url: str) -> Transport:
+    """A transport to `url`; nothing is sent yet."""
+    return _GrpcTransport(url)
+
+
+def connect_async(url: str) -> AsyncTransport:
+    """A transport to `url` for the running event loop; nothing is sent yet."""
+    return _AsyncGrpcTransport(url)
+
+
+@contextmanager
+def _as_answers() -> Iterator[None]:
+    """Raise gRPC's own errors as tritonclient does."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise InferenceServerException(error.details(), status=error.code().name) from error
+
+
+def _grpc_request(model: str, tensors: Sequence[InputTensor], about: About) -> Any:
+    """The message of a stream's one request; each tensor has one value."""
+    request = service_pb2.ModelInferRequest(model_name=model, id=about.request_id)
+    for name, value in about.headers().items():
+        request.parameters[name].string_param = value
+    for name, datatype, array in tensors:
+        tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        getattr(tensor.contents, CONTENTS[datatype]).append(array.item())
+    return request
+
+
+class _GrpcAnswers:
+    """The messages of a stream, as they come.
+
+    An error stands in a message. It is raised when the stream has ended, since cancelling a stream at its end can crash
+    Triton 2.51. The header `triton_grpc_error`, which asks for the error's status as the stream's own, can crash it as
+    well (both measured).
+    """
+
+    def __init__(self) -> None:
+        self._failure: InferenceServerException | None = None
+
+    def result(self, message: Any) -> Result | None:
+        """The answer in `message`, None where it is an error or follows one."""
+        if message.error_message and self._failure is None:
+            self._failure = InferenceServerException(message.error_message)
+        if self._failure is not None:
+            return None
+        result: Result = tritonclient.grpc.InferResult(message.infer_response)
+        return result
+
+    def end(self) -> None:
+        """Raise the error, where there was one."""
+        if self._failure is not None:
+            raise self._failure
+
+
+class _GrpcTransport:
+    def __init__(self, url: str) -> None:
+        self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+        # tritonclient's own call allows one stream a client. Channels with equal arguments share a connection.
+        self._channel = grpc.insecure_channel(url, CHANNEL_ARGUMENTS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def infer(
+        self,
+        model: str,
+        tensors: Sequence[InputTensor],
+        timeout: float | None,
+        about: About,
+        output: str | None = None,
+    ) -> Result:
+        inputs = wrapped(tritonclient.grpc.InferInput, tensors)
+        outputs = wanted(tritonclient.grpc.InferRequestedOutput, output)
+        result: Result = self._client.infer(
+            model,
+            inputs,
+            outputs=outputs,
+            request_id=about.request_id,
+            client_timeout=timeout,
+            headers=about.headers(),
+            parameters=about.headers(),
+        )
+        return result
+
+    def stream(
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
+    ) -> Generator[Result, None, None]:
+        request, metadata = _grpc_request(model, tensors, about), tuple(about.headers().items())
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+        answers = _GrpcAnswers()
+        try:
+            with _as_answers():
+                for message in call:
+                    result = answers.result(message)
+                    if result is not None:
+                        yield result
+        finally:
+            call.cancel()  # does nothing to one that has ended
+        answers.end()
+
+    def is_model_ready(self, model: str, timeout: float | None) -> bool:
+        return bool(self._client.is_model_ready(model, client_timeout=timeout))
+
+    def close(self) -> None:
+        self._client.close()
+        self._channel.close()
+
+
+class _AsyncGrpcTransport:
+    def __init__(self, url: str) -> None:
+        self._client = tritonclient.grpc.aio.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+        self._channel = grpc.aio.insecure_channel(url, CHANNEL_ARGUMENTS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def infer(
+        self,
+        model: str,
+        tensors: Sequence[InputTensor],
+        timeout: float | None,
+        about: About,
+        output: str | None = None,
+    ) -> Result:
+        inputs = wrapped(tritonclient.grpc.InferInput, tensors)
+        outputs = wanted(tritonclient.grpc.InferRequestedOutput, output)
+        result: Result = await self._client.infer(
+            model,
+            inputs,
+            outputs=outputs,
+            request_id=about.request_id,
+            client_timeout=timeout,
+            headers=about.headers(),
+            parameters=about.headers(),
+        )
+        return result
+
+    async def stream(
+        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
+    ) -> AsyncGenerator[Result, None]:
+        request, metadata = _grpc_request(model, tensors, about), tuple(about.headers().items())
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+        answers = _GrpcAnswers()
+        try:
+            with _as_answers():
+                async for message in call:
+                    result = answers.result(message)
+                    if result is not None:
+                        yield result
+        finally:
+            call.cancel()  # does nothing to one that has ended
+        answers.end()
+
+    async def is_model_ready(self, model: str, timeout: float | None) -> bool:
+        return bool(await self._client.is_model_ready(model, client_timeout=timeout))
+
+    async def close(self) -> None:
+        await self._client.close()
+        await self._channel.close()

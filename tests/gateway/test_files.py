@@ -49,7 +49,7 @@ def test_soundfile_reads_every_format_but_aac(gateway, name, stream):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("name", set(FORMATS) - {"pcm"})
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "pcm"])
 def test_ffmpeg_reads_every_format(gateway, name, stream):
     with av.open(io.BytesIO(spoken(gateway, name, stream=stream).content)) as container:
         seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))

@@ -175,6 +175,7 @@ class GenerationRequest:
         prompts: token ids of each sentence's prompt for the first pass (refining, or audio where `skip_refine`).
         texts: the normalised sentences, one per prompt.
         pauses: audio tokens of silence after each sentence, 0 to MAX_PAUSE_TOKENS; the last one's is not spoken.
+        fewest_tokens: audio tokens below which nobody can have said each sentence; what ends earlier is drawn again.
         refine: whether the first pass refines text.
         refine_only: whether that is all that is wanted.
         prompt: control tags that go in front of each refined sentence.
@@ -191,6 +192,7 @@ class GenerationRequest:
     prompts: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
     pauses: tuple[int, ...]
+    fewest_tokens: tuple[int, ...]
     refine: bool
     refine_only: bool
     prompt: str
@@ -219,6 +221,7 @@ class GenerationRequest:
                 prompts=tuple(tuple(_integers(ids)) for ids in values.pop("prompts")),
                 texts=tuple(str(sentence) for sentence in values.pop("texts")),
                 pauses=tuple(_integers(values.pop("pauses"))),
+                fewest_tokens=tuple(_integers(values.pop("fewest_tokens"))),
                 sample_codes=tuple(tuple(_integers(codes)) for codes in values.pop("sample_codes")),
                 sampling=SamplingOptions(**values.pop("sampling")),
                 **values,
@@ -238,6 +241,9 @@ class GenerationRequest:
             raise InvalidInputError(
                 "generation", self.pauses, f"{allowed}: a pause of 0 to {MAX_PAUSE_TOKENS} tokens a text"
             )
+        fewest = self.fewest_tokens
+        if len(fewest) != len(self.texts) or not all(0 <= number <= MAX_NEW_TOKENS for number in fewest):
+            raise InvalidInputError("generation", fewest, f"{allowed}: 0 to {MAX_NEW_TOKENS} fewest tokens a text")
         bools = ("refine", "refine_only", "has_speaker")
         for name, kind in (*((name, bool) for name in bools), ("prompt", str), ("sample_text", str)):
             if not isinstance(getattr(self, name), kind):

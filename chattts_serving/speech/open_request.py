@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ from chattts_serving.errors import EngineError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
 from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_window
 
+MAX_DRAWS = 4  # of a sentence that ends before it can have been said
+_DRAWS_APART = 2**16  # between the streams of random numbers of two draws; one draw of a request has 2 * MAX_SENTENCES
 MAX_REQUEST_TOKENS = 98_304  # audio tokens of one request, 35 min: 200 MB of samples in one answer
 
 Hidden = npt.NDArray[np.float32]
@@ -81,6 +83,7 @@ class OpenRequest:
         texts: the sentences as they will be spoken; refined ones replace those of the request.
         waiting: places of the sentences that have not been started.
         running: the sequences in the engine, by the place of the sentence that each belongs to.
+        num_draws: how often a sentence was drawn that ended too early, by place.
         spoken: the finished sentences that were not read to their end, by place.
         num_tokens: audio tokens of all finished sentences.
         place, num_read, num_chunks: the sentence that is read, and how many of its tokens and chunks were.
@@ -96,6 +99,7 @@ class OpenRequest:
     texts: list[str] = field(init=False)
     waiting: deque[int] = field(init=False)
     running: dict[int, Sequence] = field(default_factory=dict)
+    num_draws: dict[int, int] = field(default_factory=dict)
     spoken: dict[int, Finished] = field(default_factory=dict)
     num_tokens: int = 0
     place: int = 0
@@ -162,23 +166,46 @@ class OpenRequest:
         )
         return Sequence(kind, prompt, params, self.request.sample_codes, self.opening.speaker, priority)
 
-    def take_finished(self, place: int, finished: Finished) -> None:
+    def take_finished(self, place: int, finished: Finished) -> Sequence | None:
         """The running sequence of sentence `place` has ended. Spoken sentences are kept until they are read.
 
+        Returns:
+            A sequence that says the sentence with other random numbers, where it ended before it can have been said.
+
         Raises:
-            EngineError: it failed.
-            InvalidInputError: the request has become too long.
+            EngineError: it failed, or ended too early again and again.
+            InvalidInputError: the same of a cloned voice, or the request has become too long.
         """
         del self.running[place]
         if finished.sequence.finish_reason is FinishReason.FAILED:
             raise EngineError(f"sentence {place + 1} failed: the model's logits are not finite")
         if finished.sequence.kind is Kind.TEXT:
-            return
+            return None
+        if self._ended_too_early(place, finished.sequence):
+            return self._drawn_again(place, finished.sequence)
         self.spoken[place] = finished
         self.num_tokens += len(finished.sequence.tokens)
         if self.num_tokens > MAX_REQUEST_TOKENS:
             allowed = f"text of at most {MAX_REQUEST_TOKENS} audio tokens (35 minutes of speech): send it in parts"
             raise InvalidInputError("text", " ".join(self.request.texts), allowed)
+        return None
+
+    def _ended_too_early(self, place: int, sequence: Sequence) -> bool:
+        is_end = sequence.finish_reason is FinishReason.STOP
+        return is_end and len(sequence.tokens) < self.request.fewest_tokens[place]
+
+    def _drawn_again(self, place: int, sequence: Sequence) -> Sequence:
+        num_draws = self.num_draws[place] = self.num_draws.get(place, 1) + 1
+        if num_draws <= MAX_DRAWS:
+            params = replace(sequence.params, stream=sequence.params.stream + _DRAWS_APART)
+            return replace(self.sequence(place, Kind.AUDIO, sequence.prompt_ids), params=params)
+        what = (
+            f"sentence {place + 1} ended after {len(sequence.tokens)} tokens, too early to be said, {MAX_DRAWS} times"
+        )
+        if self.request.sample_codes:
+            named = f"{len(self.request.sample_codes)} tokens"
+            raise InvalidInputError("speaker_sample", named, f"a recording whose voice this model can speak in: {what}")
+        raise EngineError(f"{what}; another seed or speaker may say it")
 
     def next_part(self, hidden_of: Callable[[Sequence, int, int], Hidden]) -> Part | None:
         """What the next read gets, taken as read; None while too little of it is there.

@@ -249,8 +249,10 @@ class Synthesizer:
             return
         request, place = owner
         with self._answers_for(request):
-            request.take_finished(place, finished)
-            if finished.sequence.kind is Kind.TEXT:
+            again = request.take_finished(place, finished)
+            if again is not None:
+                self._add(request, place, again)
+            elif finished.sequence.kind is Kind.TEXT:
                 self._take_refined(request, place, finished.sequence)
 
     def _take_refined(self, request: OpenRequest, place: int, sequence: Sequence) -> None:

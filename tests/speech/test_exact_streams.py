@@ -216,6 +216,7 @@ def stream(
         prompts=((5,),) * number,
         texts=tuple(map(str, range(number))),
         pauses=tuple(pauses or (0,) * number),
+        fewest_tokens=(0,) * number,
         refine=False,
         refine_only=False,
         prompt="",

@@ -21,10 +21,11 @@ from chattts_serving.errors import (
 )
 from chattts_serving.launcher.draining import Drain
 from chattts_serving.request import GenerationRequest, SamplingOptions
+from chattts_serving.speech import open_request
 from chattts_serving.speech import synthesizer as synthesis
 from chattts_serving.speech.admission import Room
 from chattts_serving.speech.observer import Load
-from chattts_serving.speech.open_request import Opening, Part
+from chattts_serving.speech.open_request import Opening, OpenRequest, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
 from chattts_serving.variables import DRAIN_FILE
@@ -69,18 +70,27 @@ def synthesizer(engine):
 
 
 def request(
-    prompts=((5, 6),), refine=False, refine_only=False, seed=1, deadline_ns=None, priority="interactive", **sampling
+    prompts=((5, 6),),
+    refine=False,
+    refine_only=False,
+    seed=1,
+    deadline_ns=None,
+    priority="interactive",
+    fewest_tokens=0,
+    sample_codes=(),
+    **sampling,
 ):
     options = {"max_new_tokens": 20, "refine_max_new_tokens": 10} | sampling
     return GenerationRequest(
         prompts=prompts,
         texts=tuple(" ".join(map(str, prompt)) for prompt in prompts),
         pauses=(PAUSE,) * len(prompts),
+        fewest_tokens=(fewest_tokens,) * len(prompts),
         refine=refine or refine_only,
         refine_only=refine_only,
         prompt="",
         sample_text="",
-        sample_codes=(),
+        sample_codes=sample_codes,
         has_speaker=True,
         seed=seed,
         deadline_ns=deadline_ns,
@@ -270,6 +280,65 @@ def test_concurrent_requests_get_what_each_gets_alone(synthesizer):
 def test_sentences_of_one_request_draw_different_numbers(synthesizer):
     first, second = answer(synthesizer, request(prompts=((5, 6), (5, 6)), temperature=1.0))
     assert first.codes != second.codes
+
+
+def reasons(parts):
+    return [sentence.finish_reason for part in parts for sentence in part.chunk.sentences]
+
+
+def test_a_sentence_that_ends_too_early_is_drawn_again_with_numbers_of_its_seed(synthesizer, engine):
+    seeds, fewest = range(40), 6
+    plain = {seed: answer(synthesizer, request(seed=seed)) for seed in seeds}
+    early = {seed for seed in seeds if len(codes(plain[seed])) < fewest}
+    assert early
+    assert early != set(seeds)
+    again = {seed: answer(synthesizer, request(seed=seed, fewest_tokens=fewest)) for seed in seeds}
+    for seed in seeds:
+        repeated = answer(synthesizer, request(seed=seed, fewest_tokens=fewest))
+        if isinstance(again[seed], Exception):
+            assert str(repeated) == str(again[seed])
+        else:
+            assert codes(repeated) == codes(again[seed])
+            assert len(codes(again[seed])) >= fewest
+            assert (codes(again[seed]) == codes(plain[seed])) == (seed not in early)
+    assert any(not isinstance(again[seed], Exception) for seed in early)
+    assert is_at_rest(engine)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_each_draw_of_a_sentence_has_other_numbers(synthesizer, monkeypatch, number):
+    monkeypatch.setattr(open_request, "MAX_DRAWS", number)
+    drawn = []
+    make = OpenRequest.take_finished
+
+    def take_finished(self, place, finished):
+        drawn.append((finished.sequence.params.stream, tuple(finished.sequence.tokens)))
+        return make(self, place, finished)
+
+    monkeypatch.setattr(OpenRequest, "take_finished", take_finished)
+    seed = next(seed for seed in range(40) if reasons(answer(synthesizer, request(seed=seed))) == ["stop"])
+    drawn.clear()
+    outcome = answer(synthesizer, request(seed=seed, fewest_tokens=2_048, max_new_tokens=100))
+    assert isinstance(outcome, EngineError)
+    assert f"{number} times; another seed or speaker may say it" in str(outcome)
+    assert [stream for stream, _ in drawn] == [1 + draw * 2**16 for draw in range(number)]
+    assert len({tokens for _, tokens in drawn}) == number
+
+
+def test_a_recording_that_the_model_cannot_speak_like_is_the_callers_to_change(synthesizer, engine):
+    neighbour = answer(synthesizer, request(seed=3))
+    cloned = request(fewest_tokens=2_048, max_new_tokens=100, sample_codes=((1, 2, 3, 4),) * 5)
+    asked = Stream(synthesizer, cloned)
+    assert codes(answer(synthesizer, request(seed=3))) == codes(neighbour)
+    (outcome,) = asked.rest()
+    assert isinstance(outcome, InvalidInputError)
+    assert outcome.name == "speaker_sample"
+    assert is_at_rest(engine)
+
+
+def test_a_sentence_that_its_limit_cuts_is_no_early_end(synthesizer):
+    parts = answer(synthesizer, request(max_new_tokens=3, min_new_tokens=3, fewest_tokens=8))
+    assert (len(codes(parts)), reasons(parts)) == (3, ["length"])
 
 
 @pytest.mark.parametrize("ahead", [1, 2])

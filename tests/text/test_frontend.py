@@ -179,6 +179,13 @@ def test_a_text_that_is_mostly_in_another_script_is_refused(frontend, text):
         prepare(frontend, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "fewest"), [("Hi", 2), ("7", 4), ("好", 3), ("Hello there, you.", 8), ("[laugh] No", 2)]
+)
+def test_a_text_takes_some_tokens_to_say(frontend, text, fewest):
+    assert prepare(frontend, text).fewest_tokens == (fewest,)
+
+
 def test_markup_is_left_alone_where_nothing_is_to_be_normalised(frontend):
     assert prepare(frontend, "# 5 **apples** [here](there)", normalize=False).texts == (
         " 5 apples here,there,".strip(),

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,12 +232,34 @@ def repository(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # A server whose processes are killed, and that is stopped while it speaks
 
 
+class Servers:
+    """One server after the other, each until a test has ended it."""
+
+    def __init__(self, start: Callable[[], AbstractContextManager[RunningServer]]) -> None:
+        self._start, self._running = start, ExitStack()
+        self._server: RunningServer | None = None
+
+    def running(self) -> RunningServer:
+        if self._server is None or self._server.launcher.poll() is not None:
+            self.close()
+            self._server = self._running.enter_context(self._start())
+        return self._server
+
+    def close(self) -> None:
+        self._running.close()
+
+
 @pytest.fixture(scope="module")
-def killed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def killed_ones(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     log = tmp_path_factory.mktemp("killed") / "log"
     flags = [f"--drain-timeout={DEADLINE_S}"]
-    with running_server(repository, log_path=log, launcher_flags=flags) as server:
-        yield server
+    with closing(Servers(lambda: running_server(repository, log_path=log, launcher_flags=flags))) as servers:
+        yield servers
+
+
+@pytest.fixture
+def killed(killed_ones: Servers) -> RunningServer:
+    return killed_ones.running()
 
 
 @pytest.mark.parametrize("model", ["gpt_decoder", "vocos", "speech", "chattts_stream"])
@@ -281,11 +303,16 @@ def until_refused(server: RunningServer, kind: str) -> OverloadedError:
 
 
 @pytest.fixture(scope="module")
-def hung(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def hung_ones(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     log = tmp_path_factory.mktemp("hung") / "log"
     flags = [f"--hang-timeout={HANG_TIMEOUT_S}", "--drain-timeout=0.5"]
-    with running_server(repository, log_path=log, launcher_flags=flags) as server:
-        yield server
+    with closing(Servers(lambda: running_server(repository, log_path=log, launcher_flags=flags))) as servers:
+        yield servers
+
+
+@pytest.fixture
+def hung(hung_ones: Servers) -> RunningServer:
+    return hung_ones.running()
 
 
 def test_a_hung_model_process_is_noticed_and_started_anew(hung: RunningServer) -> None:

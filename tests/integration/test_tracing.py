@@ -91,13 +91,14 @@ def test_the_trace_of_the_gateways_caller_shows_every_model(
     server: Any, receiver: Receiver, tmp_path: Path, onnx_models_are_processes: bool
 ) -> None:
     trace_id, caller = secrets.token_hex(16), secrets.token_hex(8)
+    of_others = {span["traceId"] for span in receiver.spans}
     body = {"model": "chattts", "input": TEXT, "response_format": "pcm", "max_new_tokens": 60}
     with running_gateway(server.grpc_url, tmp_path / "log") as gateway:
         for headers in ({"traceparent": f"00-{trace_id}-{caller}-01"}, {"traceparent": "00-no"}, {}):
             assert requests.post(f"{gateway.url}/v1/audio/speech", json=body, headers=headers, timeout=60).ok
     sound = {"dvae_decoder", "vocos"} if onnx_models_are_processes else set()
     check(wait_for(receiver, trace_id, {"text_frontend", "speech_chunk", "gpt_decoder"} | sound), caller)
-    assert {span["traceId"] for span in receiver.spans} == {trace_id}
+    assert {span["traceId"] for span in receiver.spans} - of_others == {trace_id}
 
 
 def check(spans: dict[str, dict[str, Any]], caller: str) -> None:

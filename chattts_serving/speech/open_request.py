@@ -21,7 +21,7 @@ from chattts_serving.errors import EngineError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
 from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_window
 
-MAX_DRAWS = 4  # of a sentence that ends before it can have been said
+MAX_DRAWS = 8  # of a sentence that ends before it can have been said
 _DRAWS_APART = 2**16  # between the streams of random numbers of two draws; one draw of a request has 2 * MAX_SENTENCES
 MAX_REQUEST_TOKENS = 98_304  # audio tokens of one request, 35 min: 200 MB of samples in one answer
 

@@ -123,8 +123,13 @@ class Caller(User):
 
     def _listen(self, client: TTSClient, request: Request, due: float) -> Heard:
         """The answer to `request`; a stream that is left by an exception is cancelled."""
+        most = self._settings.max_new_tokens
         options = SynthesisOptions(
-            seed=request.seed, max_new_tokens=self._settings.max_new_tokens, skip_refine=not self._settings.refine
+            seed=request.seed,
+            # The least that a sentence takes: models of random weights end sooner, again and again.
+            min_new_tokens=min(8, most),
+            max_new_tokens=most,
+            skip_refine=not self._settings.refine,
         )
         if not self.streams:
             num_samples = len(client.synthesize(request.text, options).audio)

@@ -165,7 +165,10 @@ class Caller:
 
     def _asked(self, length: str, options: Mapping[str, Any]) -> tuple[str, SynthesisOptions]:
         request = next(self._texts[length])
-        given = {"seed": request.seed, "skip_refine": True, "max_new_tokens": self._settings.tokens, **options}
+        most = self._settings.tokens
+        # The least that a sentence takes: models of random weights end sooner, again and again.
+        limits = {"min_new_tokens": min(8, most), "max_new_tokens": most}
+        given = {"seed": request.seed, "skip_refine": True, **limits, **options}
         return request.text, SynthesisOptions(**given)
 
     async def _refine_only(self) -> str:

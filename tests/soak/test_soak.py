@@ -119,7 +119,7 @@ def test_a_server_that_dies_in_mid_run_is_told_so_with_its_last_words(clean_serv
     assert record.ended is not None
     what, words = record.ended.split("\n", maxsplit=1)
     assert what.startswith("ended, or started anew: ")
-    assert "tritonserver" in what
+    assert "tritonserver" in what or "gpt_decoder" in what  # whichever is missed first
     assert words in clean_server.log_path.read_text("utf-8", "replace")
     assert any(outcome.ending == ANSWERED for outcome in record.outcomes)
     (reason, *_) = judge(record, DECK, Limits(), 0.0).reasons

@@ -17,8 +17,9 @@ _INVISIBLE = re.compile(
     "\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e01ef\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]"
 )
 
-# Radicals that stand for their characters in PDFs whose font lacks those, and do not decompose in Unicode.
-_RADICALS = dict(
+# Radicals that stand for their characters in PDFs whose font lacks those, and do not decompose in Unicode; and "№",
+# which decomposes to a word.
+_STANDS_FOR = {"№": "No. "} | dict(
     zip(
         "⺒⺓⺠⺩⺮⻁⻄⻅⻆⻉⻋⻑⻓⻔⻗⻘⻙⻚⻛⻜⻝⻢⻣⻤⻥⻦⻧⻨⻩⻪⻫⻬⻭⻮⻯⻰⻱⻲",
         "巳幺民王竹虎西见角贝车长长门雨青韦页风飞食马骨鬼鱼鸟卤麦黄黾斉齐歯齿竜龙龟龟",
@@ -30,13 +31,13 @@ _RADICALS = dict(
 _APOSTROPHE = re.compile(r"(?<=[A-Za-z])[`´ʹʻʼʽˈ＇′‵’‘](?=(?:t|s|d|m|ll|re|ve|em)\b)", re.IGNORECASE)
 
 # What full-width signs mean beside digits; elsewhere they are Chinese punctuation.
-_SIGN_BEFORE_DIGIT = re.compile(r"[－＋＄＃￠￡￥￦](?=[\d０-９])")
+_SIGN_BEFORE_DIGIT = re.compile(r"[－＋＄＃￠￡￦](?=[\d０-９])")
 _SIGN_AFTER_DIGIT = re.compile(r"(?<=[\d０-９])[％＋]")
 _SIGN_BETWEEN_DIGITS = re.compile(r"(?<=[\d０-９])[：／．～＊＝，－](?=[\d０-９])")
-_HALF_WIDTH = str.maketrans("－＋＄＃￠￡￥￦％：／．～＊＝，", "-+$#¢£¥₩%:/.~*=,")
+_HALF_WIDTH = str.maketrans("－＋＄＃￠￡￦％：／．～＊＝，", "-+$#¢£₩%:/.~*=,")
 _SYMBOLS = str.maketrans("−〇﹣﹢﹦⁄∕∶", "-零-+=//:")
 _BLANK = re.compile(r"[^\S\n\r\f\u2028\u2029 ]")
-_AMOUNT = re.compile(r"\d\s?k?$")
+_AMOUNT = re.compile(r"\d\s?k?$")  # what stands before a unit
 
 # Letters of names that NFKD does not take apart; the others of their blocks say which letter they are in their name.
 _LATIN = {"SHARP S": "ss", "ETH": "d", "THORN": "th", "ENG": "ng", "SCHWA": "e", "OPEN E": "e", "OPEN O": "o"}
@@ -44,9 +45,9 @@ _LATIN_NAME = re.compile(r"LATIN (CAPITAL|SMALL) (?:LETTER|LIGATURE) (?:DOTLESS 
 _DIGRAPHS = frozenset(("AA", "AE", "AO", "AU", "AV", "AY", "DZ", "IJ", "LJ", "NJ", "OE", "OO"))
 
 _GREEK_ALONE = re.compile(r"(?<![\u0370-\u03ff])[\u0391-\u03c9](?![\u0370-\u03ff])")
-_MICRO = re.compile(r"(?<=\d)(\s?)[µμ](?=[A-Za-zΩ])")
+_LIKE_GREEK = str.maketrans("\u2126µ", "Ωμ")
 
-_LOOKED_AT = re.compile(r"[^\x00-\x7f\u4e00-\u9fff，。！？、；：“”‘’（）《》…—²³°℃℉]")
+_LOOKED_AT = re.compile(r"[^\x00-\x7f\u4e00-\u9fff，。！？、；：“”‘’（）《》…—²³°℃℉Ωμ]")
 _KNOWN = re.compile(r"[\x20-\x7e\u4e00-\u9fff²³°]+")
 
 
@@ -62,8 +63,7 @@ def to_known_characters(text: str) -> str:
         return _white_space(text)
     for signs in (_SIGN_BEFORE_DIGIT, _SIGN_AFTER_DIGIT, _SIGN_BETWEEN_DIGITS):
         text = signs.sub(lambda match: match.group().translate(_HALF_WIDTH), text)
-    text = _MICRO.sub(r"\1u", text.translate(_SYMBOLS))
-    text = _GREEK_ALONE.sub(_greek, text.replace("\u2126", "Ω"))
+    text = _GREEK_ALONE.sub(_greek, text.translate(_SYMBOLS).translate(_LIKE_GREEK))
     return _white_space(_LOOKED_AT.sub(lambda match: _known(match.group()), text))
 
 
@@ -72,21 +72,22 @@ def _white_space(text: str) -> str:
 
 
 def _greek(match: re.Match[str]) -> str:
-    """The letter's name, apart from what it touches; after a number it is ohms."""
-    if match.group() == "Ω" and _AMOUNT.search(match.string, max(0, match.start() - 3), match.start()):
-        return "Ω"
-    name = unicodedata.name(match.group()).split()[-1].lower()
+    """The letter's name, apart from what it touches; in a unit behind a number ("kΩ", "μm") it stays."""
     before = match.string[match.start() - 1 : match.start()]
     behind = match.string[match.end() : match.end() + 1]
+    is_in_unit = match.group() == "Ω" or (match.group() == "μ" and behind.isascii() and behind.isalpha())
+    if is_in_unit and _AMOUNT.search(match.string, max(0, match.start() - 3), match.start()):
+        return match.group()
+    name = unicodedata.name(match.group()).split()[-1].lower()
     return f"{' ' if before.isalnum() else ''}{name}{' ' if behind.isalnum() else ''}"
 
 
 @lru_cache(4096)
 def _known(character: str) -> str:
     """`character`, or what it stands for."""
-    if character in _RADICALS:
-        return _RADICALS[character]
-    if character in "Ωµμ" or not (character.isalnum() or unicodedata.category(character) in ("So", "Lm", "Sk")):
+    if character in _STANDS_FOR:
+        return _STANDS_FOR[character]
+    if not (character.isalnum() or unicodedata.category(character) in ("So", "Lm", "Sk")):
         return character
     plain = "".join(part for part in _decomposed(character) if not unicodedata.combining(part))
     if plain != character and _KNOWN.fullmatch(plain):

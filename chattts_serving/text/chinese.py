@@ -6,12 +6,12 @@ Numbers stay digits where the grammar reads them well; each rule is a pattern an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
+from chattts_serving.text.rules import NUMBER, Rule, Rules
 from chattts_serving.text.units import CURRENCIES, CURRENCY, UNIT, UNITS
 
 _DIGITS = "零一二三四五六七八九"
-_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+_IN_ADDRESSES = str.maketrans({".": "点", "/": "斜杠", "@": " at ", ":": "冒号"})
 _SCALE = "(?:万亿|百万|千万|[十百千万亿])"
 _DASH = "[-\u2010-\u2015~～]+"
 _MOMENT = "(?:上午|下午|早上|早晨|中午|晚上|凌晨|傍晚|次日|第二天|周|星期|礼拜|今|明|前|公元)"
@@ -31,19 +31,22 @@ _TELEPHONE = "|".join(
 )
 
 
-def spell(digits: str, one: str = "一") -> str:
+def _spell(digits: str, one: str = "一") -> str:
     """ "二零二三" for "2023"; on the telephone `one` is "幺"."""
     return "".join(one if digit == "1" else _DIGITS[int(digit)] for digit in digits)
 
 
 def _telephone(match: re.Match[str]) -> str:
     """Digit by digit, with a comma where something parts them."""
-    plus = "加" if match.group().startswith("+") else ""
-    return plus + "，".join(spell(group, "幺") for group in re.findall(r"\d+", match.group()))
+    return ("加" if match.group().startswith("+") else "") + _dialled(match.group())
 
 
 def _code(match: re.Match[str]) -> str:
-    return match["name"] + "，".join(spell(group, "幺") for group in re.findall(r"\d+", match["number"]))
+    return match["name"] + _dialled(match["number"])
+
+
+def _dialled(number: str) -> str:
+    return "，".join(_spell(group, "幺") for group in re.findall(r"\d+", number))
 
 
 def _below_thousand(digits: str) -> str:
@@ -73,20 +76,17 @@ def _unit(match: re.Match[str]) -> str:
 
 def _points(match: re.Match[str]) -> str:
     """ "二点四点一" for "2.4.1"."""
-    return "点".join(_below_thousand(part) if len(part) < 4 else spell(part) for part in match.group().split("."))
+    return "点".join(_below_thousand(part) if len(part) < 4 else _spell(part) for part in match.group().split("."))
 
 
 def _address(match: re.Match[str]) -> str:
     """A mail address, or one of the web, without its scheme."""
-    scheme = re.compile(r"[a-z]+://")
-    return (
-        scheme.sub("", match.group()).replace(".", "点").replace("/", "斜杠").replace("@", " at ").replace(":", "冒号")
-    )
+    return match["rest"].translate(_IN_ADDRESSES)
 
 
-_RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"(?:[a-z]+://)?(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}(?::\d+)?(?:/[\w./-]*\w)?/?(?![\w.])", _address),
-    (r"[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(?:点[A-Za-z0-9]+)+", _address),
+_RULES: tuple[Rule, ...] = (
+    (r"(?:[a-z]+://)?(?P<rest>(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}(?::\d+)?(?:/[\w./-]*\w)?/?)(?![\w.])", _address),
+    (r"(?P<rest>[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(?:点[A-Za-z0-9]+)+)", _address),
     # Digits that are no amounts.
     (_TELEPHONE, _telephone),
     (_CODE, _code),
@@ -97,8 +97,8 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<=[A-Za-z])-(?=\d)|(?<=\d)-(?=\d+[A-Za-z])", " "),  # "T-72", "2.5-7B"
     (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", ""),
     # Years.
-    (rf"(?<!\d)([12]\d{{3}})年?{_DASH}([12]\d{{3}})(?=年)", lambda match: f"{spell(match[1])}至{spell(match[2])}"),
-    (r"(?<!\d)((?:1[89]|20)\d0)s(?![A-Za-z])", lambda match: f"{spell(match[1])}年代"),
+    (rf"(?<!\d)([12]\d{{3}})年?{_DASH}([12]\d{{3}})(?=年)", lambda match: f"{_spell(match[1])}至{_spell(match[2])}"),
+    (r"(?<!\d)((?:1[89]|20)\d0)s(?![A-Za-z])", lambda match: f"{_spell(match[1])}年代"),
     (
         r"(?<![\d.])(1[12]\d)(?=[年个人天岁元位名次万亿块米斤克分小周月只条张件页])",
         lambda match: _below_thousand(match[1]),
@@ -108,21 +108,21 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (rf"(?<=[\d日月年号点时分周一二三四五六日天十%％万亿元]){_DASH}(?={_MOMENT}|周)", "至"),
     (rf"(?<![\d:])(\d{{1,2}}[:：]\d{{2}}){_DASH}(?=\d{{1,2}}[:：]\d)", r"\1到"),
     (rf"(?<=[年月日号点时分])\s?{_DASH}\s?(?=\d)", "到"),
-    (rf"(?<![\d.:/-])({_NUMBER}(?:%|‰|°C?|℃|{_SCALE}|{UNIT}(?![A-Za-z]))?){_DASH}(?={_NUMBER}(?![\d:/-]))", r"\1到"),
+    (rf"(?<![\d.:/-])({NUMBER}(?:%|‰|°C?|℃|{_SCALE}|{UNIT}(?![A-Za-z]))?){_DASH}(?={NUMBER}(?![\d:/-]))", r"\1到"),
     # Money, units.
-    (rf"(?P<sign>{CURRENCY})\s?(?P<number>{_NUMBER})(?P<scale>{_SCALE}?)", _money),
-    (rf"(?P<number>{_NUMBER})(?P<scale>{_SCALE}?)\s?(?P<sign>{CURRENCY})", _money),
+    (rf"(?P<sign>{CURRENCY})\s?(?P<number>{NUMBER})(?P<scale>{_SCALE}?)", _money),
+    (rf"(?P<number>{NUMBER})(?P<scale>{_SCALE}?)\s?(?P<sign>{CURRENCY})", _money),
     (r"(?<!\d)(\d{1,2})['′’](\d{1,2})(?:\"|″|”|''|’’)", r"\1分\2秒"),
     (
-        rf"(?<![A-Za-z\d.])(?P<number>{_NUMBER})\s?(?P<unit>{UNIT})(?P<power>[²³]?)(?:/(?P<per>{UNIT})(?P<per_power>²?))?(?![A-Za-z²³/])",
+        rf"(?<![A-Za-z\d.])(?P<number>{NUMBER})\s?(?P<unit>{UNIT})(?P<power>[²³]?)(?:/(?P<per>{UNIT})(?P<per_power>²?))?(?![A-Za-z²³/])",
         _unit,
     ),
     (r"(?<=\d)\s+(?=%)", ""),
-    (rf"({_NUMBER})\s?‰", r"千分之\1"),
+    (rf"({NUMBER})\s?‰", r"千分之\1"),
     # A decimal that the grammar takes for a date.
     (
         r"(?<![\d.])(1[0-2])\.(\d{1,2})(?![\d.%‰日号前后当])",
-        lambda match: f"{_below_thousand(match[1])}点{spell(match[2])}",
+        lambda match: f"{_below_thousand(match[1])}点{_spell(match[2])}",
     ),
     # Signs.
     (r"(?<=\d)\s?[x×*]\s?(?=\d)", "乘"),
@@ -138,16 +138,10 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<=\w)\s?[→⇒]\s?(?=\w)", "到"),
     (r"√", "根号"),
     (r"∞", "无穷"),
-    (r"(?:№|(?<![A-Za-z])N[oO]\.)\s?(?=\d)", "编号"),
+    (r"(?<![A-Za-z])N[oO]\.\s?(?=\d)", "编号"),
     (r"(?<=[\dA-Za-z])²", "平方"),
     (r"(?<=[\dA-Za-z])³", "立方"),
     (r"(?<=平方)\+|(?<=立方)\+", "加"),
 )
-_COMPILED = [(re.compile(pattern), spoken) for pattern, spoken in _RULES]
 
-
-def rewrite(text: str) -> str:
-    """`text`, a piece of a sentence without tags, with every rule applied."""
-    for pattern, spoken in _COMPILED:
-        text = pattern.sub(spoken, text)
-    return text
+rewrite = Rules(_RULES)  # a piece of a sentence without tags

@@ -6,8 +6,8 @@ Numbers stay digits where the grammar reads them well; each rule is a pattern an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
+from chattts_serving.text.rules import NUMBER, Rule, Rules
 from chattts_serving.text.units import CURRENCIES, CURRENCY, UNIT, UNITS
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -31,7 +31,6 @@ _SCALES = {
     **dict.fromkeys(("T", "tn", "trillion"), "trillion"),
 }
 
-_NUMBER = r"\d[\d,]*(?:\.\d+)?"
 _LONG_DASH = "[\u2012-\u2015~～]"
 _DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
 _BEHIND = "(?:st|nd|rd|th|[ap]m|[AP]M|%|°[CF]?|s)?"  # what may stand between a number and "to"
@@ -55,7 +54,7 @@ _SOFTWARE = (
 )
 
 
-def spell(digits: str) -> str:
+def _spell(digits: str) -> str:
     """ "two zero" for "20"."""
     return " ".join(_DIGITS[int(digit)] for digit in digits)
 
@@ -63,7 +62,7 @@ def spell(digits: str) -> str:
 def _telephone(match: re.Match[str]) -> str:
     """Digit by digit, with a comma where something parts them."""
     plus = "plus " if match.group().startswith("+") else ""
-    return plus + ", ".join(map(spell, re.findall(r"\d+", match.group())))
+    return plus + ", ".join(map(_spell, re.findall(r"\d+", match.group())))
 
 
 def _decade(match: re.Match[str]) -> str:
@@ -94,10 +93,10 @@ def _points(match: re.Match[str]) -> str:
     return f"{match['name']}{match['number'].replace('.', ' point ')}"
 
 
-_RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+_RULES: tuple[Rule, ...] = (
     # Digits that are no amounts.
     (_TELEPHONE, _telephone),
-    (_CODE, lambda match: match["name"] + spell(match["number"])),
+    (_CODE, lambda match: match["name"] + _spell(match["number"])),
     (rf"(?<![\w.])(?P<name>[vV]|{_SOFTWARE} v?)(?P<number>\d+(?:\.\d+)+)(?![\d.]*\d)", _points),
     (r"(?<![\w.])(?P<name>)(?P<number>\d+(?:\.\d+){2}|\d+(?:\.\d+){4,})(?!\.?\w)", _points),
     (r"(?<=[A-Za-z])(?=\d+\.\d)|(?<=\.\d)(?=[A-Za-z]\b)", " "),  # "PM2.5", "1.5M"
@@ -112,20 +111,20 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (rf"(?<=\d)({_BEHIND})\s?{_LONG_DASH}\s?(?=(?:{CURRENCY})?\d)", r"\1 to "),
     (rf"(?<=[a-z](?:ies|ens|eds))\s?(?:-|{_LONG_DASH})\s?(?=[a-z]+ ?[a-z]*(?:ies|ens|eds|nds)\b)", " to "),
     (
-        rf"(?<![\w./:-])(?P<sign>(?:{CURRENCY})?)({_NUMBER}{_BEHIND})-(?:(?P=sign))?({_NUMBER})(?![\d/:-])",
+        rf"(?<![\w./:-])(?P<sign>(?:{CURRENCY})?)({NUMBER}{_BEHIND})-(?:(?P=sign))?({NUMBER})(?![\d/:-])",
         r"\2 to \g<sign>\3",
     ),
     # Money, counts, units.
     (
-        rf"(?<![A-Za-z])(?P<sign>{CURRENCY})\s?(?P<number>{_NUMBER})"
+        rf"(?<![A-Za-z])(?P<sign>{CURRENCY})\s?(?P<number>{NUMBER})"
         rf"(?:\s?(?P<scale>[kKmMbBT]|mn|bn|tn|thousand|million|billion|trillion)\b)?",
         _money,
     ),
-    (rf"(?P<number>{_NUMBER})(?P<scale>)\s?(?P<sign>{CURRENCY})", _money),
+    (rf"(?P<number>{NUMBER})(?P<scale>)\s?(?P<sign>{CURRENCY})", _money),
     (r"(?<=\d)\s?(?:[mM](?= (?!is\b|was\b|has\b)[a-z]+s\b)|M(?= [a-z])|mn\b)", " million"),
     (r"(?<=\d)(?:B(?= [a-z])|bn\b)", " billion"),
     (
-        rf"(?<![\w.])(?P<number>{_NUMBER})(?P<gap>[ -]?)(?P<unit>{UNIT})(?P<power>[²³]?)"
+        rf"(?<![\w.])(?P<number>{NUMBER})(?P<gap>[ -]?)(?P<unit>{UNIT})(?P<power>[²³]?)"
         rf"(?:/(?P<per>{UNIT})(?P<per_power>²?))?(?![\w²³/'’°])",
         _unit,
     ),
@@ -149,7 +148,6 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"√\s?(?=\w)", "square root of "),
     (r"∞", " infinity "),
     (r"(?<=\d)\s?‰", " per mille"),
-    (r"№\s?(?=\d)", "number "),
     (r"(?<=\w)²", " squared"),
     (r"(?<=\w)³", " cubed"),
     # Abbreviations: those of titles before a name, of others before a number.
@@ -167,11 +165,5 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bvs\.?(?=\s)", "versus"),
     (r"\b(?:[A-Z]\.){2,}", lambda match: match.group().replace(".", "")),
 )
-_COMPILED = [(re.compile(pattern), spoken) for pattern, spoken in _RULES]
 
-
-def rewrite(text: str) -> str:
-    """`text`, a piece of a sentence without tags, with every rule applied."""
-    for pattern, spoken in _COMPILED:
-        text = pattern.sub(spoken, text)
-    return text
+rewrite = Rules(_RULES)  # a piece of a sentence without tags

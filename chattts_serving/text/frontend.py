@@ -197,7 +197,7 @@ def _speakable_text(request: SynthesisRequest) -> tuple[str, str]:
     """
     text = to_known_characters(request.text)
     check_tags("text", text, strict=request.strict_tags)
-    scripts = other_scripts(text)
+    scripts, warning = other_scripts(text), ""
     if scripts:
         left_out = sum(scripts.values())
         names = ", ".join(sorted(scripts, key=scripts.__getitem__, reverse=True))
@@ -209,7 +209,7 @@ def _speakable_text(request: SynthesisRequest) -> tuple[str, str]:
                 f"text in Chinese or English; {left_out:,} of its {num_letters:,} letters are others ({names})",
             )
         warning = f"not spoken, as the model speaks Chinese and English: {left_out:,} letters ({names})"
-    return without_markup(text) if request.normalize else text, warning if scripts else ""
+    return without_markup(text) if request.normalize else text, warning
 
 
 def _check_texts(request: SynthesisRequest) -> None:

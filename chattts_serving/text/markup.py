@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
 
+from chattts_serving.text.rules import Rule, Rules
 from chattts_serving.text.tags import TAG_PATTERN
 
 _LINK_TEXT = rf"((?:{TAG_PATTERN}|[^\[\]\n])*)"
@@ -22,7 +22,7 @@ def _row(match: re.Match[str]) -> str:
 
 
 # Each of one line, in order.
-_LINES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+_LINES: tuple[Rule, ...] = (
     (r"^[ \t]*(?:```|~~~)[^`\n]*$", ""),  # fences of code
     (r"^[ \t]*(?:(?:[-*_=] *){3,}|\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)+\|?)[ \t]*$", ""),  # rules
     (r"^[ \t]*\|(.+)\|[ \t]*$", _row),
@@ -33,7 +33,7 @@ _LINES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^([ \t]*\d+[.)][ \t]+)\[[ xX]\][ \t]+", r"\1"),
     (r"^[ \t]*\[\^?[^\]\n]+\]:[ \t]+\S+.*$", ""),  # where links go
 )
-_SPANS: tuple[tuple[str, str], ...] = (
+_SPANS: tuple[Rule, ...] = (
     (rf"!?(?!{TAG_PATTERN})\[{_LINK_TEXT}\]{_URL}", r"\1"),
     (rf"\[{_LINK_TEXT}\]\[[^\[\]\n]*\]", r"\1"),
     (r"\[\^[^\[\]\s]+\]", ""),  # footnotes
@@ -49,7 +49,7 @@ _SPANS: tuple[tuple[str, str], ...] = (
     ),
     (r"(?<!\S)(?:\*{2,}|_{2,}|`{2,}|~{2,}|#{2,})(?!\S)", ""),
 )
-_RULES = [(re.compile(pattern, re.MULTILINE), plain) for pattern, plain in (*_LINES, *_SPANS)]
+_rewrite = Rules((*_LINES, *_SPANS), re.MULTILINE)
 _MARKS = re.compile(r"[*_`~#>|\[\]<&=\\•‣◦▪●○]|^[ \t]*[-+]|-{3}", re.MULTILINE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,31});")
 _ESCAPED = re.compile(r"\\([\\`*_{}\[\]()#+.!|~>-])")  # a mark that is meant as such
@@ -62,6 +62,4 @@ def without_markup(text: str) -> str:
         return text
     text = _ENTITY.sub(lambda match: html.unescape(match.group()), _MEANT.sub("", text))
     text = _ESCAPED.sub(lambda match: chr(0xE000 + ord(match[1])), text)
-    for pattern, plain in _RULES:
-        text = pattern.sub(plain, text)
-    return _MEANT.sub(lambda match: chr(ord(match.group()) - 0xE000), text)
+    return _MEANT.sub(lambda match: chr(ord(match.group()) - 0xE000), _rewrite(text))

@@ -125,6 +125,10 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
         ("50¢", "fifty cents", "cents"),
         ("10 kWh at 5 W", "ten kilowatt hours at five watts", "power"),
         ("5 μm and 5 kΩ", "five micrometers and five kilohms", "Greek units"),
+        ("5 μg, 10 µs, 10 μF", "five micrograms, ten microseconds, ten microfarads", "the same"),
+        ("5 Ω", "five ohms", "the same alone"),
+        ("电阻5 kΩ，长5μm", "电阻五千欧，长五微米", "the same in Chinese"),
+        ("the μ meson", "the mu meson", "a letter that is no unit"),
         ("20 mg/dL", "twenty milligrams per deciliter", "a quotient"),
         ("100m²", "one hundred square meters", "a square"),
         ("4x faster", "four times faster", "a factor"),
@@ -266,5 +270,7 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
         ("3:30 and 50%", "three thirty and fifty percent", "as ever"),
         ("版权所有©公司™", "版权所有公司", "signs that nobody says"),
         ("No.1是谁", "编号一是谁", "in Chinese"),
+        ("№1是谁", "编号一是谁", "in one character"),
+        ("№5 is it", "number five is it", "in English"),
     ],
 }

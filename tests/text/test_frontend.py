@@ -168,7 +168,9 @@ def test_what_is_left_out_is_named(frontend, text, named):
     assert prepared.warning == f"not spoken, as the model speaks Chinese and English: {named}"
 
 
-@pytest.mark.parametrize("text", ["Hello 😀, 你好！", "café, Łódź, ⽅⽤, 5 ㎏", "α and Ω", "[laugh] 3:30 — “yes”"])
+@pytest.mark.parametrize(
+    "text", ["Hello 😀, 你好！", "café, Łódź, ⽅⽤, 5 ㎏", "α and Ω", "5 kΩ and 5 μm", "[laugh] 3:30 — “yes”"]
+)
 def test_of_what_is_spoken_or_has_no_words_nothing_is_said(frontend, text):
     assert frontend.prepare(SynthesisRequest(text=text)).warning == ""
 

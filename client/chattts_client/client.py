@@ -19,8 +19,8 @@ from chattts_client.errors import DeadlineExceededError, TTSError, invalid_input
 from chattts_client.options import InputTensor, Mode, OptionValues, SynthesisOptions, input_tensors, merged
 from chattts_client.speech import Chunk, Speech, speech_from, text_of
 from chattts_client.streams import AsyncSpeechStream, ChunkReader, SpeechStream
-from chattts_client.tracing import NOTHING, About
-from chattts_client.transport import AsyncTransport, ProtocolName, connect, connect_async
+from chattts_client.tracing import About
+from chattts_client.transport import AsyncTransport, Call, ProtocolName, connect, connect_async
 from chattts_client.voices import MODEL as VOICES_MODEL
 from chattts_client.voices import NO_TEXT, Voice, voices_from
 from chattts_client.voices import OUTPUT as VOICES_OUTPUT
@@ -164,7 +164,7 @@ class TTSClient:
         tensors = self.endpoint.tensors(text, merged(options, changes))
         with mapped_errors(self.endpoint.url):
             about = About(request_id, traceparent)
-            result = self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout, about)
+            result = self._transport.infer(Call(self.endpoint.model, tensors, self.endpoint.timeout, about))
         return speech_from(result.as_numpy)
 
     def stream(
@@ -194,11 +194,12 @@ class TTSClient:
             InvalidInputError: a value cannot be sent. What `synthesize` raises else, the stream raises.
         """
         tensors = self.endpoint.tensors(text, merged(options, changes), mode)
-        return SpeechStream(self._chunks(tensors, About(request_id, traceparent)))
+        about = About(request_id, traceparent)
+        return SpeechStream(self._chunks(Call(self.endpoint.stream_model, tensors, self.endpoint.timeout, about)))
 
-    def _chunks(self, tensors: list[InputTensor], about: About) -> Generator[Chunk, None, None]:
+    def _chunks(self, call: Call) -> Generator[Chunk, None, None]:
         reader = ChunkReader()
-        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout, about)
+        results = self._transport.stream(call)
         with mapped_errors(self.endpoint.url), closing(results):
             for result in results:
                 chunk = reader.add(result)
@@ -209,7 +210,7 @@ class TTSClient:
     def voices(self) -> list[Voice]:
         """The voices of the server that the option `speaker` takes by name. Raises what `synthesize` raises."""
         with mapped_errors(self.endpoint.url):
-            result = self._transport.infer(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, NOTHING, VOICES_OUTPUT)
+            result = self._transport.infer(Call(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, output=VOICES_OUTPUT))
         return voices_from(text_of(result.as_numpy, VOICES_OUTPUT))
 
     def clone(self, audio: NDArray[Any], sample_rate: int) -> str:
@@ -224,7 +225,7 @@ class TTSClient:
         """
         tensors = recording.recording_tensors(audio, sample_rate)
         with mapped_errors(self.endpoint.url):
-            result = self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout, NOTHING)
+            result = self._transport.infer(Call(recording.MODEL, tensors, self.endpoint.timeout))
         return text_of(result.as_numpy, "speaker_sample")
 
     def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:
@@ -302,7 +303,7 @@ class AsyncTTSClient:
         tensors = self.endpoint.tensors(text, merged(options, changes))
         with mapped_errors(self.endpoint.url):
             about = About(request_id, traceparent)
-            result = await self._transport.infer(self.endpoint.model, tensors, self.endpoint.timeout, about)
+            result = await self._transport.infer(Call(self.endpoint.model, tensors, self.endpoint.timeout, about))
         return speech_from(result.as_numpy)
 
     def stream(
@@ -317,11 +318,12 @@ class AsyncTTSClient:
     ) -> AsyncSpeechStream:
         """As `TTSClient.stream`, for `async for`."""
         tensors = self.endpoint.tensors(text, merged(options, changes), mode)
-        return AsyncSpeechStream(self._chunks(tensors, About(request_id, traceparent)))
+        about = About(request_id, traceparent)
+        return AsyncSpeechStream(self._chunks(Call(self.endpoint.stream_model, tensors, self.endpoint.timeout, about)))
 
-    async def _chunks(self, tensors: list[InputTensor], about: About) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(self, call: Call) -> AsyncGenerator[Chunk, None]:
         reader = ChunkReader()
-        results = self._transport.stream(self.endpoint.stream_model, tensors, self.endpoint.timeout, about)
+        results = self._transport.stream(call)
         with mapped_errors(self.endpoint.url):
             async with aclosing(results):
                 async for result in results:
@@ -333,14 +335,16 @@ class AsyncTTSClient:
     async def voices(self) -> list[Voice]:
         """As `TTSClient.voices`."""
         with mapped_errors(self.endpoint.url):
-            result = await self._transport.infer(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, NOTHING, VOICES_OUTPUT)
+            result = await self._transport.infer(
+                Call(VOICES_MODEL, NO_TEXT, self.endpoint.timeout, output=VOICES_OUTPUT)
+            )
         return voices_from(text_of(result.as_numpy, VOICES_OUTPUT))
 
     async def clone(self, audio: NDArray[Any], sample_rate: int) -> str:
         """As `TTSClient.clone`."""
         tensors = recording.recording_tensors(audio, sample_rate)
         with mapped_errors(self.endpoint.url):
-            result = await self._transport.infer(recording.MODEL, tensors, self.endpoint.timeout, NOTHING)
+            result = await self._transport.infer(Call(recording.MODEL, tensors, self.endpoint.timeout))
         return text_of(result.as_numpy, "speaker_sample")
 
     async def is_ready(self, timeout: float = PROBE_TIMEOUT) -> bool:

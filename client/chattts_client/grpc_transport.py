@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,7 @@ import tritonclient.grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from chattts_client.options import InputTensor
-from chattts_client.tracing import About
-from chattts_client.transport import AsyncTransport, Result, Transport, wanted, wrapped
+from chattts_client.transport import Call, Result
 
 CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),  # gRPC's limit of 4 MB is 43 s of audio
@@ -32,16 +30,6 @@ CONTENTS = {  # the field of a gRPC tensor that holds the values of a datatype
 }
 
 
-def connect(url: str) -> Transport:
-    """A transport to `url`; nothing is sent yet."""
-    return _GrpcTransport(url)
-
-
-def connect_async(url: str) -> AsyncTransport:
-    """A transport to `url` for the running event loop; nothing is sent yet."""
-    return _AsyncGrpcTransport(url)
-
-
 @contextmanager
 def _as_answers() -> Iterator[None]:
     """Raise gRPC's own errors as tritonclient does."""
@@ -51,15 +39,22 @@ def _as_answers() -> Iterator[None]:
         raise InferenceServerException(error.details(), status=error.code().name) from error
 
 
-def _grpc_request(model: str, tensors: Sequence[InputTensor], about: About) -> Any:
-    """The message of a stream's one request; each tensor has one value."""
-    request = service_pb2.ModelInferRequest(model_name=model, id=about.request_id)
-    for name, value in about.headers().items():
+def _unary(call: Call) -> dict[str, Any]:
+    """What tritonclient's `infer` takes."""
+    arguments = call.arguments(tritonclient.grpc.InferInput, tritonclient.grpc.InferRequestedOutput)
+    return arguments | {"client_timeout": call.timeout, "parameters": call.about.headers()}
+
+
+def _stream(call: Call) -> dict[str, Any]:
+    """What the stub's `ModelStreamInfer` takes: one request, each of whose tensors has one value."""
+    request = service_pb2.ModelInferRequest(model_name=call.model, id=call.about.request_id)
+    for name, value in call.about.headers().items():
         request.parameters[name].string_param = value
-    for name, datatype, array in tensors:
+    for name, datatype, array in call.tensors:
         tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
         getattr(tensor.contents, CONTENTS[datatype]).append(array.item())
-    return request
+    metadata = tuple(call.about.headers().items())
+    return {"request_iterator": iter([request]), "timeout": call.timeout, "metadata": metadata}
 
 
 class _GrpcAnswers:
@@ -95,41 +90,21 @@ class _GrpcTransport:
         self._channel = grpc.insecure_channel(url, CHANNEL_ARGUMENTS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    def infer(
-        self,
-        model: str,
-        tensors: Sequence[InputTensor],
-        timeout: float | None,
-        about: About,
-        output: str | None = None,
-    ) -> Result:
-        inputs = wrapped(tritonclient.grpc.InferInput, tensors)
-        outputs = wanted(tritonclient.grpc.InferRequestedOutput, output)
-        result: Result = self._client.infer(
-            model,
-            inputs,
-            outputs=outputs,
-            request_id=about.request_id,
-            client_timeout=timeout,
-            headers=about.headers(),
-            parameters=about.headers(),
-        )
+    def infer(self, call: Call) -> Result:
+        result: Result = self._client.infer(**_unary(call))
         return result
 
-    def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
-    ) -> Generator[Result, None, None]:
-        request, metadata = _grpc_request(model, tensors, about), tuple(about.headers().items())
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+    def stream(self, call: Call) -> Generator[Result, None, None]:
+        streamed = self._stub.ModelStreamInfer(**_stream(call))
         answers = _GrpcAnswers()
         try:
             with _as_answers():
-                for message in call:
+                for message in streamed:
                     result = answers.result(message)
                     if result is not None:
                         yield result
         finally:
-            call.cancel()  # does nothing to one that has ended
+            streamed.cancel()  # does nothing to one that has ended
         answers.end()
 
     def is_model_ready(self, model: str, timeout: float | None) -> bool:
@@ -146,41 +121,21 @@ class _AsyncGrpcTransport:
         self._channel = grpc.aio.insecure_channel(url, CHANNEL_ARGUMENTS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    async def infer(
-        self,
-        model: str,
-        tensors: Sequence[InputTensor],
-        timeout: float | None,
-        about: About,
-        output: str | None = None,
-    ) -> Result:
-        inputs = wrapped(tritonclient.grpc.InferInput, tensors)
-        outputs = wanted(tritonclient.grpc.InferRequestedOutput, output)
-        result: Result = await self._client.infer(
-            model,
-            inputs,
-            outputs=outputs,
-            request_id=about.request_id,
-            client_timeout=timeout,
-            headers=about.headers(),
-            parameters=about.headers(),
-        )
+    async def infer(self, call: Call) -> Result:
+        result: Result = await self._client.infer(**_unary(call))
         return result
 
-    async def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
-    ) -> AsyncGenerator[Result, None]:
-        request, metadata = _grpc_request(model, tensors, about), tuple(about.headers().items())
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+    async def stream(self, call: Call) -> AsyncGenerator[Result, None]:
+        streamed = self._stub.ModelStreamInfer(**_stream(call))
         answers = _GrpcAnswers()
         try:
             with _as_answers():
-                async for message in call:
+                async for message in streamed:
                     result = answers.result(message)
                     if result is not None:
                         yield result
         finally:
-            call.cancel()  # does nothing to one that has ended
+            streamed.cancel()  # does nothing to one that has ended
         answers.end()
 
     async def is_model_ready(self, model: str, timeout: float | None) -> bool:
@@ -189,3 +144,6 @@ class _AsyncGrpcTransport:
     async def close(self) -> None:
         await self._client.close()
         await self._channel.close()
+
+
+connect, connect_async = _GrpcTransport, _AsyncGrpcTransport  # each with the URL alone; nothing is sent yet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import Any
@@ -15,21 +15,9 @@ import tritonclient.http
 import tritonclient.http.aio
 
 from chattts_client import events
-from chattts_client.options import InputTensor
-from chattts_client.tracing import About
-from chattts_client.transport import AsyncTransport, Result, Transport, wanted, wrapped
+from chattts_client.transport import Call, Result
 
 READ_BYTES = 2**16  # most at once from a connection
-
-
-def connect(url: str) -> Transport:
-    """A transport to `url`; nothing is sent yet."""
-    return _HttpTransport(url)
-
-
-def connect_async(url: str) -> AsyncTransport:
-    """A transport to `url` for the running event loop; nothing is sent yet."""
-    return _AsyncHttpTransport(url)
 
 
 @contextmanager
@@ -43,33 +31,28 @@ def _as_system_errors() -> Iterator[None]:
         raise ConnectionError(str(error) or type(error).__name__) from error
 
 
+def _unary(call: Call) -> dict[str, Any]:
+    """What tritonclient's `infer` takes."""
+    return call.arguments(tritonclient.http.InferInput, tritonclient.http.InferRequestedOutput)
+
+
 class _HttpTransport:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = tritonclient.http.InferenceServerClient(url, connection_timeout=None, network_timeout=None)
 
-    def infer(
-        self,
-        model: str,
-        tensors: Sequence[InputTensor],
-        timeout: float | None,
-        about: About,
-        output: str | None = None,
-    ) -> Result:
-        inputs = wrapped(tritonclient.http.InferInput, tensors)
-        outputs = wanted(tritonclient.http.InferRequestedOutput, output)
-        named = {"outputs": outputs, "request_id": about.request_id, "headers": about.headers()}
-        result: Result = self._within(timeout, self._client.infer, model, inputs, **named)
+    def infer(self, call: Call) -> Result:
+        result: Result = self._within(call.timeout, self._client.infer, **_unary(call))
         return result
 
-    def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
-    ) -> Generator[Result, None, None]:
-        clock = _Clock(timeout)
+    def stream(self, call: Call) -> Generator[Result, None, None]:
+        clock = _Clock(call.timeout)
         connection = HTTPConnection(self._url, timeout=clock.left())
         try:
-            headers = events.HEADERS | about.headers()
-            connection.request("POST", events.path(model), events.body(tensors, about.request_id), headers)
+            headers = events.HEADERS | call.about.headers()
+            connection.request(
+                "POST", events.path(call.model), events.body(call.tensors, call.about.request_id), headers
+            )
             socket = connection.sock  # the connection forgets it when the answer is to be its last
             socket.settimeout(clock.left())
             with connection.getresponse() as response:
@@ -121,30 +104,18 @@ class _AsyncHttpTransport:
         self._client = tritonclient.http.aio.InferenceServerClient(url, conn_limit=0, conn_timeout=None)
         self._session = aiohttp.ClientSession(f"http://{url}", connector=aiohttp.TCPConnector(limit=0))
 
-    async def infer(
-        self,
-        model: str,
-        tensors: Sequence[InputTensor],
-        timeout: float | None,
-        about: About,
-        output: str | None = None,
-    ) -> Result:
-        inputs = wrapped(tritonclient.http.InferInput, tensors)
-        outputs = wanted(tritonclient.http.InferRequestedOutput, output)
-        call = self._client.infer(model, inputs, outputs=outputs, request_id=about.request_id, headers=about.headers())
+    async def infer(self, call: Call) -> Result:
         with _as_system_errors():
-            result: Result = await asyncio.wait_for(call, timeout)
+            result: Result = await asyncio.wait_for(self._client.infer(**_unary(call)), call.timeout)
         return result
 
-    async def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
-    ) -> AsyncGenerator[Result, None]:
+    async def stream(self, call: Call) -> AsyncGenerator[Result, None]:
         with _as_system_errors():
             response = await self._session.post(
-                events.path(model),
-                data=events.body(tensors, about.request_id),
-                headers=events.HEADERS | about.headers(),
-                timeout=aiohttp.ClientTimeout(total=timeout),
+                events.path(call.model),
+                data=events.body(call.tensors, call.about.request_id),
+                headers=events.HEADERS | call.about.headers(),
+                timeout=aiohttp.ClientTimeout(total=call.timeout),
                 allow_redirects=False,
             )
             try:
@@ -165,3 +136,6 @@ class _AsyncHttpTransport:
     async def close(self) -> None:
         await self._client.close()
         await self._session.close()
+
+
+connect, connect_async = _HttpTransport, _AsyncHttpTransport  # each with the URL alone; nothing is sent yet

@@ -7,14 +7,47 @@ answer that is an error, TimeoutError, or OSError and HTTPException for a connec
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
 from chattts_client.options import InputTensor
-from chattts_client.tracing import About
+from chattts_client.tracing import NOTHING, About
 
 ProtocolName = Literal["grpc", "http"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request of a model.
+
+    Attributes:
+        model: its name.
+        tensors: its inputs.
+        timeout: seconds for the whole call, None for no limit.
+        about: what it says of itself besides.
+        output: the one that is wanted, None for all.
+    """
+
+    model: str
+    tensors: Sequence[InputTensor]
+    timeout: float | None
+    about: About = NOTHING
+    output: str | None = None
+
+    def arguments(self, input_type: Any, output_type: Any) -> dict[str, Any]:
+        """What tritonclient's `infer` takes, with the `InferInput` and `InferRequestedOutput` classes of a protocol."""
+        return {
+            "model_name": self.model,
+            "inputs": [
+                input_type(name, list(array.shape), datatype).set_data_from_numpy(array)
+                for name, datatype, array in self.tensors
+            ],
+            "outputs": None if self.output is None else [output_type(self.output)],
+            "request_id": self.about.request_id,
+            "headers": self.about.headers(),
+        }
 
 
 class Result(Protocol):
@@ -25,21 +58,12 @@ class Result(Protocol):
 
 
 class Transport(Protocol):
-    """Blocking calls; `timeout` is in seconds for the whole call, None for no limit."""
+    """Blocking calls."""
 
-    def infer(
-        self,
-        model: str,
-        tensors: Sequence[InputTensor],
-        timeout: float | None,
-        about: About,
-        output: str | None = None,
-    ) -> Result:
-        """Send one request and wait for its answer: all outputs, or `output` alone."""
+    def infer(self, call: Call) -> Result:
+        """Send one request and wait for its answer."""
 
-    def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
-    ) -> Generator[Result, None, None]:
+    def stream(self, call: Call) -> Generator[Result, None, None]:
         """Send one request to a decoupled model and get its answers; closing the generator cancels the request."""
 
     def is_model_ready(self, model: str, timeout: float | None) -> bool:
@@ -52,19 +76,10 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """As `Transport`, on the running event loop."""
 
-    async def infer(
-        self,
-        model: str,
-        tensors: Sequence[InputTensor],
-        timeout: float | None,
-        about: About,
-        output: str | None = None,
-    ) -> Result:
-        """Send one request and wait for its answer: all outputs, or `output` alone."""
+    async def infer(self, call: Call) -> Result:
+        """Send one request and wait for its answer."""
 
-    def stream(
-        self, model: str, tensors: Sequence[InputTensor], timeout: float | None, about: About
-    ) -> AsyncGenerator[Result, None]:
+    def stream(self, call: Call) -> AsyncGenerator[Result, None]:
         """Send one request to a decoupled model and get its answers; closing the generator cancels the request."""
 
     async def is_model_ready(self, model: str, timeout: float | None) -> bool:
@@ -97,15 +112,3 @@ def connect_async(protocol: ProtocolName, url: str) -> AsyncTransport:
     from chattts_client import http_transport  # noqa: PLC0415
 
     return http_transport.connect_async(url)
-
-
-def wrapped(input_type: Any, tensors: Sequence[InputTensor]) -> list[Any]:
-    """`tensors` in the `InferInput` class of one protocol."""
-    return [
-        input_type(name, list(array.shape), datatype).set_data_from_numpy(array) for name, datatype, array in tensors
-    ]
-
-
-def wanted(output_type: Any, output: str | None) -> list[Any] | None:
-    """`output` in the `InferRequestedOutput` class of one protocol; None for all."""
-    return None if output is None else [output_type(output)]

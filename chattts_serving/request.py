@@ -113,6 +113,7 @@ class SynthesisRequest(SamplingOptions):
         refine_only: answer the refined text, without audio; not together with `skip_refine`.
         normalize: write out numbers, dates and units as words.
         strict_tags: refuse every bracketed word of `text` that is no control tag, instead of speaking it.
+        redraw_long: draw a sentence again that goes on long after its text can have been said, or to `max_new_tokens`.
         refine_prompt: control tags for the refining pass ([oral_2][laugh_0][break_6]).
         prompt: control tags for the audio pass ([speed_5]).
         language: "zh", "en", or "" to detect it per sentence.
@@ -132,6 +133,7 @@ class SynthesisRequest(SamplingOptions):
     refine_only: bool = False
     normalize: bool = True
     strict_tags: bool = False
+    redraw_long: bool = False
     refine_prompt: str = ""
     prompt: str = "[speed_5]"
     language: str = ""
@@ -155,7 +157,7 @@ class SynthesisRequest(SamplingOptions):
             _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ms is not None:
             _check_integer("deadline_ms", self.deadline_ms, least=1, most=MAX_DEADLINE_MS)
-        for name in ("skip_refine", "refine_only", "normalize", "strict_tags"):
+        for name in ("skip_refine", "refine_only", "normalize", "strict_tags", "redraw_long"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "true or false")
         if self.refine_only and self.skip_refine:
@@ -176,6 +178,8 @@ class GenerationRequest:
         texts: the normalised sentences, one per prompt.
         pauses: audio tokens of silence after each sentence, 0 to MAX_PAUSE_TOKENS; the last one's is not spoken.
         fewest_tokens: audio tokens below which nobody can have said each sentence; what ends earlier is drawn again.
+        most_tokens: audio tokens within which everybody has said each sentence, 1 to MAX_NEW_TOKENS.
+        redraw_long: whether what takes more is drawn again.
         refine: whether the first pass refines text.
         refine_only: whether that is all that is wanted.
         prompt: control tags that go in front of each refined sentence.
@@ -193,6 +197,8 @@ class GenerationRequest:
     texts: tuple[str, ...]
     pauses: tuple[int, ...]
     fewest_tokens: tuple[int, ...]
+    most_tokens: tuple[int, ...]
+    redraw_long: bool
     refine: bool
     refine_only: bool
     prompt: str
@@ -222,6 +228,7 @@ class GenerationRequest:
                 texts=tuple(str(sentence) for sentence in values.pop("texts")),
                 pauses=tuple(_integers(values.pop("pauses"))),
                 fewest_tokens=tuple(_integers(values.pop("fewest_tokens"))),
+                most_tokens=tuple(_integers(values.pop("most_tokens"))),
                 sample_codes=tuple(tuple(_integers(codes)) for codes in values.pop("sample_codes")),
                 sampling=SamplingOptions(**values.pop("sampling")),
                 **values,
@@ -244,7 +251,10 @@ class GenerationRequest:
         fewest = self.fewest_tokens
         if len(fewest) != len(self.texts) or not all(0 <= number <= MAX_NEW_TOKENS for number in fewest):
             raise InvalidInputError("generation", fewest, f"{allowed}: 0 to {MAX_NEW_TOKENS} fewest tokens a text")
-        bools = ("refine", "refine_only", "has_speaker")
+        most = self.most_tokens
+        if len(most) != len(self.texts) or not all(1 <= number <= MAX_NEW_TOKENS for number in most):
+            raise InvalidInputError("generation", most, f"{allowed}: 1 to {MAX_NEW_TOKENS} most tokens a text")
+        bools = ("redraw_long", "refine", "refine_only", "has_speaker")
         for name, kind in (*((name, bool) for name in bools), ("prompt", str), ("sample_text", str)):
             if not isinstance(getattr(self, name), kind):
                 raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)

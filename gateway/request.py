@@ -92,6 +92,7 @@ class SpeechRequest(BaseModel):
     max_new_tokens: int | None = None
     normalize: bool | None = None
     strict_tags: bool | None = Field(default=None, description="refuse bracketed words that are no control tags")
+    redraw_long: bool | None = Field(default=None, description="draw sentences again that go on long after their text")
     refine_prompt: Text | None = None
     prompt: Text | None = None
     language: Text | None = None

@@ -21,8 +21,9 @@ from chattts_serving.errors import EngineError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
 from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_window
 
-MAX_DRAWS = 8  # of a sentence that ends before it can have been said
+MAX_DRAWS = 8  # of a sentence that ends before it can have been said, or long after
 _DRAWS_APART = 2**16  # between the streams of random numbers of two draws; one draw of a request has 2 * MAX_SENTENCES
+LATE = "late"  # finish_reason of a sentence that went on long after it can have been said, and ended by itself
 MAX_REQUEST_TOKENS = 98_304  # audio tokens of one request, 35 min: 200 MB of samples in one answer
 
 Hidden = npt.NDArray[np.float32]
@@ -83,7 +84,7 @@ class OpenRequest:
         texts: the sentences as they will be spoken; refined ones replace those of the request.
         waiting: places of the sentences that have not been started.
         running: the sequences in the engine, by the place of the sentence that each belongs to.
-        num_draws: how often a sentence was drawn that ended too early, by place.
+        num_draws: how often a sentence was drawn that ended too early or too late, by place.
         spoken: the finished sentences that were not read to their end, by place.
         num_tokens: audio tokens of all finished sentences.
         place, num_read, num_chunks: the sentence that is read, and how many of its tokens and chunks were.
@@ -160,7 +161,7 @@ class OpenRequest:
             top_k=options.top_k,
             repetition_penalty=options.repetition_penalty,
             min_new_tokens=options.min_new_tokens,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=self._most_tokens(place),
             seed=seed,
             stream=stream,
         )
@@ -170,7 +171,8 @@ class OpenRequest:
         """The running sequence of sentence `place` has ended. Spoken sentences are kept until they are read.
 
         Returns:
-            A sequence that says the sentence with other random numbers, where it ended before it can have been said.
+            A sequence that says the sentence with other random numbers, where it ended before it can have been said, or
+            did not end when it must have been and the request asks for that.
 
         Raises:
             EngineError: it failed, or ended too early again and again.
@@ -181,7 +183,7 @@ class OpenRequest:
             raise EngineError(f"sentence {place + 1} failed: the model's logits are not finite")
         if finished.sequence.kind is Kind.TEXT:
             return None
-        if self._ended_too_early(place, finished.sequence):
+        if self._ended_too_early(place, finished.sequence) or self._may_end_sooner(place, finished.sequence):
             return self._drawn_again(place, finished.sequence)
         self.spoken[place] = finished
         self.num_tokens += len(finished.sequence.tokens)
@@ -193,6 +195,16 @@ class OpenRequest:
     def _ended_too_early(self, place: int, sequence: Sequence) -> bool:
         is_end = sequence.finish_reason is FinishReason.STOP
         return is_end and len(sequence.tokens) < self.request.fewest_tokens[place]
+
+    def _may_end_sooner(self, place: int, sequence: Sequence) -> bool:
+        is_cut = sequence.finish_reason is FinishReason.LENGTH
+        return is_cut and self.request.redraw_long and self.num_draws.get(place, 1) < MAX_DRAWS
+
+    def _most_tokens(self, place: int) -> int:
+        options, most = self.request.sampling, self.request.most_tokens[place]
+        if not self.request.redraw_long:
+            return options.max_new_tokens
+        return min(options.max_new_tokens, max(options.min_new_tokens, most))
 
     def _drawn_again(self, place: int, sequence: Sequence) -> Sequence:
         num_draws = self.num_draws[place] = self.num_draws.get(place, 1) + 1
@@ -217,6 +229,8 @@ class OpenRequest:
         finished = self.spoken.get(self.place)
         sequence = finished.sequence if finished else self.running.get(self.place)
         if sequence is None or sequence.kind is Kind.TEXT or not (finished or sequence.has_hidden):
+            return None
+        if self.request.redraw_long and not finished:  # nothing is heard of what may be drawn again
             return None
         window = next_window(
             self.opening.plan, self.num_chunks, self.num_read, len(sequence.tokens), ended=finished is not None
@@ -250,7 +264,7 @@ class OpenRequest:
                     start=self.sentence_start / SAMPLE_RATE,
                     end=self.num_samples / SAMPLE_RATE,
                     num_tokens=len(sequence.tokens),
-                    finish_reason=sequence.finish_reason.value if sequence.finish_reason else "",
+                    finish_reason=self._finish_reason(sequence),
                 ),
             )
             if not is_final:
@@ -270,3 +284,8 @@ class OpenRequest:
             seed=self.request.seed,
             is_final=is_final,
         )
+
+    def _finish_reason(self, sequence: Sequence) -> str:
+        if sequence.finish_reason is FinishReason.STOP and len(sequence.tokens) > self.request.most_tokens[self.place]:
+            return LATE
+        return sequence.finish_reason.value if sequence.finish_reason else ""

@@ -164,7 +164,8 @@ class SpokenSentence:
         text: as it was spoken.
         start, end: seconds from the start of the request's audio.
         num_tokens: audio tokens.
-        finish_reason: "stop", or "length" where `max_new_tokens` cut it.
+        finish_reason: "stop", "length" where `max_new_tokens` cut it, or "late" where it ended long after its text can
+            have been said.
     """
 
     text: str

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.errors import ConfigError, InvalidInputError
-from chattts_serving.request import INT63_MAX, GenerationRequest, SynthesisRequest
+from chattts_serving.request import INT63_MAX, MAX_NEW_TOKENS, GenerationRequest, SynthesisRequest
 from chattts_serving.text.characters import other_scripts, to_known_characters
 from chattts_serving.text.markup import without_markup
 from chattts_serving.text.normalizer import Normalizer, detect_language, load_homophones
 from chattts_serving.text.prompts import Prompts
 from chattts_serving.text.sentences import End, split_sentences
-from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable, without_tags
+from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable, split_tags, without_tags
 from chattts_serving.text.verbalizer import Verbalizer
 from chattts_serving.voice.speaker import SpeakerStatistics, decode_sample
 from chattts_serving.voice.voices import Voice, VoiceLibrary
@@ -31,6 +31,11 @@ PAUSES = {
     End.SENTENCE: 12,  # 256 ms
     End.CUT: 4,  # 85 ms: the sentence goes on
 }
+
+# Audio tokens (21.3 ms each) of slow speech: of a letter, 10 a second; of a tag such as [laugh]; and of 2 s in all.
+_LETTER_TOKENS = 5
+_TAG_TOKENS = 47
+_LEEWAY_TOKENS = 94
 
 MAX_LEFT_OUT = 0.5  # of a text's letters; where more are in scripts that the model does not know, it is refused
 
@@ -114,6 +119,8 @@ class TextFrontend:
             texts=texts,
             pauses=pauses,
             fewest_tokens=tuple(map(fewest_tokens, texts)),
+            most_tokens=tuple(most_tokens(text, refine=not request.skip_refine) for text in texts),
+            redraw_long=request.redraw_long,
             refine=not request.skip_refine,
             refine_only=request.refine_only,
             prompt=request.prompt,
@@ -180,8 +187,22 @@ class TextFrontend:
 
 def fewest_tokens(text: str) -> int:
     """Audio tokens (21.3 ms each) below which nobody can have said `text`: 2 for "Hi", 3 for "好", 8 for a sentence."""
-    width = sum(1 if character.isascii() else 3 for character in without_tags(text) if character.isalnum())
-    return min(8, 1 + (width + 1) // 2)
+    return min(8, 1 + (_width(text) + 1) // 2)
+
+
+def most_tokens(text: str, *, refine: bool) -> int:
+    """Audio tokens within which everybody has said `text`: twice what slow speech takes, and 2 s.
+
+    Refining may add words and tags, so it doubles that.
+    """
+    num_tags = len(split_tags(text)) // 2
+    slow = _LETTER_TOKENS * _width(text) + _TAG_TOKENS * num_tags
+    return min(MAX_NEW_TOKENS, _LEEWAY_TOKENS + (4 if refine else 2) * slow)
+
+
+def _width(text: str) -> int:
+    """Letters and digits of `text`, and three for each Chinese character, which takes as long to say."""
+    return sum(1 if character.isascii() else 3 for character in without_tags(text) if character.isalnum())
 
 
 def _has_speaker(request: SynthesisRequest) -> bool:

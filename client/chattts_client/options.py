@@ -48,6 +48,9 @@ class SynthesisOptions:
     refine_only: bool | None = _option("BOOL", "answer the refined text alone, without audio")
     normalize: bool | None = _option("BOOL", "write out numbers, dates and units as words")
     strict_tags: bool | None = _option("BOOL", "refuse bracketed words that are no control tags")
+    redraw_long: bool | None = _option(
+        "BOOL", "draw sentences again that go on long after their text can have been said"
+    )
     refine_prompt: str | None = _option("BYTES", "control tags of the refining pass: [oral_2][laugh_0][break_6]")
     prompt: str | None = _option("BYTES", "control tags of the audio pass; default [speed_5]")
     language: str | None = _option("BYTES", "zh or en; default detected")
@@ -74,6 +77,7 @@ class OptionValues(TypedDict, total=False):
     refine_only: bool | None
     normalize: bool | None
     strict_tags: bool | None
+    redraw_long: bool | None
     refine_prompt: str | None
     prompt: str | None
     language: str | None

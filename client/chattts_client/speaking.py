@@ -58,6 +58,11 @@ class Outcome:
         num_cut = sum(sentence.is_cut for sentence in self.speech.sentences)
         if num_cut:
             parts.append(f"warning: cut at --max-new-tokens: {num_cut} of {len(self.speech.sentences)} sentences")
+        num_late = sum(sentence.finish_reason == "late" for sentence in self.speech.sentences)
+        if num_late:
+            parts.append(
+                f"warning: went on long after their text: {num_late} of {len(self.speech.sentences)} sentences"
+            )
         if self.speech.warning:
             parts.append(f"warning: {self.speech.warning}")
         return f"{self.job.name}: {', '.join(parts)}"

@@ -26,7 +26,8 @@ class Sentence:
         text: its words, control tags included.
         start, end: its place in the audio, in seconds; in a stream from the start of the stream.
         num_tokens: audio tokens, 512 samples each.
-        finish_reason: "stop", or "length" where it reached `max_new_tokens` and was cut.
+        finish_reason: "stop"; "length" where it reached `max_new_tokens` and was cut; or "late" where it ended long
+            after its text can have been said.
     """
 
     text: str

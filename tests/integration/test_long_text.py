@@ -142,6 +142,24 @@ def test_a_sentence_says_whether_it_was_cut_or_ended_by_itself(tiny, limits, rea
     assert (sentence.num_tokens == max_new_tokens) == (reason == "length")
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_sentence_that_goes_on_too_long_is_drawn_again_where_asked_for(tiny, protocol):
+    # The weights are random: a sentence ends anywhere. 114 tokens are the most that "Hi" may take.
+    options = {"skip_refine": True, "temperature": 1.0, "max_new_tokens": 400}
+    with TTSClient(getattr(tiny.server, f"{protocol}_url"), protocol=protocol) as client:
+        plain = {seed: client.synthesize("Hi", seed=seed, **options) for seed in range(12)}
+        late = {seed for seed, speech in plain.items() if speech.num_tokens > 114}
+        assert late
+        assert {plain[seed].sentences[0].finish_reason for seed in late} <= {"late", "length"}
+        for seed in late:
+            speech = client.synthesize("Hi", seed=seed, redraw_long=True, **options)
+            assert speech.num_tokens <= 114
+            if protocol == "grpc":
+                chunks = list(client.stream("Hi", seed=seed, redraw_long=True, **options))
+                streamed = np.concatenate([chunk.audio for chunk in chunks])
+                np.testing.assert_allclose(streamed, speech.audio, atol=1e-4, rtol=0)
+
+
 def num_chunks_read(server) -> int:
     """How many chunks of speech the server has made."""
     with tritonclient.http.InferenceServerClient(server.http_url) as triton:

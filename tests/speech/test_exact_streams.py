@@ -217,6 +217,8 @@ def stream(
         texts=tuple(map(str, range(number))),
         pauses=tuple(pauses or (0,) * number),
         fewest_tokens=(0,) * number,
+        most_tokens=(2_048,) * number,
+        redraw_long=False,
         refine=False,
         refine_only=False,
         prompt="",

@@ -77,6 +77,8 @@ def request(
     deadline_ns=None,
     priority="interactive",
     fewest_tokens=0,
+    most_tokens=2_048,
+    redraw_long=False,
     sample_codes=(),
     **sampling,
 ):
@@ -86,6 +88,8 @@ def request(
         texts=tuple(" ".join(map(str, prompt)) for prompt in prompts),
         pauses=(PAUSE,) * len(prompts),
         fewest_tokens=(fewest_tokens,) * len(prompts),
+        most_tokens=(most_tokens,) * len(prompts),
+        redraw_long=redraw_long,
         refine=refine or refine_only,
         refine_only=refine_only,
         prompt="",
@@ -339,6 +343,60 @@ def test_a_recording_that_the_model_cannot_speak_like_is_the_callers_to_change(s
 def test_a_sentence_that_its_limit_cuts_is_no_early_end(synthesizer):
     parts = answer(synthesizer, request(max_new_tokens=3, min_new_tokens=3, fewest_tokens=8))
     assert (len(codes(parts)), reasons(parts)) == (3, ["length"])
+
+
+def test_a_sentence_that_goes_on_and_on_is_drawn_again_where_asked_for(synthesizer, engine):
+    seeds, most = range(40), 6
+    plain = {seed: answer(synthesizer, request(seed=seed)) for seed in seeds}
+    late = {seed for seed in seeds if len(codes(plain[seed])) > most}
+    assert late
+    assert late != set(seeds)
+    asked = {seed: answer(synthesizer, request(seed=seed, most_tokens=most, redraw_long=True)) for seed in seeds}
+    for seed in seeds:
+        assert (codes(asked[seed]) == codes(plain[seed])) == (seed not in late)
+        assert len(codes(asked[seed])) <= most
+        repeated = answer(synthesizer, request(seed=seed, most_tokens=most, redraw_long=True))
+        assert codes(repeated) == codes(asked[seed])
+    assert any(reasons(asked[seed]) == ["stop"] for seed in late)
+    assert is_at_rest(engine)
+
+
+def test_nothing_is_heard_of_a_sentence_that_may_be_drawn_again(synthesizer):
+    plan = ReadingPlan((1,), 4)
+    for seed in range(10):
+        one = request(seed=seed, prompts=((5, 6), (7, 8)), most_tokens=6, redraw_long=True)
+        streamed, whole = [answer(synthesizer, one, plan) for plan in (plan, WHOLE)]
+        assert codes(streamed) == codes(whole)
+        assert reasons(streamed) == reasons(whole)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_sentence_that_never_ends_is_cut_and_reported(synthesizer, monkeypatch, number):
+    monkeypatch.setattr(open_request, "MAX_DRAWS", number)
+    drawn = []
+    make = OpenRequest.take_finished
+
+    def take_finished(self, place, finished):
+        drawn.append(finished.sequence.params.stream)
+        return make(self, place, finished)
+
+    monkeypatch.setattr(OpenRequest, "take_finished", take_finished)
+    parts = answer(synthesizer, request(min_new_tokens=8, max_new_tokens=9, most_tokens=1, redraw_long=True))
+    assert (len(codes(parts)), reasons(parts)) == (8, ["length"])
+    assert drawn == [1 + draw * 2**16 for draw in range(number)]
+
+
+def test_a_sentence_that_ends_long_after_it_can_have_been_said_is_reported(synthesizer):
+    found = {
+        seed: answer(synthesizer, request(seed=seed, most_tokens=6, min_new_tokens=5, max_new_tokens=30))
+        for seed in range(40)
+    }
+    expected = {
+        seed: "length" if len(codes(one)) == 30 else "late" if len(codes(one)) > 6 else "stop"
+        for seed, one in found.items()
+    }
+    assert {seed: reasons(one) for seed, one in found.items()} == {seed: [reason] for seed, reason in expected.items()}
+    assert {"late", "stop"} <= set(expected.values())
 
 
 @pytest.mark.parametrize("ahead", [1, 2])

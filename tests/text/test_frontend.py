@@ -188,6 +188,20 @@ def test_a_text_takes_some_tokens_to_say(frontend, text, fewest):
     assert prepare(frontend, text).fewest_tokens == (fewest,)
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "most"),
+    [
+        ("Hi", {"skip_refine": True}, 94 + 2 * 10),
+        ("好", {"skip_refine": True}, 94 + 2 * 15),
+        ("Hi [laugh] you", {"skip_refine": True}, 94 + 2 * (25 + 47)),
+        ("Hi", {}, 94 + 4 * 10),
+        ("Hello" * 50, {}, 2_048),
+    ],
+)
+def test_a_text_takes_no_more_than_some_tokens_to_say(frontend, text, options, most):
+    assert prepare(frontend, text, **options).most_tokens == (most,)
+
+
 def test_markup_is_left_alone_where_nothing_is_to_be_normalised(frontend):
     assert prepare(frontend, "# 5 **apples** [here](there)", normalize=False).texts == (
         " 5 apples here,there,".strip(),

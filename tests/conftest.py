@@ -36,6 +36,9 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 # Processes that the tests start: gRPC's threads, which the child has not, complain into the child's log otherwise.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# Caches of what the tests run (matplotlib, uv, Chromium, Triton's kernels) lie in the checkout; HOME stays as it was.
+CACHES = ROOT / "build" / "caches"
+os.environ |= {"XDG_CACHE_HOME": str(CACHES), "TRITON_CACHE_DIR": str(CACHES / "triton")}
 # What the tests ask for themselves is on this machine, whatever proxy it has.
 NO_PROXY = ("no_proxy", "NO_PROXY")
 os.environ |= dict.fromkeys(NO_PROXY, "127.0.0.1,localhost,::1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -25,7 +26,8 @@ def browser() -> Iterator[Browser]:
         pytest.skip("the page is tested in Chromium, and none is installed")
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, *FAKE_MICROPHONE])
+        environment = os.environ | {"XDG_CONFIG_HOME": os.environ["XDG_CACHE_HOME"]}  # it writes into both
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, *FAKE_MICROPHONE], env=environment)
         yield browser
         browser.close()
 

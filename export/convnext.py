@@ -71,47 +71,66 @@ class Weights:
         weight, bias = self.const(self[f"{name}.weight"]), self.const(self[f"{name}.bias"])
         return op.layer_normalization(frames, weight, bias, axis=-1, epsilon=LAYER_NORM_EPS)[0]
 
-    def conv(
-        self,
-        name: str,
-        frames: Var,
-        mask: Var,
-        *,
-        scale: Array | None = None,
-        stride: int = 1,
-        padding: int | None = None,
-        dilation: int = 1,
-    ) -> Var:
-        """The convolution `name` over the real frames: [B, F, inputs], mask [B, F, 1] -> [B, F / stride, outputs].
+    def conv(self, name: str, frames: Var, *, scale: Array | None = None, stride: int = 1, dilation: int = 1) -> Var:
+        """The convolution `name` without padding: [B, F, inputs] -> [B, .., outputs].
 
-        One input channel per group makes it depthwise. It keeps the length unless told; outputs are times `scale`.
+        One input channel per group makes it depthwise; outputs are times `scale`.
         """
         weight, bias = self[f"{name}.weight"], self.tensors.get(f"{self.prefix}{name}.bias")
         outputs, inputs, kernel = weight.shape
         if scale is not None:
             weight = weight * scale[:, None, None]
-        if padding is None:
-            padding = dilation * (kernel // 2)
-        image = op.unsqueeze(op.mul(frames, mask), op.const([1]))  # [B, height 1, F, inputs]
+        image = op.unsqueeze(frames, op.const([1]))  # [B, height 1, F, inputs]
         output = op.conv(
             op.transpose(image, perm=[0, 3, 1, 2]),
             self.const(weight[:, :, None]),
             None if bias is None else self.const(bias),
             kernel_shape=[1, kernel],
             strides=[1, stride],
-            pads=[0, padding, 0, padding],
+            pads=[0, 0, 0, 0],
             dilations=[1, dilation],
             group=outputs if inputs == 1 else 1,
         )
         return op.squeeze(op.transpose(output, perm=[0, 2, 3, 1]), op.const([1]))
 
 
-def convnext_block(weights: Weights, frames: Var, mask: Var, *, scale: str, dilation: int = 1) -> Var:
-    """Depthwise convolution, normalisation, and an MLP onto the residual stream: [B, F, C] -> [B, F, C].
+class Surroundings:
+    """What lies before and after the frames of a row."""
+
+    def around(self, frames: Var, before: int, after: int) -> Var:
+        """`frames` with those around them that a kernel over `before` + 1 + `after` frames needs, masked."""
+        raise NotImplementedError
+
+
+class Alone(Surroundings):
+    """Nothing does: frames are rendered in one call, and 0 is around those that the mask [B, F, 1] calls real."""
+
+    def __init__(self, mask: Var) -> None:
+        """`mask` is 1 on real frames."""
+        self._mask = mask
+
+    def around(self, frames: Var, before: int, after: int) -> Var:
+        """As `Surroundings`."""
+        return op.pad(op.mul(frames, self._mask), op.const(np.array([0, before, 0, 0, after, 0], np.int64)))
+
+
+def same_conv(
+    weights: Weights, name: str, frames: Var, surroundings: Surroundings, *, scale: Array | None = None
+) -> Var:
+    """The convolution `name`, as many frames as there are known: [B, F, inputs] -> [B, .., outputs]."""
+    reach = weights[f"{name}.weight"].shape[2] // 2
+    return weights.conv(name, surroundings.around(frames, reach, reach), scale=scale)
+
+
+def convnext_block(weights: Weights, frames: Var, surroundings: Surroundings, *, scale: str, dilation: int = 1) -> Var:
+    """Depthwise convolution, normalisation, and an MLP onto the residual stream: [B, F, C] -> [B, .., C].
 
     `scale` names the per-channel scale of the MLP's output; it is folded into the MLP's last layer.
     """
-    mixed = weights.layer_norm("norm", weights.conv("dwconv", frames, mask, dilation=dilation))
+    reach = dilation * (weights["dwconv.weight"].shape[2] // 2)
+    around = surroundings.around(frames, reach, reach)
+    frames = time_slice(around, reach, reach)
+    mixed = weights.layer_norm("norm", weights.conv("dwconv", around, dilation=dilation))
     bias = weights["pwconv1.bias"]
     if weights.precision is np.float32:
         # ONNX Runtime makes one BiasGelu of a bias [channels] and a GELU, which saves a GPU a pass over memory. On a

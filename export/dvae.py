@@ -6,9 +6,10 @@ import numpy as np
 import spox.opset.ai.onnx.v20 as op
 from spox import Var
 
-from chattts_serving.audio import FRAMES_PER_TOKEN, HOP_LENGTH, N_FFT
-from export.convnext import Weights, cast, convnext_block, time_slice
+from chattts_serving.audio import FRAMES_PER_TOKEN, HELD_TOKENS, HOP_LENGTH, N_FFT
+from export.convnext import Alone, Surroundings, Weights, cast, convnext_block, same_conv, time_slice
 from export.fourier import forward_basis
+from export.timeline import Timeline
 
 DILATION = 2  # of every ConvNeXt block here; DVAEDecoder's default, which no configuration changes
 MIN_MEL = 1e-5  # mel magnitudes are clipped here before the logarithm
@@ -18,25 +19,44 @@ NUM_RESIDUALS = 2  # quantizers of a group; each quantizes what the one before i
 MIN_ENCODER_SAMPLES = N_FFT // 2 + 1  # the reflection at both ends needs one sample more than it mirrors
 
 
-def dvae_decoder(weights: Weights, hidden: Var, mask: Var) -> tuple[Var, Var]:
+def decoder_delay(weights: Weights) -> int:
+    """Frames that the decoder's output lies behind its input."""
+    stack = weights.below("decoder")
+    return 3 + 3 * DILATION * len(stack.parts("decoder_block"))
+
+
+def dvae_decoder(weights: Weights, hidden: Var, mask: Var, state: Var) -> tuple[Var, Var, Var]:
     """Hidden states of the language model -> log mel: `DVAE.forward` of ChatTTS without a quantizer.
 
     Args:
         weights: the tensors of Decoder.safetensors; the mel scale `coef` is folded into the last convolution.
         hidden: float32 [B, T, H].
-        mask: float32 [B, T], 1 = real.
+        mask: float32 [B, T or T + 1], 1 = real; the last HELD_TOKENS are not kept where it is longer.
+        state: float32 [B, 1 or S].
 
     Returns:
-        mel float32 [B, 2T, NUM_MELS], 0 where mel_mask float32 [B, 2T] is.
+        mel float32 [B, F, NUM_MELS], 0 where mel_mask float32 [B, F or F + 1] is, and the next state [B, S].
     """
     # The first half of a hidden state is the earlier of its token's two frames.
     channels = weights["decoder.conv_in.0.weight"].shape[1]
     frames = op.reshape(hidden, op.const([0, -1, channels]))
-    mel_mask = op.reshape(op.concat([op.unsqueeze(mask, op.const([2]))] * FRAMES_PER_TOKEN, axis=2), op.const([0, -1]))
-    frame_mask = cast(op.unsqueeze(mel_mask, op.const([2])), weights.precision)
-    frames = _stack(weights.below("decoder"), cast(frames, weights.precision), frame_mask)
-    mel = weights.conv("out_conv", frames, frame_mask, scale=weights["coef"].reshape(-1))
-    return cast(op.mul(mel, frame_mask), np.float32), mel_mask
+    num_tokens = op.shape(hidden, start=1, end=2)
+    zero, one = op.const(np.array([0])), op.const(np.array([1]))
+    tokens = op.slice(mask, zero, num_tokens, one)
+    end = op.slice(mask, num_tokens, op.add(num_tokens, one), one)
+    doubled = op.reshape(op.concat([op.unsqueeze(tokens, op.const([2]))] * FRAMES_PER_TOKEN, axis=2), op.const([0, -1]))
+    timeline = Timeline(
+        state,
+        op.concat([doubled, end], axis=1),
+        op.shape(frames, start=1, end=2),
+        most_past=decoder_delay(weights),
+        num_guessed=HELD_TOKENS * FRAMES_PER_TOKEN,
+    )
+    frames = _stack(weights.below("decoder"), cast(frames, weights.precision), timeline)
+    mel = same_conv(weights, "out_conv", frames, timeline, scale=weights["coef"].reshape(-1))
+    mel_mask = timeline.mask()
+    mel = op.mul(cast(mel, np.float32), mel_mask)
+    return mel, op.concat([op.squeeze(mel_mask, op.const([2])), end], axis=1), timeline.next_state()
 
 
 def dvae_encoder(weights: Weights, audio: Var, num_samples: Var) -> tuple[Var, Var]:
@@ -57,20 +77,22 @@ def dvae_encoder(weights: Weights, audio: Var, num_samples: Var) -> tuple[Var, V
         _log_mel(weights.below("preprocessor_mel.mel_spec"), audio, lengths), weights.const(weights["coef"].reshape(-1))
     )
     frame_mask = _length_mask(num_frames, mel)
-    frames = op.gelu(weights.conv("downsample_conv.0", mel, frame_mask))
-    tokens = op.gelu(weights.conv("downsample_conv.2", frames, frame_mask, stride=FRAMES_PER_TOKEN, padding=1))
+    alone = Alone(frame_mask)
+    frames = op.gelu(same_conv(weights, "downsample_conv.0", mel, alone))
+    tokens = op.gelu(weights.conv("downsample_conv.2", alone.around(frames, 1, 1), stride=FRAMES_PER_TOKEN))
     token_mask = _length_mask(num_tokens, tokens)
-    codes = _quantize(weights.below("vq_layer.quantizer"), _stack(weights.below("encoder"), tokens, token_mask))
+    codes = _quantize(weights.below("vq_layer.quantizer"), _stack(weights.below("encoder"), tokens, Alone(token_mask)))
     codes = op.mul(op.cast(codes, to=np.int32), op.cast(token_mask, to=np.int32))
     return codes, op.cast(num_tokens, to=np.int32)
 
 
-def _stack(weights: Weights, frames: Var, mask: Var) -> Var:
-    """`DVAEDecoder` of ChatTTS: [B, F, inputs], mask [B, F, 1] -> [B, F, outputs]."""
-    frames = weights.conv("conv_in.2", op.gelu(weights.conv("conv_in.0", frames, mask)), mask)
+def _stack(weights: Weights, frames: Var, surroundings: Surroundings) -> Var:
+    """`DVAEDecoder` of ChatTTS: [B, F, inputs] -> [B, .., outputs]."""
+    frames = op.gelu(same_conv(weights, "conv_in.0", frames, surroundings))
+    frames = same_conv(weights, "conv_in.2", frames, surroundings)
     for block in weights.parts("decoder_block"):
-        frames = convnext_block(block, frames, mask, scale="weight", dilation=DILATION)
-    return weights.conv("conv_out", frames, mask)
+        frames = convnext_block(block, frames, surroundings, scale="weight", dilation=DILATION)
+    return same_conv(weights, "conv_out", frames, surroundings)
 
 
 def _log_mel(weights: Weights, audio: Var, lengths: Var) -> Var:

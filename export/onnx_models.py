@@ -13,7 +13,7 @@ from spox import Tensor, Var
 from chattts_serving.audio import NUM_MELS
 from export.checkpoint import Checkpoint, load_tensors
 from export.convnext import Weights
-from export.dvae import dvae_decoder, dvae_encoder
+from export.dvae import decoder_delay, dvae_decoder, dvae_encoder
 from export.vocos import vocos
 
 PRECISIONS: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
@@ -33,11 +33,10 @@ def export_onnx_models(checkpoint: Checkpoint, out_dir: Path, precision: str = "
         ConfigError: the checkpoint is unreadable.
     """
     computed_in = PRECISIONS[precision]
+    decoder = Weights(load_tensors(checkpoint.decoder), computed_in)
     models = {
-        "dvae_decoder": decoder_model(
-            Weights(load_tensors(checkpoint.decoder), computed_in), checkpoint.sizes.gpt.hidden
-        ),
-        "vocos": vocos_model(Weights(load_tensors(checkpoint.vocos), computed_in)),
+        "dvae_decoder": decoder_model(decoder, checkpoint.sizes.gpt.hidden),
+        "vocos": vocos_model(Weights(load_tensors(checkpoint.vocos), computed_in), decoder_delay(decoder)),
         "dvae_encoder": encoder_model(Weights(load_tensors(checkpoint.dvae))),
     }
     for name, model in models.items():
@@ -49,16 +48,25 @@ def export_onnx_models(checkpoint: Checkpoint, out_dir: Path, precision: str = "
 def decoder_model(weights: Weights, hidden_size: int) -> onnx.ModelProto:
     """`dvae_decoder` for hidden states of `hidden_size`."""
     hidden = _tensor(np.float32, "batch", "num_tokens", hidden_size)
-    mask = _tensor(np.float32, "batch", "num_tokens")
-    mel, mel_mask = dvae_decoder(weights, hidden, mask)
-    return _built("dvae_decoder", {"hidden": hidden, "mask": mask}, {"mel": mel, "mel_mask": mel_mask})
+    mask = _tensor(np.float32, "batch", "mask_length")
+    state = _tensor(np.float32, "batch", "state_length")
+    mel, mel_mask, next_state = dvae_decoder(weights, hidden, mask, state)
+    return _built(
+        "dvae_decoder",
+        {"hidden": hidden, "mask": mask, "state": state},
+        {"mel": mel, "mel_mask": mel_mask, "next_state": next_state},
+    )
 
 
-def vocos_model(weights: Weights) -> onnx.ModelProto:
-    """`vocos`."""
+def vocos_model(weights: Weights, delay: int) -> onnx.ModelProto:
+    """`vocos`, behind a decoder whose output lies `delay` frames behind its input."""
     mel = _tensor(np.float32, "batch", "num_frames", NUM_MELS)
-    mel_mask = _tensor(np.float32, "batch", "num_frames")
-    return _built("vocos", {"mel": mel, "mel_mask": mel_mask}, {"waveform": vocos(weights, mel, mel_mask)})
+    mel_mask = _tensor(np.float32, "batch", "mask_length")
+    state = _tensor(np.float32, "batch", "state_length")
+    waveform, next_state = vocos(weights, mel, mel_mask, state, delay)
+    return _built(
+        "vocos", {"mel": mel, "mel_mask": mel_mask, "state": state}, {"waveform": waveform, "next_state": next_state}
+    )
 
 
 def encoder_model(weights: Weights) -> onnx.ModelProto:

@@ -1,7 +1,8 @@
 """Whether an exported ONNX file computes what its source does, at random lengths and batch sizes.
 
 The source sees every run of frames alone; the ONNX file sees several runs in one row and several rows in one batch,
-with noise wherever the mask is 0. So one comparison checks the weights, the mask and the batching.
+with noise wherever the mask is 0, once in one call and once in two. So one comparison checks the weights, the mask, the
+batching, and what is kept between calls.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from chattts_serving.audio import FRAMES_PER_TOKEN, HOP_LENGTH, NUM_MELS, SAMPLE_RATE
+from chattts_serving.audio import CONTEXT_TOKENS, FRAMES_PER_TOKEN, HOP_LENGTH, NUM_MELS, SAMPLE_RATE
 from export.dvae import MIN_ENCODER_SAMPLES
 from export.parity import ParityResult
 
@@ -73,8 +74,9 @@ def check_decoder(source: Callable[[torch.Tensor], torch.Tensor], path: Path, pr
     hidden_size = session.get_inputs()[0].shape[2]
     differences = []
     for batch in _random_batches(hidden_size, GAP_TOKENS, frames_per_token=1):
-        mel, mel_mask = session.run(None, {"hidden": batch.values, "mask": batch.mask})
-        differences.append(np.abs(mel[mel_mask == 0]).max(initial=0))
+        mel, mel_mask, _ = session.run(None, rendered("hidden", batch.values, "mask", batch.mask))
+        differences.append(np.abs(mel[mel_mask[:, :-1] == 0]).max(initial=0))
+        differences.append(_in_two_calls(session, "hidden", batch, "mask", mel))
         for run in batch.runs:
             expected = source(_channels_first(run.frames))[0].T.numpy()
             start = run.start * FRAMES_PER_TOKEN
@@ -87,7 +89,8 @@ def check_vocos(source: Any, path: Path, precision: str = "fp32") -> ParityResul
     session = open_session(path)
     differences = []
     for batch in _random_batches(NUM_MELS, GAP_TOKENS * FRAMES_PER_TOKEN, frames_per_token=FRAMES_PER_TOKEN):
-        (waveform,) = session.run(None, {"mel": batch.values, "mel_mask": batch.mask})
+        waveform, _ = session.run(None, rendered("mel", batch.values, "mel_mask", batch.mask))
+        differences.append(_in_two_calls(session, "mel", batch, "mel_mask", waveform))
         for run in batch.runs:
             expected = source.decode(_channels_first(run.frames))[0].numpy()
             start = run.start * HOP_LENGTH
@@ -120,18 +123,37 @@ def check_encoder(source: Any, path: Path) -> ParityResult:
     return ParityResult("dvae_encoder", wrong / total, ALLOWED_CODES)
 
 
+def rendered(name: str, values: Array, mask_name: str, mask: Array, state: Array | None = None) -> dict[str, Array]:
+    """Inputs that have `values` [B, F, channels] rendered to their end, from the beginning or behind `state`."""
+    if state is None:
+        state = np.zeros((len(values), 1), np.float32)
+    return {name: values, mask_name: np.pad(mask, [(0, 0), (0, 1)]), "state": state}
+
+
+def _in_two_calls(session: Any, name: str, batch: Batch, mask_name: str, whole: Array) -> float:
+    """The largest difference to `whole` where a first call waits for a second one; 0 for rows too short to wait."""
+    cut = batch.values.shape[1] * 3 // 4
+    if cut <= CONTEXT_TOKENS * (1 if name == "hidden" else FRAMES_PER_TOKEN):
+        return 0.0
+    inputs = {name: batch.values[:, :cut], mask_name: batch.mask[:, :cut]}
+    start, *_, state = session.run(None, {**inputs, "state": np.zeros((len(whole), 1), np.float32)})
+    end, *_ = session.run(None, rendered(name, batch.values[:, cut:], mask_name, batch.mask[:, cut:], state))
+    joined = np.concatenate([start, end], axis=1)
+    return float(np.abs(joined - whole).max()) if joined.shape == whole.shape else np.inf
+
+
 def open_session(path: Path) -> Any:
     """An ONNX Runtime session on the CPU."""
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 def _random_batches(channels: int, gap: int, *, frames_per_token: int) -> Iterable[Batch]:
-    """ROUNDS batches of 1 to 3 rows with 1 to 3 runs each; the first batch also has the shortest possible run."""
+    """ROUNDS batches of 1 to 3 rows with 1 to 3 runs each; the first batch also has the longest and shortest runs."""
     rng = np.random.default_rng(0)
     for round_number in range(ROUNDS):
         lengths = [list(rng.integers(1, MAX_TOKENS + 1, rng.integers(1, 4))) for _ in range(rng.integers(1, 4))]
         if round_number == 0:
-            lengths[0].append(1)
+            lengths[0] = [MAX_TOKENS, MAX_TOKENS, 1]
         yield lay_out(
             rng,
             [

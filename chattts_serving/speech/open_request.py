@@ -19,7 +19,7 @@ from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import EngineError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
-from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_window
+from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_window, rows_of
 
 MAX_DRAWS = 8  # of a sentence that ends before it can have been said, or long after
 _DRAWS_APART = 2**16  # between the streams of random numbers of two draws; one draw of a request has 2 * MAX_SENTENCES
@@ -59,12 +59,14 @@ class Part:
     """What one read gets.
 
     Attributes:
-        hidden: the hidden states of the chunk's window, float32 [n, hidden]; None where there is no audio.
+        hidden: the hidden states of the chunk's window, float32 [T, hidden]; None where there is no audio.
+        mask: of those, float32 [T or T + 1], as `rows_of` makes it.
         codes: the chunk's audio tokens, [num_tokens][num_codebooks].
         chunk: what they are.
     """
 
     hidden: Hidden | None
+    mask: npt.NDArray[np.float32] | None
     codes: list[tuple[int, ...]]
     chunk: Chunk
 
@@ -87,7 +89,8 @@ class OpenRequest:
         num_draws: how often a sentence was drawn that ended too early or too late, by place.
         spoken: the finished sentences that were not read to their end, by place.
         num_tokens: audio tokens of all finished sentences.
-        place, num_read, num_chunks: the sentence that is read, and how many of its tokens and chunks were.
+        place, num_read, num_rendered, num_chunks: the sentence that is read, how many of its tokens were, how many were
+            given to the decoder, and in how many chunks.
         num_samples: samples read, pauses included.
         sentence_start: of `num_samples`, those before the sentence that is read.
         reply: of the read that waits; None between two reads.
@@ -105,6 +108,7 @@ class OpenRequest:
     num_tokens: int = 0
     place: int = 0
     num_read: int = 0
+    num_rendered: int = 0
     num_chunks: int = 0
     num_samples: int = 0
     sentence_start: int = 0
@@ -233,20 +237,26 @@ class OpenRequest:
         if self.request.redraw_long and not finished:  # nothing is heard of what may be drawn again
             return None
         window = next_window(
-            self.opening.plan, self.num_chunks, self.num_read, len(sequence.tokens), ended=finished is not None
+            self.opening.plan,
+            self.num_chunks,
+            self.num_read,
+            self.num_rendered,
+            len(sequence.tokens),
+            ended=finished is not None,
         )
         if window is None:
             return None
         hidden = (
             finished.hidden[window.start : window.end] if finished else hidden_of(sequence, window.start, window.end)
         )
-        return Part(hidden, sequence.tokens[window.first : window.last], self._take(sequence, window))
+        hidden, mask = rows_of(hidden, closes=window.closes, ends=window.ends)
+        return Part(hidden, mask, sequence.tokens[window.first : window.last], self._take(sequence, window))
 
     def _refined(self) -> Part | None:
         """The answer to a request for refined text alone, once all of it is there."""
         if self.waiting or self.running:
             return None
-        return Part(None, [], Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True))
+        return Part(None, None, [], Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True))
 
     def _take(self, sequence: Sequence, window: Window) -> Chunk:
         """The chunk of `window`, which counts as read from now on."""
@@ -255,7 +265,7 @@ class OpenRequest:
         pause_samples = 0
         is_final = window.ends and place == len(self.texts) - 1
         self.num_samples += window.num_samples
-        self.num_read = window.last
+        self.num_read, self.num_rendered = window.last, window.end
         self.num_chunks += 1
         if window.ends:
             sentences = (
@@ -272,7 +282,7 @@ class OpenRequest:
             self.num_samples += pause_samples
             self.sentence_start = self.num_samples
             del self.spoken[place]
-            self.place, self.num_read, self.num_chunks = place + 1, 0, 0
+            self.place, self.num_read, self.num_rendered, self.num_chunks = place + 1, 0, 0, 0
         return Chunk(
             first_sample=window.first_sample,
             num_samples=window.num_samples,

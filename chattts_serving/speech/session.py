@@ -25,6 +25,10 @@ CANCEL_POLL_S = 0.1  # between two looks whether the caller of a stream has gone
 PASSED_ON = ("used_speaker", "warning")  # outputs of text_frontend that each chunk of a stream has
 DEADLINE_GRACE_S = 0.1  # past a deadline, which the engine keeps; decoder and vocoder know none
 
+# What decoder and vocoder keep of a sentence, at its beginning; each call has them as inputs and gives the next ones.
+BEGINNING = {name: np.zeros(1, np.float32) for name in ("decoder_state", "vocoder_state")}
+NEXT = "next_{}"
+
 Samples = npt.NDArray[np.float32]
 Values = Mapping[str, npt.NDArray[Any] | str]
 CallModel = Callable[[str, Values, Sequence[str]], Awaitable[Values]]
@@ -68,11 +72,13 @@ class SpeechSession:
             ServingError: the request failed.
         """
         inputs: Values = self._opening
+        states: Values = BEGINNING
         faded = np.zeros(0, np.float32)  # what the last window made of this one's beginning
         while True:
-            inputs = {**inputs, "stream_id": self._stream_id}
-            outputs = await self._call("speech_chunk", inputs, ["waveform", "chunk"])
+            inputs = {**inputs, **states, "stream_id": self._stream_id}
+            outputs = await self._call("speech_chunk", inputs, ["waveform", "chunk", *map(NEXT.format, BEGINNING)])
             chunk = Chunk.from_json(str(outputs["chunk"]))
+            states = BEGINNING if chunk.sentences else {name: outputs[NEXT.format(name)] for name in BEGINNING}
             waveform = np.asarray(outputs["waveform"])
             end = chunk.first_sample + chunk.num_samples
             audio = cross_faded(faded, waveform[chunk.first_sample : end])

@@ -1,8 +1,8 @@
-"""Which audio tokens of a sentence are rendered together, and which samples of that are heard.
+"""Which audio tokens of a sentence are rendered in one call, and which samples of that are heard.
 
-Decoder and vocoder see CONTEXT_TOKENS to each side of a token. A window with that much around the tokens of a chunk
-gives their samples as the whole sentence would. It is padded to one of a few lengths, since Triton's dynamic batcher
-groups equal shapes only.
+Decoder and vocoder keep what they need of the tokens before, so a call has new tokens alone. They see CONTEXT_TOKENS
+ahead: a chunk is exact once so many are rendered behind it, and where fewer are, what follows is guessed. Lengths are
+few, since Triton's dynamic batcher groups equal shapes only.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chattts_serving.audio import HOP_LENGTH, SAMPLES_PER_TOKEN
+from chattts_serving.audio import CONTEXT_TOKENS, HELD_TOKENS, HOP_LENGTH, SAMPLES_PER_TOKEN
 from chattts_serving.errors import InvalidInputError
 
-# Decoder: three convolutions of 3 and 12 of 7 at dilation 2, 3 + 12 * 6 frames; Vocos: 9 convolutions of 7 and the
-# inverse STFT, 9 * 3 + 2 frames. Together 104 frames, two a token.
-CONTEXT_TOKENS = 52
 MAX_CHUNK_TOKENS = 1_024
 MAX_SENTENCES_AHEAD = 64
 
-# 16, 20, 24, 28, 32, 40, ... 1,792: at most a quarter is added to rows of 16 and more, and there are few shapes.
+# 16, 20, 24, 28, 32, 40, ... 1,792: a quarter apart at most.
 _BUCKETS = tuple((4 + quarter) << power for power in range(2, 9) for quarter in range(4))
 
 
@@ -36,10 +33,10 @@ class ReadingPlan:
     Attributes:
         least_tokens: audio tokens that the first, second, ... chunk of a sentence waits for; the last holds for all
             further ones. A sentence's end cuts a chunk short.
-        most_tokens: of a chunk, where more are there already.
+        most_tokens: of a chunk, where more are there already; a sentence's last one has up to `lookahead_tokens` more.
         lookahead_tokens: tokens past a chunk that it waits for, 1 to CONTEXT_TOKENS, which makes chunks exact. With
             none, a sentence's last token could be read before it is known to be the last.
-        fade_tokens: of the lookahead, how many are rendered with the chunk, to be cross-faded with the next one.
+        fade_tokens: of a lookahead that makes no exact chunks, how many are cross-faded with the next one.
         sentences_ahead: sentences in the engine at once, the one that is read included.
 
     Raises:
@@ -92,7 +89,8 @@ class ReadingPlan:
 class Window:
     """Tokens of one sentence: `start` to `end` are rendered, `first` to `last` are the chunk that is heard.
 
-    The samples of `fade_tokens` past `last` are cross-faded into the next chunk; `ends` says that there is none.
+    Those before `start` were rendered in earlier calls. The samples of `fade_tokens` past `last` are cross-faded into
+    the next chunk. `closes` says that all sound up to `end` is rendered, `ends` that nothing follows.
     """
 
     start: int
@@ -100,12 +98,13 @@ class Window:
     last: int
     end: int
     fade_tokens: int
+    closes: bool
     ends: bool
 
     @property
     def first_sample(self) -> int:
-        """Of the chunk, in the window's waveform."""
-        return (self.first - self.start) * SAMPLES_PER_TOKEN
+        """Of the chunk, in the call's waveform, which begins CONTEXT_TOKENS before `start`, or with the sentence."""
+        return (self.first - (self.start - CONTEXT_TOKENS if self.start else 0)) * SAMPLES_PER_TOKEN
 
     @property
     def num_samples(self) -> int:
@@ -113,46 +112,48 @@ class Window:
         return (self.last - self.first) * SAMPLES_PER_TOKEN - (HOP_LENGTH if self.ends else 0)
 
 
-def next_window(plan: ReadingPlan, number: int, first: int, num_tokens: int, *, ended: bool) -> Window | None:
+def next_window(
+    plan: ReadingPlan, number: int, first: int, start: int, num_tokens: int, *, ended: bool
+) -> Window | None:
     """The window of a sentence's chunk `number` (0, 1, ...), or None while too few tokens are there.
 
     Args:
         plan: how the sentence is read.
         number: of the chunk.
         first: tokens that have been read.
+        start: tokens that have been rendered.
         num_tokens: tokens that there are, more than `first` if `ended`.
         ended: whether those are all of the sentence.
     """
-    if ended:
-        last = min(num_tokens, first + plan.most_tokens)
-    else:
-        ready = num_tokens - plan.lookahead_tokens - first
-        if ready < plan.least_tokens[min(number, len(plan.least_tokens) - 1)]:
-            return None
-        last = first + min(ready, plan.most_tokens)
-    ends = ended and last == num_tokens
-    return Window(
-        start=max(0, first - CONTEXT_TOKENS),
-        first=first,
-        last=last,
-        end=min(num_tokens, last + plan.lookahead_tokens),
-        fade_tokens=0 if ends else min(plan.fade_tokens, num_tokens - last),
-        ends=ends,
-    )
+    if ended and num_tokens - first <= plan.most_tokens + plan.lookahead_tokens:
+        return Window(start, first, num_tokens, num_tokens, fade_tokens=0, closes=True, ends=True)
+    least = plan.least_tokens[min(number, len(plan.least_tokens) - 1)]
+    ready = min(num_tokens - plan.lookahead_tokens - first, plan.most_tokens)
+    if ready < least:
+        return None
+    last = first + max(least, _BUCKETS[bisect.bisect_right(_BUCKETS, ready) - 1] if ready >= _BUCKETS[0] else 0)
+    closes = plan.lookahead_tokens < CONTEXT_TOKENS
+    fade_tokens = plan.fade_tokens if closes else 0
+    return Window(start, first, last, last + plan.lookahead_tokens, fade_tokens, closes=closes, ends=False)
 
 
-def bucket_length(num_tokens: int) -> int:
-    """The length that a window of `num_tokens` tokens, at most 1,792, is padded to."""
-    return _BUCKETS[bisect.bisect_left(_BUCKETS, num_tokens)]
+def rows_of(
+    hidden: npt.NDArray[np.float32], *, closes: bool, ends: bool
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What the decoder takes for the hidden states [n, hidden] of a window.
 
-
-def padded(hidden: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Hidden states [n, hidden] padded with 0 to a bucket's length T, and the mask, float32 [T], 1 on the n."""
-    length = bucket_length(len(hidden))
+    Returns:
+        The same, padded with 0 to one of few lengths if the window `ends`, or with the last one held if it `closes`
+        while others follow: [T, hidden]. And the mask, float32 [T] with 0 on padding, or [T + 1] if it `closes`.
+    """
+    if closes and not ends:
+        hidden = np.concatenate([hidden, np.repeat(hidden[-1:], HELD_TOKENS, axis=0)])
+    num_tokens = len(hidden)
+    length = _BUCKETS[bisect.bisect_left(_BUCKETS, num_tokens)] if ends else num_tokens
     row = np.zeros((length, hidden.shape[1]), np.float32)
-    row[: len(hidden)] = hidden
-    mask = np.zeros(length, np.float32)
-    mask[: len(hidden)] = 1
+    row[:num_tokens] = hidden
+    mask = np.zeros(length + closes, np.float32)
+    mask[:num_tokens] = 1
     return row, mask
 
 
@@ -180,7 +181,7 @@ class Chunk:
     """What `gpt_decoder` says of one window.
 
     Attributes:
-        first_sample: of the chunk in the window's waveform.
+        first_sample: of the chunk in the call's waveform.
         num_samples: of the chunk.
         fade_samples: after those, to be cross-faded into the next chunk.
         pause_samples: silence that follows the chunk.

@@ -64,7 +64,8 @@ class ReadingConfig:
     least_tokens: tuple[int, ...] = (512,)
     most_tokens: int = 512
     sentences_ahead: int = 16
-    low_latency_lookahead_tokens: int = 12
+    low_latency_least_tokens: tuple[int, ...] = ()  # none: as `least_tokens`
+    low_latency_lookahead_tokens: int = 8
     low_latency_fade_tokens: int = 1
 
     def __post_init__(self) -> None:
@@ -79,7 +80,8 @@ class ReadingConfig:
     def from_triton(cls, model_config: str) -> ReadingConfig:
         """As `DecoderConfig.from_triton`."""
         readers: dict[str, _Reader] = {field.name: int for field in fields(cls)}
-        readers["least_tokens"] = lambda text: tuple(map(int, text.split(",")))
+        for name in ("least_tokens", "low_latency_least_tokens"):
+            readers[name] = lambda text: tuple(map(int, text.split(",")))
         return cls(**_parameters(model_config, readers))  # type: ignore[arg-type]
 
     def plan(self, mode: str) -> ReadingPlan:
@@ -93,8 +95,12 @@ class ReadingConfig:
         plan = ReadingPlan(self.least_tokens, self.most_tokens, sentences_ahead=self.sentences_ahead)
         if mode == "exact":
             return plan
-        lookahead, fade = self.low_latency_lookahead_tokens, self.low_latency_fade_tokens
-        return replace(plan, lookahead_tokens=lookahead, fade_tokens=fade)
+        return replace(
+            plan,
+            least_tokens=self.low_latency_least_tokens or self.least_tokens,
+            lookahead_tokens=self.low_latency_lookahead_tokens,
+            fade_tokens=self.low_latency_fade_tokens,
+        )
 
 
 _Reader = Callable[[str], object]

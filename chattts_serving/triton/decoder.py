@@ -21,7 +21,7 @@ from chattts_serving.speech.observer import Observer
 from chattts_serving.speech.open_request import Opening, Part
 from chattts_serving.speech.open_request import Reply as PartReply
 from chattts_serving.speech.synthesizer import Synthesizer
-from chattts_serving.speech.windows import ReadingPlan, padded
+from chattts_serving.speech.windows import ReadingPlan, rows_of
 from chattts_serving.text.prompts import Prompts
 from chattts_serving.triton.config import DecoderConfig
 
@@ -113,9 +113,9 @@ class Decoder:
         return done
 
     def _outputs(self, part: Part) -> Outputs:
-        hidden, mask = padded(
-            np.zeros((0, self._config.hidden_size), np.float32) if part.hidden is None else part.hidden
-        )
+        hidden, mask = part.hidden, part.mask
+        if hidden is None or mask is None:
+            hidden, mask = rows_of(np.zeros((0, self._config.hidden_size), np.float32), closes=True, ends=True)
         codes = np.array(part.codes, np.int32).reshape(-1, self._config.num_codebooks)
         return {"hidden": hidden, "mask": mask, "codes": codes, "chunk": part.chunk.to_json()}
 

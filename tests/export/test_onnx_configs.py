@@ -20,6 +20,7 @@ from tritonclient.grpc import model_config_pb2
 from export.__main__ import DEMO
 from export.checkpoint import Checkpoint
 from export.convnext import Weights
+from export.dvae import decoder_delay
 from export.layout import DECODER_FILE, DVAE_FILE, VOCOS_FILE, tensor_shapes
 from export.onnx_models import decoder_model, encoder_model, export_onnx_models, vocos_model
 from export.synthetic import SIZES, write_checkpoint
@@ -41,7 +42,7 @@ def official_models(out: Path) -> None:
     }
     models = {
         "dvae_decoder": decoder_model(zeros[DECODER_FILE], official.gpt.hidden),
-        "vocos": vocos_model(zeros[VOCOS_FILE]),
+        "vocos": vocos_model(zeros[VOCOS_FILE], decoder_delay(zeros[DECODER_FILE])),
         "dvae_encoder": encoder_model(zeros[DVAE_FILE]),
     }
     for name, model in models.items():

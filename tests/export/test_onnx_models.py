@@ -20,7 +20,15 @@ from chattts_serving.errors import ConfigError
 from export.chattts_package import load_chat
 from export.checkpoint import Checkpoint
 from export.onnx_models import export_onnx_models
-from export.onnx_parity import ALLOWED_DIFFERENCE, check_decoder, check_encoder, check_vocos, lay_out, open_session
+from export.onnx_parity import (
+    ALLOWED_DIFFERENCE,
+    check_decoder,
+    check_encoder,
+    check_vocos,
+    lay_out,
+    open_session,
+    rendered,
+)
 from export.parity import ParityResult
 from export.synthetic import write_checkpoint
 from tests.codes import chattts_codes, check_codes
@@ -57,6 +65,16 @@ class Export:
     def run(self, model: str, *inputs: np.ndarray) -> list[np.ndarray]:
         session = self.sessions[model]
         return session.run(None, {node.name: value for node, value in zip(session.get_inputs(), inputs, strict=True)})
+
+    def decode(self, hidden: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mel and its mask of sentences rendered in one call."""
+        mel, mel_mask, _ = self.sessions["dvae_decoder"].run(None, rendered("hidden", hidden, "mask", mask))
+        assert not mel_mask[:, -1].any()
+        return mel, mel_mask[:, :-1]
+
+    def speak(self, mel: np.ndarray, mel_mask: np.ndarray) -> np.ndarray:
+        """The waveform of sentences rendered in one call."""
+        return self.sessions["vocos"].run(None, rendered("mel", mel, "mel_mask", mel_mask))[0]
 
     @property
     def hidden_size(self) -> int:
@@ -147,14 +165,13 @@ def test_half_precision_is_silent_and_keeps_runs_apart_where_the_mask_says_so(ex
     """A run beside noise and other runs equals the run alone, up to float16's rounding."""
     rng, frames = random_frames(0, [[10, 20], [15]], exported.hidden_size)
     batch = lay_out(rng, frames, gap=3)
-    mel, mel_mask = half_precision.run("dvae_decoder", batch.values, batch.mask)
-    (waveform,) = half_precision.run("vocos", mel, mel_mask)
+    mel, mel_mask = half_precision.decode(batch.values, batch.mask)
+    waveform = half_precision.speak(mel, mel_mask)
     assert not mel[mel_mask == 0].any()
     for run in batch.runs:
-        alone, alone_mask = half_precision.run(
-            "dvae_decoder", run.frames[None], np.ones((1, len(run.frames)), np.float32)
+        expected = half_precision.speak(
+            *half_precision.decode(run.frames[None], np.ones((1, len(run.frames)), np.float32))
         )
-        (expected,) = half_precision.run("vocos", alone, alone_mask)
         found = waveform[run.row, run.start * 2 * HOP_LENGTH :][: expected.shape[1]]
         np.testing.assert_allclose(found, expected[0], rtol=0, atol=ALLOWED_DIFFERENCE["fp16"] / 4)
         found[:] = 0
@@ -179,7 +196,7 @@ def test_onnx_runtime_makes_no_slow_operators_of_the_graph(exported, model, tmp_
 def test_the_decoder_gives_each_run_what_chattts_gives_it_alone(exported, rows, gap, seed):
     rng, frames = random_frames(seed, rows, exported.hidden_size)
     batch = lay_out(rng, frames, gap)
-    mel, mel_mask = exported.run("dvae_decoder", batch.values, batch.mask)
+    mel, mel_mask = exported.decode(batch.values, batch.mask)
     np.testing.assert_array_equal(mel_mask, batch.mask.repeat(2, axis=1))
     assert not mel[mel_mask == 0].any()
     for run in batch.runs:
@@ -193,7 +210,7 @@ def test_the_decoder_gives_each_run_what_chattts_gives_it_alone(exported, rows, 
 def test_the_vocoder_gives_each_run_what_vocos_gives_it_alone_and_silence_elsewhere(exported, rows, gap, seed):
     rng, frames = random_frames(seed, rows, NUM_MELS)
     batch = lay_out(rng, frames, gap)
-    (waveform,) = exported.run("vocos", batch.values, batch.mask)
+    waveform = exported.speak(batch.values, batch.mask)
     expected = np.zeros((len(rows), batch.mask.shape[1] * HOP_LENGTH), np.float32)
     for run in batch.runs:
         alone = vocos_waveform(exported, run.frames)
@@ -244,8 +261,8 @@ def test_the_check_of_codes_notices_one_that_is_wrong(exported):
 def test_a_single_token_makes_one_hop_of_audio(exported):
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((1, 1, exported.hidden_size), np.float32)
-    mel, mel_mask = exported.run("dvae_decoder", hidden, np.ones((1, 1), np.float32))
-    (waveform,) = exported.run("vocos", mel, mel_mask)
+    mel, mel_mask = exported.decode(hidden, np.ones((1, 1), np.float32))
+    waveform = exported.speak(mel, mel_mask)
     expected = vocos_waveform(exported, chattts_mel(exported, hidden[0]))
     assert expected.shape == (HOP_LENGTH,)
     np.testing.assert_allclose(waveform[0, :HOP_LENGTH], expected, rtol=0, atol=TOLERANCE)
@@ -254,7 +271,7 @@ def test_a_single_token_makes_one_hop_of_audio(exported):
 
 def test_a_row_that_is_masked_throughout_is_silent(exported):
     noise = 100 * np.random.default_rng(0).standard_normal((2, 20, NUM_MELS)).astype(np.float32)
-    (waveform,) = exported.run("vocos", noise, np.zeros((2, 20), np.float32))
+    waveform = exported.speak(noise, np.zeros((2, 20), np.float32))
     assert not waveform.any()
 
 
@@ -263,7 +280,7 @@ def test_magnitudes_are_clipped_as_vocos_clips_them(exported):
     mel = np.random.default_rng(1).standard_normal((40, NUM_MELS)).astype(np.float32)
     log_magnitude = vocos.head.out(vocos.backbone(torch.from_numpy(mel.T[None].copy())))[..., : N_FFT // 2 + 1]
     assert log_magnitude.max() > np.log(100)
-    (waveform,) = exported.run("vocos", mel[None], np.ones((1, 40), np.float32))
+    waveform = exported.speak(mel[None], np.ones((1, 40), np.float32))
     expected = vocos_waveform(exported, mel)
     np.testing.assert_allclose(waveform[0, : len(expected)], expected, rtol=0, atol=TOLERANCE)
 
@@ -272,7 +289,7 @@ def test_two_tokens_are_not_enough_to_keep_runs_apart(exported):
     """The gap that everything relies on is the smallest that works."""
     rng, frames = random_frames(0, [[10, 10]], exported.hidden_size)
     batch = lay_out(rng, frames, gap=2)
-    mel, _ = exported.run("dvae_decoder", batch.values, batch.mask)
+    mel, _ = exported.decode(batch.values, batch.mask)
     assert np.abs(mel[0, :20] - chattts_mel(exported, frames[0][0])).max() > FAR
 
 
@@ -280,7 +297,7 @@ def test_without_its_mask_padding_changes_the_audio(exported):
     """The comparisons above would notice a mask that does nothing."""
     rng, frames = random_frames(0, [[10], [20]], exported.hidden_size)
     batch = lay_out(rng, frames, gap=3)
-    mel, _ = exported.run("dvae_decoder", batch.values, np.ones_like(batch.mask))
+    mel, _ = exported.decode(batch.values, np.ones_like(batch.mask))
     assert np.abs(mel[0, :20] - chattts_mel(exported, frames[0][0])).max() > FAR
 
 

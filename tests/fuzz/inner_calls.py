@@ -117,14 +117,19 @@ def _floats(draw: st.DrawFn, name: str, shape: tuple[int, ...]) -> Tensor:
 
 @st.composite
 def _masked(draw: st.DrawFn, model: str, names: tuple[str, str], usual_width: int) -> Call:
-    """Rows [batch, time, width] and a mask [batch, time] that fit each other, or not."""
+    """Rows [batch, time, width], a mask [batch, time + 1] and a state [batch, 1] that fit each other, or not."""
     batch = draw(often(st.integers(1, 3), st.sampled_from([16, 17]), share=15))
     length = draw(_lengths(80))
     width = draw(often(st.just(usual_width), st.sampled_from([0, 1, usual_width - 1, usual_width + 1]), share=10))
     mask_shape = draw(
         often(
-            st.just((batch, length)), st.sampled_from([(batch, length + 1), (batch, 1), (batch + 1, length)]), share=8
+            st.just((batch, length + 1)),
+            st.sampled_from([(batch, length), (batch, length + 9), (batch, 1), (batch + 1, length)]),
+            share=8,
         )
+    )
+    state_shape = draw(
+        often(st.just((batch, 1)), st.sampled_from([(batch, 0), (batch, 500), (batch + 1, 1)]), share=12)
     )
     rows = draw(_floats(names[0], (batch, length, width)))
     mask = float_tensor(
@@ -132,8 +137,10 @@ def _masked(draw: st.DrawFn, model: str, names: tuple[str, str], usual_width: in
         mask_shape,
         [draw(often(st.just(1.0), st.sampled_from([0.0, *_ODD]), share=8))] * math.prod(mask_shape),
     )
-    fits = mask_shape == (batch, length) and width == usual_width and length > 0 and batch <= 16
-    return Call(model, (rows, mask), expected=Expected.ANSWER if fits else Expected.EITHER)
+    state = draw(_floats("state", state_shape))
+    shapes_fit = (mask_shape, state_shape) == ((batch, length + 1), (batch, 1))
+    fits = shapes_fit and width == usual_width and length > 0 and batch <= 16
+    return Call(model, (rows, mask, state), expected=Expected.ANSWER if fits else Expected.EITHER)
 
 
 @st.composite
@@ -191,10 +198,10 @@ def check_tensors(call: Call, answer: Answer) -> None:
     shapes = {
         "dvae_decoder": {
             "mel": (batch, FRAMES_PER_TOKEN * length, NUM_MELS),
-            "mel_mask": (batch, FRAMES_PER_TOKEN * length),
+            "mel_mask": (batch, FRAMES_PER_TOKEN * length + 1),
         },
         "vocos": {"waveform": (batch, length * HOP_LENGTH)},
-    }.get(call.model, {})
+    }.get(call.model if [tensor.shape for tensor in call.tensors[1:]] == [(batch, length + 1), (batch, 1)] else "", {})
     found = {name: outputs[name].shape for name in shapes}
     if found != shapes:
         raise UnexpectedError(f"shapes {found}, not {shapes}")

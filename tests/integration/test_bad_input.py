@@ -197,7 +197,8 @@ def test_gpt_decoder_refuses_what_text_frontend_never_writes(tiny, junk):
 def test_hidden_states_of_another_width_are_refused_by_triton(tiny, width):
     """Half of it or twice would fit the graph's reshape; the frames would be others."""
     tensors = []
-    for name, array in (("hidden", np.ones((1, 16, width), np.float32)), ("mask", np.ones((1, 16), np.float32))):
+    for name, shape in (("hidden", (1, 16, width)), ("mask", (1, 17)), ("state", (1, 1))):
+        array = np.ones(shape, np.float32)
         tensors.append(tritonclient.grpc.InferInput(name, array.shape, "FP32"))
         tensors[-1].set_data_from_numpy(array)
     with tritonclient.grpc.InferenceServerClient(tiny.server.grpc_url) as triton:

@@ -39,8 +39,8 @@ def runs(trace: Path) -> dict[str, set[tuple[int, int]]]:
 def test_decoder_and_vocoder_take_turns_and_answer(tiny: Deployment, tmp_path: Path) -> None:
     hidden_size = json.loads((tiny.repository / "gpt_decoder" / "1" / "config.json").read_text())["hidden_size"]
     inputs = {
-        "dvae_decoder": {"hidden": ones(NUM_TOKENS, hidden_size), "mask": ones(NUM_TOKENS)},
-        "vocos": {"mel": ones(NUM_FRAMES, 100), "mel_mask": ones(NUM_FRAMES)},
+        "dvae_decoder": {"hidden": ones(NUM_TOKENS, hidden_size), "mask": ones(NUM_TOKENS), "state": 0 * ones(1)},
+        "vocos": {"mel": ones(NUM_FRAMES, 100), "mel_mask": ones(NUM_FRAMES), "state": 0 * ones(1)},
     }
     models, trace = tmp_path / "models", tmp_path / "trace.json"
     models.mkdir()

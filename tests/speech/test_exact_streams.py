@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
+from chattts_serving.audio import CONTEXT_TOKENS, HOP_LENGTH, N_FFT, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.engine.engine import Finished
 from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.speech.open_request import Opening, Part
-from chattts_serving.speech.session import Heard, SpeechSession
+from chattts_serving.speech.session import BEGINNING, Heard, SpeechSession
 from chattts_serving.speech.synthesizer import Synthesizer
-from chattts_serving.speech.windows import CONTEXT_TOKENS, Chunk, ReadingPlan, padded
+from chattts_serving.speech.windows import Chunk, ReadingPlan, rows_of
 from chattts_serving.triton.config import ReadingConfig
 from export import synthetic
 from export.layout import ConvNeXtSizes, VocosSizes
@@ -42,8 +42,11 @@ ONES = ReadingPlan((1,), 1)
 END = 10**6  # token of the stand-in
 
 Array = np.ndarray
-Render = Callable[[Array], Array]
-"""Hidden states [n, HIDDEN] of a window -> its samples, padding included."""
+States = tuple[Array, Array]
+Render = Callable[[Array, Array, States], tuple[Array, States]]
+"""Hidden states [T, HIDDEN] of a call, its mask, what decoder and vocoder kept -> samples, and what they keep."""
+
+Planted = Callable[[Array, States, Chunk], tuple[Array, States, Chunk]]
 
 
 def shipped_plan(model: str, mode: str = "exact") -> ReadingPlan:
@@ -72,19 +75,26 @@ def render(tmp_path_factory) -> Render:
     export_onnx_models(checkpoint, folder)
     decoder, vocos = (open_session(folder / model / "1" / "model.onnx") for model in ("dvae_decoder", "vocos"))
 
-    def run(hidden: Array) -> Array:
-        row, mask = padded(hidden)
-        mel, mel_mask = decoder.run(None, {"hidden": row[np.newaxis], "mask": mask[np.newaxis]})
-        ((waveform,),) = vocos.run(None, {"mel": mel, "mel_mask": mel_mask})
-        return waveform
+    def run(hidden: Array, mask: Array, states: States) -> tuple[Array, States]:
+        kept = [state[np.newaxis] for state in states]
+        mel, mel_mask, decoder_state = decoder.run(
+            None, {"hidden": hidden[np.newaxis], "mask": mask[np.newaxis], "state": kept[0]}
+        )
+        waveform, vocoder_state = vocos.run(None, {"mel": mel, "mel_mask": mel_mask, "state": kept[1]})
+        return waveform[0], (decoder_state[0], vocoder_state[0])
 
     return run
 
 
+def at_once(render: Render, hidden: Array) -> Array:
+    """A sentence rendered in one call."""
+    return render(*rows_of(hidden, closes=True, ends=True), tuple(BEGINNING.values()))[0][: num_samples(len(hidden))]
+
+
 @pytest.fixture(scope="module")
 def whole_sentences(render) -> list[Array]:
-    """Of every length up to LONGEST: the hidden states of NOISE's beginning, rendered in one window."""
-    return [render(NOISE[:length])[: num_samples(length)] for length in range(1, LONGEST + 1)]
+    """Of every length up to LONGEST: the hidden states of NOISE's beginning, rendered in one call."""
+    return [at_once(render, NOISE[:length]) for length in range(1, LONGEST + 1)]
 
 
 def noise(length: int, seed: int = 0) -> Array:
@@ -168,12 +178,12 @@ class ScriptedEngine:
 
 @dataclass
 class Models:
-    """Answers what a session calls; `planted` may spoil a window's hidden states and chunk."""
+    """Answers what a session calls; `planted` may spoil what a call gets and says."""
 
     engine: ScriptedEngine
     synthesizer: Synthesizer
     render: Render
-    planted: Callable[[Array, Chunk], tuple[Array, Chunk]]
+    planted: Planted
 
     async def call(self, model: str, inputs: Any, outputs: Sequence[str]) -> Any:
         assert model == "speech_chunk"
@@ -194,12 +204,19 @@ class Models:
         part = replies.get(timeout=60)
         if not isinstance(part, Part):
             raise part
-        hidden, chunk = self.planted(part.hidden, part.chunk)
-        return {"waveform": self.render(hidden), "chunk": chunk.to_json()}
+        states = (inputs["decoder_state"], inputs["vocoder_state"])
+        hidden, states, chunk = self.planted(part.hidden, states, part.chunk)
+        waveform, states = self.render(hidden, part.mask, states)
+        return {
+            "waveform": waveform,
+            "chunk": chunk.to_json(),
+            "next_decoder_state": states[0],
+            "next_vocoder_state": states[1],
+        }
 
 
-def unchanged(hidden: Array, chunk: Chunk) -> tuple[Array, Chunk]:
-    return hidden, chunk
+def unchanged(hidden: Array, states: States, chunk: Chunk) -> tuple[Array, States, Chunk]:
+    return hidden, states, chunk
 
 
 def stream(
@@ -208,7 +225,7 @@ def stream(
     plan: ReadingPlan,
     arrivals: Sequence[int] = (1,),
     pauses: Sequence[int] | None = None,
-    planted: Callable[[Array, Chunk], tuple[Array, Chunk]] = unchanged,
+    planted: Planted = unchanged,
 ) -> list[Heard]:
     """What is heard of `sentences` under `plan`."""
     number = len(sentences)
@@ -285,7 +302,8 @@ def test_a_stream_of_any_length_equals_the_whole_sentence(render, whole_sentence
 @pytest.mark.parametrize("length", [1, 2, 3, 51, 52, 53, 54, 104, 105, 106, 120])
 def test_a_stream_of_single_tokens_equals_the_whole_sentence(render, whole_sentences, length):
     heard = stream(render, [NOISE[:length]], ONES)
-    assert [one.chunk.num_tokens for one in heard] == [1] * length
+    waits_for = CONTEXT_TOKENS
+    assert [one.chunk.num_tokens for one in heard] == [1] * (length - waits_for) + [min(length, waits_for)]
     check_equal(joined(heard), whole_sentences[length - 1])
 
 
@@ -306,7 +324,7 @@ def test_any_schedule_equals_the_whole_sentences_and_the_silence_between_them(re
     sentences = [noise(length, place) for place, (length, _) in enumerate(lengths)]
     pauses = [pause for _, pause in lengths]
     heard = stream(render, sentences, plan, arrivals, pauses)
-    wholes = [render(sentence)[: num_samples(len(sentence))] for sentence in sentences]
+    wholes = [at_once(render, sentence) for sentence in sentences]
     audio = joined(heard)
     check_equal(audio, with_pauses(wholes, pauses))
     spoken = [sentence for one in heard for sentence in one.chunk.sentences]
@@ -316,13 +334,12 @@ def test_any_schedule_equals_the_whole_sentences_and_the_silence_between_them(re
     assert sum(one.chunk.num_tokens for one in heard) == sum(map(len, sentences))
 
 
-@pytest.mark.parametrize("length", [512, 513, 1_100])
-def test_a_sentence_that_the_whole_answer_takes_in_several_windows_equals_one_window(render, length):
-    plan = shipped_plan("speech")
+@pytest.mark.parametrize(("length", "calls"), [(512, 1), (564, 1), (565, 2), (1_100, 3)])
+def test_a_sentence_that_the_whole_answer_takes_in_several_calls_equals_one_call(render, length, calls):
     hidden = noise(length)
-    heard = stream(render, [hidden], plan, (64,))
-    assert len(heard) == -(-length // plan.most_tokens)
-    check_equal(joined(heard), render(hidden)[: num_samples(length)])
+    heard = stream(render, [hidden], shipped_plan("speech"), (64,))
+    assert len(heard) == calls
+    check_equal(joined(heard), at_once(render, hidden))
 
 
 @st.composite
@@ -335,13 +352,27 @@ def low_latency_plans(draw) -> ReadingPlan:
 @settings(max_examples=60, deadline=None)
 @given(lengths=sentences_and_pauses, plan=low_latency_plans(), arrivals=bursts)
 def test_any_lookahead_gives_as_many_samples_as_there_are(lengths, plan, arrivals):
-    def silent(hidden: Array) -> Array:
-        return np.zeros(len(padded(hidden)[0]) * SAMPLES_PER_TOKEN, np.float32)
+    def silent(hidden: Array, mask: Array, states: States) -> tuple[Array, States]:
+        waits = (CONTEXT_TOKENS if states[0][0] else 0) - (0 if len(mask) > len(hidden) else CONTEXT_TOKENS)
+        return np.zeros((len(hidden) + waits) * SAMPLES_PER_TOKEN, np.float32), (np.ones(1), np.ones(1))
 
     pauses = [pause for _, pause in lengths]
     heard = stream(silent, [noise(length) for length, _ in lengths], plan, arrivals, pauses)
     wholes = [np.zeros(num_samples(length), np.float32) for length, _ in lengths]
     assert len(joined(heard)) == len(with_pauses(wholes, pauses))
+
+
+@pytest.mark.parametrize("lookahead", [1, 8])
+@pytest.mark.parametrize("arrivals", [(1,), (7, 1, 90)], ids=["one by one", "in bursts"])
+def test_guesses_are_not_kept(render, whole_sentences, lookahead, arrivals):
+    """A sentence's last chunk is exact, whatever was guessed before, and so is what lies far enough behind a guess."""
+    heard = stream(render, [NOISE], ReadingPlan((4, 6, 8), 16, lookahead, fade_tokens=1), arrivals)
+    *guessed, last = [one.audio for one in heard]
+    faded = SAMPLES_PER_TOKEN
+    check_equal(last[faded:], whole_sentences[-1][-len(last) :][faded:])
+    assert guessed
+    with pytest.raises(AssertionError):
+        check_equal(np.concatenate([*guessed, last]), whole_sentences[-1])
 
 
 # The context is what decoder and vocoder see, not more and not less
@@ -352,47 +383,61 @@ def test_samples_depend_on_all_of_the_context_and_on_nothing_beyond(render):
     place = CONTEXT_TOKENS + 10
     hidden = noise(2 * place)
     hidden[place] = np.nan
-    spoilt = np.flatnonzero(np.isnan(render(hidden))) // SAMPLES_PER_TOKEN
+    spoilt = np.flatnonzero(np.isnan(at_once(render, hidden))) // SAMPLES_PER_TOKEN
     assert (spoilt.min(), spoilt.max()) == (place - CONTEXT_TOKENS, place + CONTEXT_TOKENS)
 
 
 # Would the comparison notice?
 
 
-def a_sample_late(hidden: Array, chunk: Chunk) -> tuple[Array, Chunk]:
-    return hidden, replace(chunk, first_sample=chunk.first_sample + 1)
+def a_sample_late(hidden: Array, states: States, chunk: Chunk) -> tuple[Array, States, Chunk]:
+    return hidden, states, replace(chunk, first_sample=chunk.first_sample + 1)
 
 
-def a_sample_twice(hidden: Array, chunk: Chunk) -> tuple[Array, Chunk]:
-    again = 1 if chunk.is_final else 0
-    return hidden, replace(chunk, first_sample=chunk.first_sample - again, num_samples=chunk.num_samples + again)
+def a_sample_twice(hidden: Array, states: States, chunk: Chunk) -> tuple[Array, States, Chunk]:
+    more = 1 if chunk.is_final else 0
+    return hidden, states, replace(chunk, num_samples=chunk.num_samples + more)
 
 
-def a_sample_less(hidden: Array, chunk: Chunk) -> tuple[Array, Chunk]:
-    return hidden, replace(chunk, num_samples=chunk.num_samples - chunk.is_final)
+def a_sample_less(hidden: Array, states: States, chunk: Chunk) -> tuple[Array, States, Chunk]:
+    return hidden, states, replace(chunk, num_samples=chunk.num_samples - chunk.is_final)
 
 
-def a_token_late(hidden: Array, chunk: Chunk) -> tuple[Array, Chunk]:
-    return hidden, replace(chunk, first_sample=chunk.first_sample + SAMPLES_PER_TOKEN)
+def a_token_exchanged(hidden: Array, states: States, chunk: Chunk) -> tuple[Array, States, Chunk]:
+    return np.concatenate([hidden[:1] + 0.1, hidden[1:]]), states, chunk
 
 
-def a_token_exchanged(hidden: Array, chunk: Chunk) -> tuple[Array, Chunk]:
-    place = chunk.first_sample // SAMPLES_PER_TOKEN
-    return np.concatenate([hidden[:place], hidden[place : place + 1] + 0.1, hidden[place + 1 :]]), chunk
+def forgotten(hidden: Array, states: States, chunk: Chunk) -> tuple[Array, States, Chunk]:
+    return hidden, tuple(np.concatenate([state[:1], 0 * state[1:]]) for state in states), chunk
 
 
-def little_context(hidden: Array, chunk: Chunk) -> tuple[Array, Chunk]:
-    missing = max(0, chunk.first_sample // SAMPLES_PER_TOKEN - CONTEXT_TOKENS // 4)
-    return hidden[missing:], replace(chunk, first_sample=chunk.first_sample - missing * SAMPLES_PER_TOKEN)
+def a_frame_exchanged(which: int, place: int) -> Planted:
+    """In what decoder (0) or vocoder (1) kept."""
+
+    def planted(hidden: Array, states: States, chunk: Chunk) -> tuple[Array, States, Chunk]:
+        spoilt = states[which].copy()
+        if len(spoilt) > 1:
+            spoilt[place * 16 :][1:17] += 0.1
+        return hidden, (*states[:which], spoilt, *states[which + 1 :]), chunk
+
+    return planted
+
+
+def test_the_comparison_would_notice_a_wrong_frame_wherever_it_is_kept(render, whole_sentences):
+    decoder, vocoder = render(*rows_of(NOISE[:80], closes=False, ends=False), tuple(BEGINNING.values()))[1]
+    # The vocoder's last are three windows of the inverse STFT, of which the oldest has but a quarter to give.
+    for which, length in enumerate((len(decoder), len(vocoder) - 3 * N_FFT)):
+        for place in np.linspace(0, length // 16 - 2, 12, dtype=int):
+            found = joined(stream(render, [NOISE], STREAM_PLAN, planted=a_frame_exchanged(which, place)))
+            with pytest.raises(AssertionError):
+                check_equal(found, whole_sentences[-1])
 
 
 def test_nothing_planted_is_equal(render, whole_sentences):
     check_equal(joined(stream(render, [NOISE], STREAM_PLAN, planted=unchanged)), whole_sentences[-1])
 
 
-@pytest.mark.parametrize(
-    "planted", [a_sample_late, a_sample_twice, a_sample_less, a_token_late, a_token_exchanged, little_context]
-)
+@pytest.mark.parametrize("planted", [a_sample_late, a_sample_twice, a_sample_less, a_token_exchanged, forgotten])
 def test_the_comparison_notices(render, whole_sentences, planted):
     found = joined(stream(render, [NOISE], STREAM_PLAN, planted=planted))
     with pytest.raises(AssertionError):

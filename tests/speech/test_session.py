@@ -24,6 +24,7 @@ PREPARED = {
     "used_speaker": "the voice",
     "warning": "",
 }
+STATES = ("decoder_state", "vocoder_state")
 INPUTS = {"text": np.array([b"hello"], np.object_)}
 
 
@@ -31,6 +32,10 @@ def chunk(first_sample=0, num_samples=4, **values):
     """A chunk of 2 tokens in the middle of a request."""
     middle = Chunk(first_sample, num_samples, 0, 0, 2, (), (), 7, is_final=False)
     return replace(middle, **values)
+
+
+def without_states(inputs):
+    return {name: value for name, value in inputs.items() if name not in STATES}
 
 
 def ramp(length, start=0):
@@ -88,7 +93,9 @@ class Models:
         if isinstance(answer, Exception):
             raise answer
         waveform, one = answer
-        return {"waveform": waveform, "chunk": one.to_json()}
+        number = len(self.inputs_of("speech_chunk"))
+        kept = {f"next_{name}": np.full(3, number + 0.5 * place) for place, name in enumerate(STATES)}
+        return {"waveform": waveform, "chunk": one.to_json(), **kept}
 
     async def _gpt_decoder(self):
         self.cancelled.set()
@@ -117,7 +124,7 @@ def test_chunks_are_cut_out_of_their_windows_in_order_with_the_silence_that_foll
 def test_the_first_call_opens_the_request_and_the_others_name_it():
     models = Models(SPOKEN)
     read(models)
-    opening, *others = models.inputs_of("speech_chunk")
+    opening, *others = [without_states(inputs) for inputs in models.inputs_of("speech_chunk")]
     stream_id = opening.pop("stream_id")
     assert opening == {
         **{name: PREPARED[name] for name in ("generation", "speaker_embedding")},
@@ -125,6 +132,13 @@ def test_the_first_call_opens_the_request_and_the_others_name_it():
     }
     assert others == [{"stream_id": stream_id}] * 2
     assert len(models.calls) == 3
+
+
+def test_each_call_gets_what_the_one_before_kept_and_a_sentence_begins_with_nothing():
+    models = Models(SPOKEN)
+    read(models)
+    given = [[inputs[name].tolist() for name in STATES] for inputs in models.inputs_of("speech_chunk")]
+    assert given == [[[0], [0]], [[0], [0]], [[2] * 3, [2.5] * 3]]
 
 
 def test_no_two_requests_have_the_same_name():

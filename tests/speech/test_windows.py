@@ -13,9 +13,8 @@ from chattts_serving.speech.windows import (
     Chunk,
     ReadingPlan,
     SpokenSentence,
-    bucket_length,
     next_window,
-    padded,
+    rows_of,
 )
 
 
@@ -29,66 +28,115 @@ def plans(draw):
 
 def read(plan, length, arrivals):
     """The windows of a sentence of `length` tokens that are there after each of `arrivals`, the last one its end."""
-    windows, first, number = [], 0, 0
+    windows, first, start = [], 0, 0
     for there in (*arrivals, length):
         while first < length:
-            window = next_window(plan, number, first, min(there, length), ended=there >= length)
+            window = next_window(plan, len(windows), first, start, min(there, length), ended=there >= length)
             if window is None:
                 break
             windows.append(window)
-            first, number = window.last, number + 1
+            first, start = window.last, window.end
     return windows
 
 
 @given(plans(), st.integers(1, 400), st.lists(st.integers(1, 400)).map(sorted))
-def test_every_token_is_in_one_chunk_in_order_with_its_context(plan, length, arrivals):
+def test_every_token_is_rendered_and_heard_once_in_order(plan, length, arrivals):
     windows = read(plan, length, arrivals)
     assert [window.first for window in windows] == [0, *(window.last for window in windows[:-1])]
-    assert windows[-1].last == length
+    assert [window.start for window in windows] == [0, *(window.end for window in windows[:-1])]
+    assert windows[-1].last == windows[-1].end == length
     assert [window.ends for window in windows] == [False] * (len(windows) - 1) + [True]
     assert sum(window.num_samples for window in windows) == num_samples(length)
-    for window in windows:
-        assert window.start == max(0, window.first - CONTEXT_TOKENS)
-        assert window.end == min(length, window.last + plan.lookahead_tokens)
+    for window in windows[:-1]:
+        assert window.end == window.last + plan.lookahead_tokens
         assert 1 <= window.last - window.first <= plan.most_tokens
-        assert window.fade_tokens == (0 if window.ends else min(plan.fade_tokens, length - window.last))
-        assert window.last + window.fade_tokens <= window.end
+        assert window.closes == (plan.lookahead_tokens < CONTEXT_TOKENS)
+        assert window.fade_tokens == (plan.fade_tokens if window.closes else 0)
+    assert windows[-1].closes
+    assert windows[-1].last - windows[-1].first <= plan.most_tokens + plan.lookahead_tokens
+
+
+@given(plans(), st.integers(1, 400), st.lists(st.integers(1, 400)).map(sorted))
+def test_what_a_window_renders_has_the_samples_of_its_chunk(plan, length, arrivals):
+    for window in read(plan, length, arrivals):
+        begins_at = max(0, window.start - CONTEXT_TOKENS) if window.start == 0 else window.start - CONTEXT_TOKENS
+        ends_at = window.end if window.closes else window.end - CONTEXT_TOKENS
+        assert window.first_sample == (window.first - begins_at) * SAMPLES_PER_TOKEN
+        assert begins_at <= window.first
+        assert window.last + window.fade_tokens <= ends_at
 
 
 @given(plans(), st.integers(0, 400), st.integers(0, 10), st.integers(0, 400))
 def test_a_chunk_waits_for_its_least_tokens_and_the_lookahead(plan, first, number, more):
     least = plan.least_tokens[min(number, len(plan.least_tokens) - 1)]
-    window = next_window(plan, number, first, first + more, ended=False)
+    window = next_window(plan, number, first, first, first + more, ended=False)
     assert (window is not None) == (more >= least + plan.lookahead_tokens)
 
 
-def test_samples_of_a_chunk_lie_behind_its_context():
-    plan = ReadingPlan((16,), 32)
-    middle = next_window(plan, 3, 100, 400, ended=False)
-    assert (middle.start, middle.first, middle.last, middle.end) == (48, 100, 132, 184)
-    assert middle.first_sample == 52 * SAMPLES_PER_TOKEN
-    assert middle.num_samples == 32 * SAMPLES_PER_TOKEN
-    last = next_window(plan, 4, 132, 140, ended=True)
-    assert (last.start, last.end, last.ends) == (80, 140, True)
-    assert last.num_samples == 8 * SAMPLES_PER_TOKEN - HOP_LENGTH
+def test_a_sentence_window_by_window():
+    plan = ReadingPlan((12, 16), 32)
+    window = next_window(plan, 0, 0, 0, 63, ended=False)
+    assert window is None
+    window = next_window(plan, 0, 0, 0, 64, ended=False)
+    assert (window.start, window.first, window.last, window.end) == (0, 0, 12, 64)
+    assert (window.first_sample, window.num_samples) == (0, 12 * SAMPLES_PER_TOKEN)
+    window = next_window(plan, 1, 12, 64, 90, ended=False)
+    assert (window.start, window.first, window.last, window.end) == (64, 12, 36, 88)
+    assert (window.first_sample, window.num_samples) == (0, 24 * SAMPLES_PER_TOKEN)
+    window = next_window(plan, 2, 36, 88, 120, ended=True)
+    assert (window.start, window.first, window.last, window.end, window.ends) == (88, 36, 120, 120, True)
+    assert window.num_samples == 84 * SAMPLES_PER_TOKEN - HOP_LENGTH
 
 
-def test_buckets_hold_their_windows_waste_little_and_are_few():
-    longest = MAX_CHUNK_TOKENS + 2 * CONTEXT_TOKENS
-    lengths = [bucket_length(tokens) for tokens in range(longest + 1)]
-    assert all(length >= tokens for tokens, length in enumerate(lengths))
-    assert all(length <= 1.25 * tokens + 1 for tokens, length in enumerate(lengths) if tokens >= 16)
-    assert lengths == sorted(lengths)
-    assert len(set(lengths)) <= 26
+def test_windows_have_few_lengths():
+    """Where tokens come at any pace: chunks are as short as is waited for, or one of few lengths."""
+    plan = ReadingPlan((16, 24, 36), 1_024)
+    lengths = {next_window(plan, 5, 60, 112, there, ended=False).last - 60 for there in range(148, 1_137)}
+    assert lengths == {
+        36,
+        40,
+        48,
+        56,
+        64,
+        80,
+        96,
+        112,
+        128,
+        160,
+        192,
+        224,
+        256,
+        320,
+        384,
+        448,
+        512,
+        640,
+        768,
+        896,
+        1_024,
+    }
+    ends = {
+        len(rows_of(np.zeros((length, 1), np.float32), closes=True, ends=True)[0])
+        for length in range(MAX_CHUNK_TOKENS + CONTEXT_TOKENS + 1)
+    }
+    assert len(ends) <= 26
 
 
-@pytest.mark.parametrize("length", [0, 1, 16, 17, 200])
-def test_padding_is_masked_zeros(length):
-    row, mask = padded(np.ones((length, 3), np.float32))
-    assert row.shape == (bucket_length(length), 3)
+@pytest.mark.parametrize("length", [0, 1, 16, 17, 200, MAX_CHUNK_TOKENS + CONTEXT_TOKENS])
+def test_the_last_rows_are_padded_with_masked_zeros(length):
+    row, mask = rows_of(np.ones((length, 3), np.float32), closes=True, ends=True)
+    assert length <= len(row) <= max(16, 1.25 * length + 1)
     assert row.dtype == mask.dtype == np.float32
-    assert (mask == [1] * length + [0] * (len(row) - length)).all()
-    assert (row == mask[:, np.newaxis]).all()
+    assert (mask == [1] * length + [0] * (len(row) - length + 1)).all()
+    assert (row == mask[:-1, np.newaxis]).all()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_rows_that_others_follow_are_not_padded(closes):
+    hidden = np.arange(17, dtype=np.float32)[:, np.newaxis]
+    row, mask = rows_of(hidden, closes=closes, ends=False)
+    assert row[:, 0].tolist() == [*range(17), *[16] * (3 * closes)]
+    assert mask.tolist() == [1] * len(row) + [0] * closes
 
 
 def test_a_plan_crosses_models_as_json():

@@ -62,6 +62,9 @@ def test_each_mode_of_a_stream_has_its_plan():
     )
     assert config.plan("exact") == ReadingPlan((4, 8), 16, CONTEXT_TOKENS, 0, 3)
     assert config.plan("low_latency") == ReadingPlan((4, 8), 16, 6, 2, 3)
+    sooner = ReadingConfig.from_triton(triton(**parameters, low_latency_least_tokens="2,3"))
+    assert sooner.plan("exact") == config.plan("exact")
+    assert sooner.plan("low_latency") == ReadingPlan((2, 3), 16, 8, 1, 3)
     with pytest.raises(InvalidInputError, match="'mode' is 'fast'; allowed is one of exact, low_latency"):
         config.plan("fast")
 
@@ -73,6 +76,8 @@ def test_each_mode_of_a_stream_has_its_plan():
         ("least_tokens", ""),
         ("least_tokens", "8;9"),
         ("most_tokens", "3"),
+        ("low_latency_least_tokens", "0"),
+        ("low_latency_least_tokens", "600"),
         ("low_latency_lookahead_tokens", "53"),
         ("low_latency_fade_tokens", "13"),
         ("sentences_ahead", "0"),

@@ -116,6 +116,7 @@ UP, ALONE = "gateway.up", "gateway"
         (UP, "--host=localhost --port=TAKEN", "cannot listen on http://localhost:TAKEN (Address already in use)"),
         (UP, "--triton-flag=log-verbose=1", "'log-verbose=1' is no flag"),
         (UP, "--triton-flag=--http-port=1", "--http-port=1 cannot be passed on"),
+        (UP, "--gpus=some", "--gpus is 'some'; allowed is all, how many, or their numbers"),
         (ALONE, "--port=TAKEN", "cannot listen on http://127.0.0.1:TAKEN (Address already in use): choose another"),
         (ALONE, "--host=::1 --port=TAKEN", "cannot listen on http://[::1]:TAKEN (Address already in use)"),
         (ALONE, "--host=no.such.host.invalid --anonymous", "--host is 'no.such.host.invalid'; allowed is"),

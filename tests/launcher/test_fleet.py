@@ -45,7 +45,9 @@ print("{{\\"gpu\\": %s}}" % gpu, flush=True)
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         me = {{"gpu": gpu, "cpus": sorted(os.sched_getaffinity(0)), "pid": os.getpid(), "flags": sys.argv[1:]}}
-        body = json.dumps(me).encode() if self.path != "/metrics" else b"gpu_of_this_server " + gpu.encode()
+        body = json.dumps(me).encode()
+        if self.path == "/metrics":
+            body = b"gpu_of_this_server %s\\n%s" % (gpu.encode(), os.environ.get("GAUGES", "").encode())
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -160,7 +162,10 @@ def test_each_gpu_has_a_server_and_the_balancer_asks_both(running: Running) -> N
     answers = running.who()
     assert answers.keys() == {"0", "1"}
     assert all("--log-verbose=1" in answer["flags"] for answer in answers.values())
-    assert [get(url, "/metrics") for url in running.metrics_urls] == ["gpu_of_this_server 0", "gpu_of_this_server 1"]
+    assert [get(url, "/metrics") for url in running.metrics_urls] == [
+        "gpu_of_this_server 0\n",
+        "gpu_of_this_server 1\n",
+    ]
 
 
 def test_its_log_has_what_each_said_and_lines_of_json_as_they_were(running: Running) -> None:
@@ -203,6 +208,18 @@ def test_a_signal_ends_all_and_nothing_stays(place: Place, tmp_path: Path, numbe
         running.process.send_signal(number)
         assert running.process.wait(DEADLINE_S) == 0
     assert not [pid for pid in pids if is_running(pid)]
+
+
+def test_open_requests_may_end_until_a_second_signal(place: Place, tmp_path: Path) -> None:
+    busy = replace(place, env=place.env | {"GAUGES": "chattts_requests_open 1\n"})
+    with started(busy, tmp_path, "--drain-timeout=3600") as running:
+        answers = running.who()
+        running.process.terminate()
+        said = "SIGTERM received: stopping; open requests have 3600 s to end"
+        eventually(lambda: all(f"gpu{one} | {said}" in running.log.read_text(encoding="utf-8") for one in "01"))
+        assert running.who() == answers
+        running.process.terminate()
+        assert running.process.wait(DEADLINE_S) == 0
 
 
 def test_all_end_with_a_fleet_that_was_killed(place: Place, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.model_repository or REPOSITORY,
             log_path=LOG,
             flags=options.triton_flag,
-            launcher_flags=[*_ports(), f"--gpus={options.gpus}"],
+            launcher_flags=[*_ports(options.gpus), f"--gpus={options.gpus}"],
         ) as server:
             threading.Thread(target=_end_with, args=[server.launcher], daemon=True).start()
             print(
@@ -71,10 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _ports() -> list[str]:
+def _ports(gpus: str) -> list[str]:
     """Flags of the launcher: Triton's usual ports, a free one for each that is taken."""
     default, flags = ServerOptions(), []
     for name, option in PORT_OPTIONS.items():
+        if gpus and name == "metrics_port":  # further ones follow it, and some of those may be taken
+            continue
         port = getattr(default, name)
         with suppress(ConfigError), bound(default.host, port, option, listening=True):
             flags.append(f"{option}={port}")

@@ -46,7 +46,7 @@ lint: setup ## check format, style and types
 serve: $(VENV)/.runtime ## start the server on 127.0.0.1 (ARGS="--http-port 9000"), after make export
 	$(RUN) -m chattts_serving.server $(ARGS)
 
-up: $(VENV)/.gateway ## server, OpenAI-compatible API and web page on http://127.0.0.1:8080 (ARGS="--port 9000")
+up: $(VENV)/.gateway ## server, OpenAI-compatible API and web page on http://127.0.0.1:8080 (ARGS="--port 9000 --gpus all")
 	$(RUN) -m gateway.up $(ARGS)
 
 export: $(VENV)/$(if $(filter demo,$(CHECKPOINT)),.runtime,.everything) ## write the artifacts of CHECKPOINT=hf|demo|synthetic|tiny|DIR into model_repository/

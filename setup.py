@@ -6,6 +6,7 @@ from setuptools import setup
 
 SHIPPED = (
     "backends/*/model.py",
+    "docker/haproxy/haproxy.cfg",
     "model_repository/*/config.pbtxt",
     "model_repository/*/1/model.py",
     "model_repository/*/1/.gitkeep",  # Triton asks for an ensemble's version folder, too

@@ -44,6 +44,7 @@ def _engine(options: argparse.Namespace) -> None:
 
 def _server(options: argparse.Namespace) -> None:
     from bench import server
+    from bench.repository import parse_settings
 
     concurrency = options.concurrency
     if concurrency is None:
@@ -64,7 +65,8 @@ def _server(options: argparse.Namespace) -> None:
         buffer_ms=options.buffer,
         long_text=options.long_text,
     )
-    server.run(load, options.repository, options.precision, options.url, options.pid)
+    settings = parse_settings(options.set)
+    server.run(load, options.repository, options.precision, options.url, options.pid, settings=settings)
 
 
 def _overload(options: argparse.Namespace) -> None:
@@ -153,6 +155,13 @@ def _parse() -> argparse.Namespace:
     )
     server.add_argument(
         "--tokens", type=int, metavar="N", help=f"of each sentence (default {TOKENS}: 2 s; streams {STREAM_TOKENS})"
+    )
+    server.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of gpt_decoder's config.pbtxt (max_sequences=128, kv_cache_gb=8), again and again",
     )
     server.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (default 120)")
     server.add_argument("--soak", type=int, default=0, metavar="N", help="memory after every 50 of N requests")

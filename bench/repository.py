@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from chattts_serving.errors import ConfigError
+from chattts_serving.errors import ConfigError, shown
 
 FOLDER = Path("build", "bench")  # copies of repositories, and the servers' logs
 SENTENCES = (
@@ -64,9 +65,28 @@ def with_settings(repository: Path, copy: Path, **values: object) -> Path:
     return copy
 
 
-def with_precision(repository: Path, precision: str) -> Path:
-    """`with_settings` in FOLDER, for a GPT that runs in `precision`."""
-    return with_settings(repository, FOLDER / f"repository_{precision}", precision=precision)
+def with_precision(repository: Path, precision: str, **values: object) -> Path:
+    """`with_settings` in FOLDER, for a GPT that runs in `precision` with these other parameters."""
+    return with_settings(repository, FOLDER / f"repository_{precision}", precision=precision, **values)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, str]:
+    """Parameters written as NAME=VALUE, for `with_settings`.
+
+    Raises:
+        ConfigError: one is not written like that, is set twice, or is the precision, which has a flag of its own.
+    """
+    settings: dict[str, str] = {}
+    for text in texts:
+        name, is_set, value = text.partition("=")
+        if not is_set or not re.fullmatch(r"\w+", name) or not re.fullmatch(r"[\w.]+", value):
+            raise ConfigError(
+                f"--set is {shown(text)}; allowed is NAME=VALUE, a parameter of gpt_decoder's config.pbtxt"
+            )
+        if name in settings or name == "precision":
+            raise ConfigError(f"--set is {shown(text)}: {name} is set twice, or has the flag --precision")
+        settings[name] = value
+    return settings
 
 
 def _parameter(name: str) -> str:

@@ -149,7 +149,15 @@ class Load:
         return self.requests or max(32, math.ceil(20 * rate))
 
 
-def run(load: Load, repository: Path, precisions: Sequence[str], url: str | None, pid: int | None) -> list[Path]:
+def run(
+    load: Load,
+    repository: Path,
+    precisions: Sequence[str],
+    url: str | None,
+    pid: int | None,
+    *,
+    settings: Mapping[str, str] | None = None,
+) -> list[Path]:
     """Measure each precision, print the tables, write JSON and plots; the paths of the JSON files.
 
     Args:
@@ -158,18 +166,21 @@ def run(load: Load, repository: Path, precisions: Sequence[str], url: str | None
         precisions: of the GPT, each with a server of its own; empty is what `repository` says.
         url: "HOST:PORT" of a server that runs already.
         pid: process id of its launcher (or of tritonserver), to watch its CPU time and memory.
+        settings: further parameters of the GPT, in place of those of `repository`.
 
     Raises:
         ConfigError: the server does not start, or what is to be measured cannot be seen.
     """
     if load.soak and url and pid is None:
         raise ConfigError("--soak looks at the server's memory: with --url it needs --pid too")
+    if url and settings:
+        raise ConfigError("--set is for a server that is started here: with --url there is none")
     if url:
         return [_measure(load, Target(url, pid), None)]
     paths = []
     for precision in precisions or [precision_of(repository)]:
-        with _serving(repository, precision, load.protocol) as target:
-            paths.append(_measure(load, target, precision))
+        with _serving(with_precision(repository, precision, **settings or {}), precision, load.protocol) as target:
+            paths.append(_measure(load, target, precision, settings))
     if len(paths) > 1:
         draw_beside(paths)
     return paths
@@ -177,12 +188,11 @@ def run(load: Load, repository: Path, precisions: Sequence[str], url: str | None
 
 @contextmanager
 def _serving(repository: Path, precision: str, protocol: ProtocolName) -> Iterator[Target]:
-    served = with_precision(repository, precision)
-    with running_server(served, log_path=FOLDER / f"server_{precision}.log") as server:
+    with running_server(repository, log_path=FOLDER / f"server_{precision}.log") as server:
         yield Target(server.http_url if protocol == "http" else server.grpc_url, server.launcher.pid)
 
 
-def _measure(load: Load, target: Target, precision: str | None) -> Path:
+def _measure(load: Load, target: Target, precision: str | None, changed: Mapping[str, str] | None = None) -> Path:
     gpu = _gpu()
     levels = asyncio.run(measure_levels(load, target, gpu))
     soak = asyncio.run(measure_soak(load, target)) if load.soak else None
@@ -194,7 +204,7 @@ def _measure(load: Load, target: Target, precision: str | None) -> Path:
             f"memory over {load.soak} requests: {soak['slope_mb_per_100']:+.2f} MB per 100 requests, "
             f"{soak['second_half_slope_mb_per_100']:+.2f} in the second half; {_errors(soak['errors'])} errors"
         )
-    settings = {**asdict(load), "precision": precision, "url": None if precision else target.url}
+    settings = {**asdict(load), "precision": precision, "set": changed or {}, "url": None if precision else target.url}
     path = report.write("server", {"settings": settings, "levels": levels, "soak": soak})
     print(f"raw numbers: {path}")
     draw_beside([path])

@@ -1,4 +1,4 @@
-"""Where the files are that travel beside the packages: `model_repository`, `backends` and `voices`."""
+"""Where the files are that travel beside the packages: `model_repository`, `backends`, `voices` and the balancer's."""
 
 from __future__ import annotations
 

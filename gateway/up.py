@@ -16,6 +16,7 @@ from chattts_client import TTSError
 
 from chattts_serving.demo import REPOSITORY, export_if_needed
 from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.gpus import ALLOWED
 from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions
 from chattts_serving.launcher.ports import bound
 from chattts_serving.launcher.running import running_server
@@ -34,9 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--triton-flag", action="append", default=[], metavar="FLAG", help="--triton-flag=--NAME=VALUE, again and again"
     )
+    parser.add_argument("--gpus", default="", metavar="WHICH", help=f"a Triton for each behind a balancer: {ALLOWED}")
     options, flags = parser.parse_known_args(arguments)
     try:
-        ServerOptions(flags=tuple(options.triton_flag))  # all before the minutes that an export may take
+        ServerOptions(
+            gpus=options.gpus, flags=tuple(options.triton_flag)
+        )  # all before the minutes that an export may take
         sockets = listeners(parse(flags))
         if options.model_repository is None:
             export_if_needed()
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.model_repository or REPOSITORY,
             log_path=LOG,
             flags=options.triton_flag,
-            launcher_flags=_ports(),
+            launcher_flags=[*_ports(options.gpus), f"--gpus={options.gpus}"],
         ) as server:
             threading.Thread(target=_end_with, args=[server.launcher], daemon=True).start()
             print(
@@ -67,10 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _ports() -> list[str]:
+def _ports(gpus: str) -> list[str]:
     """Flags of the launcher: Triton's usual ports, a free one for each that is taken."""
     default, flags = ServerOptions(), []
     for name, option in PORT_OPTIONS.items():
+        if gpus and name == "metrics_port":  # further ones follow it, and some of those may be taken
+            continue
         port = getattr(default, name)
         with suppress(ConfigError), bound(default.host, port, option, listening=True):
             flags.append(f"{option}={port}")

@@ -22,7 +22,7 @@ from tests.pythons import find_python
 
 SOURCES = (
     *("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"),
-    *("backends", "bench", "chattts_serving", "client", "export", "gateway", "model_repository", "voices"),
+    *("backends", "bench", "chattts_serving", "client", "docker", "export", "gateway", "model_repository", "voices"),
 )
 IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build", "results")
 FOLDER = "一个 文件夹's"
@@ -113,6 +113,8 @@ def test_an_installed_server_and_gateway_serve_what_was_exported(wheels, tmp_pat
     folder = tmp_path / f"{FOLDER} 2"
     folder.mkdir()
     run(commands / "chattts-export", "--checkpoint", "demo", cwd=folder)
+    shipped = "from chattts_serving.shipped import shipped; print(shipped('docker/haproxy/haproxy.cfg'))"
+    assert run(commands / "python", "-c", shipped, cwd=folder).startswith(str(tmp_path))  # which --gpus needs
     ports = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
     with started(commands / "chattts-server", *ports, cwd=folder) as server:
         addresses = dict(part.split("=") for part in server.stdout.readline().split()[1:])

@@ -74,6 +74,8 @@ TENSORRT_NAMES = {  # where the config's key is not ONNX Runtime's
     "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
 }
 TENSORRT_PRECISIONS = {"FP32": None, "FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
+# Versions of onnxruntime-gpu, by what they require.
+GPU_PACKAGES = "1.27 or newer for CUDA 13, 1.20 to 1.26 for CUDA 12"
 UNSUPPORTED = ("sequence_batching", "batch_input", "batch_output")
 
 Array = np.ndarray[Any, Any]
@@ -243,7 +245,7 @@ def _check_providers(session: ort.InferenceSession, wanted: Sequence[Provider], 
             raise _error(
                 model,
                 f"onnxruntime {ort.__version__} could not start {provider} (it has {', '.join(used)}): see its log; "
-                "mostly CUDA or cuDNN is missing, or not of the version that it was built for",
+                f"mostly CUDA or cuDNN is missing, or not of the version that it was built for ({GPU_PACKAGES})",
             )
 
 
@@ -380,7 +382,8 @@ def _gpu_providers(config: Mapping[str, Any], device_id: str) -> list[Provider]:
             raise _error(
                 config["name"],
                 f"its instance is on GPU {device_id}, but onnxruntime {ort.__version__} here has no {provider} (it has "
-                f"{', '.join(available)}): install onnxruntime-gpu, or use `instance_group [ {{ kind: KIND_CPU }} ]`",
+                f"{', '.join(available)}): uninstall onnxruntime and install onnxruntime-gpu ({GPU_PACKAGES}), or have "
+                "the model run on the CPU, which is slower: `instance_group [ { kind: KIND_CPU } ]`",
             )
     return providers
 

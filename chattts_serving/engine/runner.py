@@ -17,6 +17,10 @@ from chattts_serving.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+# Of a GPU's memory that is free beside the weights. The rest is for decoder and vocoder, which take up to 3 GB for the
+# longest windows and start at the same time, for CUDA graphs, and for other programs.
+MEMORY_SHARE = 0.5
+
 
 class PendingStep(Protocol):
     """A step on its way."""
@@ -68,6 +72,11 @@ class Runner(Protocol):
 
     def warm_up(self) -> None:
         """Do what would make the first steps slow; called once, before the first step."""
+
+
+def share_of_memory_gb(free_bytes: int, most_tokens: int, bytes_per_token: int) -> float:
+    """A size for the cache of a GPU, 10**9 bytes: `most_tokens`, or MEMORY_SHARE of what is free where that is less."""
+    return min(most_tokens * bytes_per_token, MEMORY_SHARE * free_bytes) / 1e9
 
 
 def cache_capacity(kv_cache_gb: float, bytes_per_token: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chattts_serving.errors import ConfigError, shown
 from chattts_serving.launcher.addresses import LOOPBACK, joined
+from chattts_serving.launcher.gpus import ALLOWED, check_gpus
 
 MOST_SECONDS = 86400.0  # of a time that a flag sets
 PORT_OPTIONS = {"http_port": "--http-port", "grpc_port": "--grpc-port", "metrics_port": "--metrics-port"}
@@ -18,6 +19,7 @@ SECONDS_OPTIONS = {
     "hang_timeout_s": "restart a server that gives no good answer for so long; 0: never",
     "drain_timeout_s": "how long open requests may take to end when the server is stopped",
 }
+SWITCHES = ("local_http", "log_requests", "exit_with_parent")
 OWN_FLAGS = {  # of tritonserver, set here
     *("--model-repository", "--model-store", "--model-control-mode", "--backend-directory", "--exit-timeout-secs"),
     *("--allow-http", "--http-address", "--grpc-address", "--metrics-address"),
@@ -37,6 +39,7 @@ class ServerOptions:
         model_repository: folder of models, as `python -m export` writes it.
         host: address or name that all three services bind to.
         http_port, grpc_port, metrics_port: 0 takes a free one.
+        gpus: which get a server each, as `choose_gpus` takes it; "" is one server, on the first where there is any.
         local_http: bind HTTP to the loopback whatever `host` is; launcher and probe ask their questions there.
         log_file: file that tritonserver's log is appended to; None sends it to stderr.
         start_timeout_s: how long loading the models may take.
@@ -47,7 +50,7 @@ class ServerOptions:
         flags: further flags for tritonserver.
 
     Raises:
-        ConfigError: a port, a time or a flag is out of its range.
+        ConfigError: a port, a time, a flag or what is said of GPUs is out of its range.
     """
 
     model_repository: Path = Path("model_repository")
@@ -55,6 +58,7 @@ class ServerOptions:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    gpus: str = ""
     local_http: bool = False
     log_file: Path | None = None
     start_timeout_s: float = 600.0
@@ -66,6 +70,7 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         """Check ports, times and flags."""
+        check_gpus(self.gpus)
         ports = [getattr(self, name) for name in PORT_OPTIONS]
         for option, port in zip(PORT_OPTIONS.values(), ports, strict=True):
             if not 0 <= port <= 65535:
@@ -91,6 +96,17 @@ class ServerOptions:
         """What the service of `port` binds to; "http_port", "grpc_port" or "metrics_port"."""
         return self.http_host if port == "http_port" else self.host
 
+    def arguments(self) -> list[str]:
+        """The command line that `parse_arguments` makes this of."""
+        names = (*PORT_OPTIONS, *SECONDS_OPTIONS, "model_repository", "host", "gpus", "log_file")
+        values = {name.removesuffix("_s"): getattr(self, name) for name in names}
+        switches = [name for name in SWITCHES if getattr(self, name)]
+        return [
+            *(f"{_option(name)}={value}" for name, value in values.items() if value not in (None, "")),
+            *map(_option, switches),
+            *(f"--triton-flag={flag}" for flag in self.flags),
+        ]
+
     @property
     def endpoints(self) -> dict[str, str]:
         """The addresses "HOST:PORT" of http, grpc and metrics."""
@@ -98,6 +114,10 @@ class ServerOptions:
             option.split("-")[2]: joined(self.host_of(name), getattr(self, name))
             for name, option in PORT_OPTIONS.items()
         }
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
@@ -121,12 +141,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
     for name, option in PORT_OPTIONS.items():
         port = getattr(default, name)
         parser.add_argument(option, type=int, default=port, metavar="N", help=f"default {port}; 0: a free one")
+    parser.add_argument(
+        "--gpus",
+        default=default.gpus,
+        metavar="WHICH",
+        help=f"a server for each behind a balancer: {ALLOWED}; without it one server, on the first",
+    )
     parser.add_argument("--local-http", action="store_true", help=f"HTTP on {LOOPBACK} alone, for launcher and probe")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="append tritonserver's log here, not to stderr")
     for name, help_text in SECONDS_OPTIONS.items():
         seconds = getattr(default, name)
         parser.add_argument(
-            f"--{name.removesuffix('_s').replace('_', '-')}",
+            _option(name.removesuffix("_s")),
             dest=name,
             type=float,
             default=seconds,

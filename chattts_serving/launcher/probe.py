@@ -49,7 +49,7 @@ def wait_idle(metrics_url: str, limit_s: float, timeout_s: float, quiet_s: float
     """Wait until the server has had no open request for `quiet_s` seconds.
 
     Args:
-        metrics_url: "HOST:PORT" of the metrics.
+        metrics_url: "HOST:PORT" of the metrics; of several servers, with commas between them.
         limit_s: seconds after which waiting ends.
         timeout_s: seconds for one look at the metrics.
         quiet_s: as above.
@@ -60,7 +60,7 @@ def wait_idle(metrics_url: str, limit_s: float, timeout_s: float, quiet_s: float
     end = time.monotonic() + limit_s
     quiet_since: float | None = None
     while True:
-        num_open = open_requests(_ask(metrics_url, "GET", "/metrics", timeout_s))
+        num_open = sum(open_requests(_ask(url, "GET", "/metrics", timeout_s)) for url in metrics_url.split(","))
         now = time.monotonic()
         if num_open:
             quiet_since = None
@@ -116,7 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="HTTP (default %(default)s)")
     parser.add_argument(
-        "--metrics-url", default="127.0.0.1:8002", metavar="HOST:PORT", help="metrics (default %(default)s)"
+        "--metrics-url",
+        default="127.0.0.1:8002",
+        metavar="HOST:PORT",
+        help="metrics (default %(default)s); of several servers with commas between them, as the launcher prints them",
     )
     parser.add_argument(
         "--timeout", type=float, default=4.0, metavar="SECONDS", help="for each answer (default %(default)s)"

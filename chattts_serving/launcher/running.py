@@ -20,7 +20,10 @@ from chattts_serving.launcher.tritonserver import ROOT, check_repository, find_i
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that `running_server` started; addresses are "HOST:PORT", as tritonclient takes them."""
+    """A server that `running_server` started; addresses are "HOST:PORT", as tritonclient takes them.
+
+    Of several servers (`--gpus`) the first two are the balancer's, and `metrics_url` has one for each, with commas.
+    """
 
     http_url: str
     grpc_url: str

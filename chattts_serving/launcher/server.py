@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.launcher.addresses import is_loopback, joined, of_grpc, of_http, to_call
+from chattts_serving.launcher.addresses import joined, of_grpc, of_http, to_call
 from chattts_serving.launcher.draining import Drain
+from chattts_serving.launcher.fleet import serve_each
+from chattts_serving.launcher.gpus import choose_gpus, first_gpu
 from chattts_serving.launcher.options import (
     PORT_OPTIONS,
     RESTRICTED_APIS,
@@ -29,7 +30,7 @@ from chattts_serving.launcher.options import (
 from chattts_serving.launcher.ports import choose_ports, hold_ports
 from chattts_serving.launcher.probe import check
 from chattts_serving.launcher.processes import adopt_orphans, end_with_parent
-from chattts_serving.launcher.supervisor import SHARED_MEMORY, Supervision, Supervisor, TritonProcess, say
+from chattts_serving.launcher.supervisor import Supervision, Supervisor, TritonProcess, open_log, say
 from chattts_serving.launcher.tritonserver import (
     PACKAGE,
     check_repository,
@@ -38,6 +39,8 @@ from chattts_serving.launcher.tritonserver import (
     has_onnx_backend,
     lay_out_backends,
 )
+from chattts_serving.launcher.warning import warn_of_little_shared_memory, warn_of_the_network
+from chattts_serving.triton.device import VISIBLE
 from chattts_serving.triton.io import CALLS_AT_ONCE
 from chattts_serving.variables import LOG_REQUESTS, TRACES_URL
 
@@ -47,16 +50,9 @@ PROBED_MODELS = {"text_frontend", "gpt_decoder", "speech", "chattts_stream"}  # 
 # Per process of a Python model, taken from /dev/shm at the start and where an answer is longer (measured).
 SHM_DEFAULT_BYTES = 16 * 2**20  # two sentences of 2,048 hidden states of 768 float32
 SHM_GROWTH_BYTES = 16 * 2**20
-LOW_SHM_BYTES = 256 * 2**20  # a process that finds no more is killed without a word
 # Paths that the Python backend may hand to a shell without quotes, and Python, which takes names for ASCII, to C++.
 SHELL_SAFE = re.compile(r"[\w./+@%=:,-]+", re.ASCII)
 TMP = "/tmp"  # noqa: S108 - in place of a TMPDIR that is none of them
-# Only the gateway belongs on a network; see SECURITY.md.
-WARNING_OF_THE_NETWORK = (
-    "warning: other machines may reach this server, the Triton of nvidia-pytriton, which has known holes: whoever "
-    "reaches its HTTP port may run code here. Listen on 127.0.0.1 behind the gateway, take NVIDIA's image, or let "
-    "nobody else reach it; --local-http keeps HTTP on 127.0.0.1 (SECURITY.md)"
-)
 NO_METRICS = "--allow-metrics=false"  # of tritonserver
 OTLP_SETTING, OTLP_DEFAULT = "opentelemetry,url=", "http://localhost:4318/v1/traces"  # tritonserver's own
 
@@ -118,12 +114,11 @@ def serve(options: ServerOptions) -> int:
     installation = find_installation()
     models = check_repository(options.model_repository)
     options = choose_ports(options)
-    _warn_of_little_shared_memory()
-    if installation.libraries is not None and not is_loopback(options.host):
-        say(WARNING_OF_THE_NETWORK)
+    warn_of_little_shared_memory()
+    warn_of_the_network(installation, options.host)
     with ExitStack() as stack:
         hold_ports(options, stack)
-        log = _open_log(options, stack)
+        log = open_log(options.log_file, stack)
         place = tempfile.gettempdir() if SHELL_SAFE.fullmatch(tempfile.gettempdir()) else TMP
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_", dir=place)))
         shm_prefix = f"chattts_{os.getpid()}_{secrets.token_hex(8)}_"  # no name that a caller could guess
@@ -138,6 +133,8 @@ def serve(options: ServerOptions) -> int:
         http = to_call(options.http_host), options.http_port
         drain = Drain(folder / "drain", options.drain_timeout_s, (to_call(options.host), options.metrics_port))
         env = {**environment(installation, folder / "lib"), **drain.environment()}
+        if has_gpu():
+            env[VISIBLE] = first_gpu(os.environ.get(VISIBLE))
         # The working directory of Python models, which is first on their path: this package, and nothing else.
         imports = folder / "imports"
         imports.mkdir()
@@ -164,25 +161,6 @@ def serve(options: ServerOptions) -> int:
         return Supervisor(start, supervision).run()
 
 
-def _warn_of_little_shared_memory() -> None:
-    space = os.statvfs(SHARED_MEMORY)
-    free = space.f_bavail * space.f_frsize
-    if free < LOW_SHM_BYTES:
-        say(
-            f"warning: {SHARED_MEMORY} has {free // 2**20} MiB free, and Python models that fill it are killed: "
-            "in a container raise it (docker run --shm-size=1g)"
-        )
-
-
-def _open_log(options: ServerOptions, stack: ExitStack) -> Callable[[bytes], object]:
-    if options.log_file is None:
-        return lambda text: os.write(sys.stderr.fileno(), text)
-    try:
-        return stack.enter_context(options.log_file.open("ab", buffering=0)).write
-    except OSError as error:
-        raise ConfigError(f"--log-file is {options.log_file}, which cannot be written: {error.strerror}") from error
-
-
 def _shell_safe(repository: Path, folder: Path) -> Path:
     """`repository`, or a link to it in `folder`, where it is not SHELL_SAFE."""
     if SHELL_SAFE.fullmatch(str(repository)):
@@ -195,7 +173,14 @@ def _shell_safe(repository: Path, folder: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit status: 0 stopped, 1 the server failed, 2 nothing was started."""
     try:
-        return serve(parse_arguments(arguments))
+        options = parse_arguments(arguments)
+        gpus = choose_gpus(options.gpus) if options.gpus else []
+        if len(gpus) > 1:
+            return serve_each(options, gpus)
+        for gpu in gpus:
+            os.environ[VISIBLE] = gpu.visible
+            os.sched_setaffinity(0, gpu.cpus)
+        return serve(options)
     except ConfigError as error:
         say(f"error: {error}")
         return EXIT_CONFIG

@@ -20,16 +20,17 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
+from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.draining import Drain
 from chattts_serving.launcher.processes import UNKNOWN, child_processes, end_with_parent, model_of, state_and_parent
+from chattts_serving.launcher.signals import Signals
 from chattts_serving.launcher.watchdog import Watchdog
 
 EXIT_FAILED = 1  # the server never got ready, or was not to be kept running
@@ -51,6 +52,20 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 def say(message: str) -> None:
     """One message to the user: stderr, as stdout has the ready line only."""
     print(message, file=sys.stderr, flush=True)
+
+
+def open_log(file: Path | None, stack: ExitStack) -> Callable[[bytes], object]:
+    """What appends to `file`, or where there is none to stderr; `stack` closes it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if file is None:
+        return lambda text: os.write(sys.stderr.fileno(), text)
+    try:
+        return stack.enter_context(file.open("ab", buffering=0)).write
+    except OSError as error:
+        raise ConfigError(f"--log-file is {file}, which cannot be written: {error.strerror}") from error
 
 
 class TritonProcess:
@@ -200,31 +215,14 @@ class Supervisor:
         """`start` starts one run of the server."""
         self._start = start
         self._supervision = supervision
-        self._signal = 0
-        self._num_signals = 0
+        self._signals = Signals()
         self._announced = False  # the server was ready once
         self._is_serving = False  # this run of it was
 
     def run(self) -> int:
         """Serve until stopped; the exit status for the shell."""
-        with self._caught_signals():
+        with self._signals:
             return self._run()
-
-    @contextmanager
-    def _caught_signals(self) -> Iterator[None]:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            for number, handler in before.items():
-                if handler is not signal.SIG_IGN:  # as nohup has SIGHUP
-                    signal.signal(number, self._on_signal)
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._signal = number
-        self._num_signals += 1
 
     def _run(self) -> int:
         restarts = 0
@@ -244,11 +242,11 @@ class Supervisor:
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while not self._signal and time.monotonic() < end:
+        while not self._signals.count and time.monotonic() < end:
             time.sleep(POLL_S)
 
     def _run_once(self) -> Ending:
-        if self._signal:
+        if self._signals.count:
             return Ending.STOPPED
         server = self._start()
         self._is_serving = False
@@ -268,8 +266,8 @@ class Supervisor:
         started = told = checked = time.monotonic()
         shown, dead = -1, dict[int, str]()
         while not self._is_ready():
-            if self._signal:
-                say(f"{signal.Signals(self._signal).name} received: stopping")
+            if self._signals.count:
+                say(f"{self._signals.name} received: stopping")
                 return Ending.STOPPED
             if server.exit_status is not None:
                 return Ending.EXITED
@@ -303,7 +301,7 @@ class Supervisor:
         checked = time.monotonic()
         watchdog = Watchdog(self._supervision.ask, self._supervision.hang_timeout_s)
         try:
-            while not self._signal:
+            while not self._signals.count:
                 server.pump(POLL_S)
                 if server.exit_status is not None:
                     return Ending.EXITED
@@ -324,9 +322,9 @@ class Supervisor:
     def _drain(self, server: TritonProcess) -> None:
         """Let open requests end, until a second signal."""
         drain = self._supervision.drain
-        say(f"{signal.Signals(self._signal).name} received: stopping; open requests have {drain.limit_s:.0f} s to end")
+        say(f"{self._signals.name} received: stopping; open requests have {drain.limit_s:.0f} s to end")
         drain.begin()
-        while self._num_signals == 1 and server.exit_status is None and not drain.is_over():
+        while self._signals.count == 1 and server.exit_status is None and not drain.is_over():
             server.pump(POLL_S)
 
     def _is_ready(self) -> bool:

@@ -2,17 +2,18 @@
 
 Two installations are known. The system's own (NVIDIA's container) is taken where there is one. Otherwise it is the
 binary inside the wheel `nvidia-pytriton`, which must be told where its libraries are and which Python to embed.
-Nothing in this module starts a process.
+Nothing in this module starts a server.
 """
 
 from __future__ import annotations
 
 import ctypes.util
-import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ ROOT = PACKAGE.parent  # the checkout, or a folder of installed packages
 CONTAINER_BINARY = Path("/opt/tritonserver/bin/tritonserver")  # NVIDIA's images
 STUB_NAME = "triton_python_backend_stub"
 ONNX_BACKEND = "backends/onnxruntime/model.py"
+# A program: what `_models_find` says, as JSON.
+MODELS_FIND = """
+import importlib.metadata, importlib.util, json
+numpy = next(importlib.metadata.distributions(name="numpy"), None)
+onnxruntime = importlib.util.find_spec("onnxruntime")
+found = {"numpy": numpy and numpy.version, "onnxruntime": onnxruntime and onnxruntime.origin}
+print(json.dumps({name: value or "" for name, value in found.items()}))
+"""
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _FRONTEND_ASSETS = ("tokenizer.json", "homophones.json", "frontend.json")
@@ -63,12 +72,28 @@ def find_installation() -> Installation:
     """
     system = _system_binary()
     installation = _bundled_installation() if system is None else _system_installation(system)
-    if not has_onnx_backend(installation) and importlib.util.find_spec("onnxruntime") is None:
+    if has_onnx_backend(installation):
+        return installation
+    found = _models_find(installation)
+    if system is None:
+        _check_numpy(found["numpy"])
+    if not found["onnxruntime"]:
         raise ConfigError(
-            f"the tritonserver at {installation.binary} has no ONNX Runtime of its own, and there is no package with "
-            "it: install onnxruntime, or onnxruntime-gpu for models on a GPU"
+            f"the tritonserver at {installation.binary} has no ONNX Runtime of its own, and in {sys.prefix} there is "
+            "no package with it: install onnxruntime, or onnxruntime-gpu for models on a GPU"
         )
     return installation
+
+
+def _models_find(installation: Installation) -> dict[str, str]:
+    """What the Python that runs the models finds: NumPy's version, and where ONNX Runtime is; "" for neither.
+
+    The bundled stub sees neither PYTHONPATH nor packages of the user (`environment`), which this process may.
+    """
+    isolated = ["-I"] if installation.libraries is not None else []
+    command = [sys.executable, *isolated, "-c", MODELS_FIND]
+    answer: dict[str, str] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # noqa: S603
+    return answer
 
 
 def _system_binary() -> Path | None:
@@ -110,17 +135,19 @@ def _bundled_installation() -> Installation:
     if not stub.is_file():
         known = ", ".join(sorted(path.name for path in stubs.glob("3.*"))) or "no version"
         raise ConfigError(f"nvidia-pytriton has no stub for Python {PYTHON_VERSION} (it has {known}): use Python 3.11")
-    _check_numpy()
     return Installation(
         root / "bin" / "tritonserver", root / "backends", stub, root.parent.parent / "nvidia_pytriton.libs"
     )
 
 
-def _check_numpy() -> None:
+def _check_numpy(version: str) -> None:
     """The bundled stub was built before NumPy 2 and crashes with it at the first tensor."""
-    version = importlib.metadata.version("numpy")
-    if int(version.split(".", maxsplit=1)[0]) >= 2:
-        raise ConfigError(f"NumPy {version} crashes nvidia-pytriton's tritonserver: install 'numpy>=1.26,<2'")
+    if version.split(".", maxsplit=1)[0] != "1":
+        raise ConfigError(
+            f"models of nvidia-pytriton's tritonserver find {f'NumPy {version}' if version else 'no NumPy'} in "
+            f"{sys.prefix}; allowed is 'numpy>=1.26,<2', as 2 crashes them: install it there (they do not look at "
+            "PYTHONPATH; a .pth file in site-packages leads to other folders)"
+        )
 
 
 def has_onnx_backend(installation: Installation) -> bool:

@@ -12,11 +12,12 @@ from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.speech.windows import ReadingPlan
 
 MODES = ("exact", "low_latency")  # of streams
+AUTO = "auto"  # leaves a value to the device
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What gpt_decoder's config.pbtxt sets; the comments there say what each value does.
+    """What gpt_decoder's config.pbtxt sets; the comments there say what each value does. None is what suits the device.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -25,19 +26,20 @@ class DecoderConfig:
     max_requests: int = 256
     max_batch_requests: int = 128
     max_sentences_at_once: int = 16
-    max_sequences: int = 64
+    max_sequences: int | None = None
     max_prefill_tokens: int = 512
-    kv_cache_gb: float = 1.0
+    kv_cache_gb: float | None = None
     num_threads: int = 0
-    precision: Precision | None = None  # None: what suits the device
+    precision: Precision | None = None
     lease_s: float = 120.0
 
     def __post_init__(self) -> None:
         """Check what is not checked where it is used."""
         at_least_one = ("max_requests", "max_sentences_at_once", "max_sequences", "max_prefill_tokens")
         for name, least in (*((name, 1) for name in at_least_one), ("max_batch_requests", 0), ("num_threads", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"parameter '{name}' is {getattr(self, name)}; allowed is {least} or more")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"parameter '{name}' is {value}; allowed is {least} or more")
         if not 0 < self.lease_s < math.inf:
             raise ConfigError(f"parameter 'lease_s' is {self.lease_s}; allowed is a number above 0")
 
@@ -49,7 +51,8 @@ class DecoderConfig:
             ConfigError: an unknown parameter, a value that is no number, or one out of its range.
         """
         readers: dict[str, _Reader] = {field.name: int for field in fields(cls)}
-        readers |= {"kv_cache_gb": float, "lease_s": float, "precision": _precision}
+        readers |= {"lease_s": float, "max_sequences": _or_auto(int), "kv_cache_gb": _or_auto(float)}
+        readers["precision"] = _or_auto(Precision)
         return cls(**_parameters(model_config, readers))  # type: ignore[arg-type]
 
 
@@ -104,6 +107,11 @@ class ReadingConfig:
 
 
 _Reader = Callable[[str], object]
+ALLOWED = {
+    "max_sequences": "auto or a whole number",
+    "kv_cache_gb": "auto or a number",
+    "precision": f"auto, {', '.join(one.value for one in Precision)}",
+}
 
 
 def _parameters(model_config: str, readers: Mapping[str, _Reader]) -> dict[str, object]:
@@ -115,10 +123,10 @@ def _parameters(model_config: str, readers: Mapping[str, _Reader]) -> dict[str, 
         try:
             values[name] = readers[name](entry["string_value"])
         except ValueError:
-            allowed = f"auto, {', '.join(one.value for one in Precision)}" if name == "precision" else "a number"
+            allowed = ALLOWED.get(name, "a number")
             raise ConfigError(f"parameter '{name}' is '{entry['string_value']}'; allowed is {allowed}") from None
     return values
 
 
-def _precision(value: str) -> Precision | None:
-    return None if value == "auto" else Precision(value)
+def _or_auto(read: _Reader) -> _Reader:
+    return lambda text: None if text == AUTO else read(text)

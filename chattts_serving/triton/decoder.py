@@ -15,7 +15,7 @@ from chattts_serving.engine.cpu.runner import CpuRunner
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.gpt_config import GPTConfig, Precision
 from chattts_serving.engine.runner import Runner
-from chattts_serving.errors import InvalidInputError, ServingError
+from chattts_serving.errors import ConfigError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
 from chattts_serving.speech.observer import Observer
 from chattts_serving.speech.open_request import Opening, Part
@@ -29,6 +29,9 @@ Outputs = Mapping[str, npt.NDArray[Any] | str]
 Reply = Callable[[Outputs | Exception], None]
 
 MAX_STREAM_ID_CHARACTERS = 64
+# What suits a device, where the configuration leaves it to that. A GPU's cache is sized by its runner.
+CPU_SEQUENCES, GPU_SEQUENCES = 64, 256
+CPU_CACHE_GB = 1.0
 YIELDING = 10  # niceness of threads that compute without an end, so that those that only talk get a core at once
 
 
@@ -44,12 +47,13 @@ class Decoder:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
         """
         self._config = GPTConfig.load(folder)
+        max_sequences = sequences_on(device, config)
 
         def make_engine() -> Engine:
             if device == "cpu":
                 os.nice(YIELDING)  # the engine's thread, which computes, and those that it starts
             runner = make_runner(folder, device, config)
-            engine = Engine(runner, max_sequences=config.max_sequences, max_prefill_tokens=config.max_prefill_tokens)
+            engine = Engine(runner, max_sequences=max_sequences, max_prefill_tokens=config.max_prefill_tokens)
             runner.warm_up()
             return engine
 
@@ -59,7 +63,7 @@ class Decoder:
             max_requests=config.max_requests,
             max_batch_requests=config.max_batch_requests,
             max_sentences_at_once=config.max_sentences_at_once,
-            max_sequences=config.max_sequences,
+            max_sequences=max_sequences,
             lease_s=config.lease_s,
             observer=observer,
         )
@@ -130,6 +134,11 @@ class Decoder:
             raise InvalidInputError("speaker_embedding", speaker.shape, f"{config.hidden_size} finite numbers")
 
 
+def sequences_on(device: str, config: DecoderConfig) -> int:
+    """How many sequences run at once on `device`, "cpu" or "cuda:N"."""
+    return config.max_sequences or (CPU_SEQUENCES if device == "cpu" else GPU_SEQUENCES)
+
+
 def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
     """What computes the engine's steps on `device`, with the artifacts in `folder` loaded.
 
@@ -138,15 +147,22 @@ def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
     """
     if device == "cpu":
         num_threads = config.num_threads or available_cpus()
-        return CpuRunner.load(folder, config.precision or Precision.FP32, config.kv_cache_gb, num_threads)
-    # PyTorch takes seconds and 200 MB, which CPUs do without.
-    from chattts_serving.engine.gpu.gpt import GPT  # noqa: PLC0415
-    from chattts_serving.engine.gpu.runner import TorchRunner  # noqa: PLC0415
+        kv_cache_gb = CPU_CACHE_GB if config.kv_cache_gb is None else config.kv_cache_gb
+        return CpuRunner.load(folder, config.precision or Precision.FP32, kv_cache_gb, num_threads)
+    try:  # PyTorch takes seconds and 200 MB, which CPUs do without.
+        from chattts_serving.engine.gpu.gpt import GPT  # noqa: PLC0415
+        from chattts_serving.engine.gpu.runner import TorchRunner  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the language model is on {device}, and the package {error.name} is not installed: install the extra "
+            "embedded-gpu, or gpu beside a tritonserver of its own (`make setup DEVICE=gpu`), or hide the GPU from the "
+            "server (CUDA_VISIBLE_DEVICES=)"
+        ) from error
 
     return TorchRunner(
         GPT.load(folder, device, config.precision or Precision.BF16),
         kv_cache_gb=config.kv_cache_gb,
-        max_sequences=config.max_sequences,
+        max_sequences=sequences_on(device, config),
         max_prefill_tokens=config.max_prefill_tokens,
     )
 

@@ -13,7 +13,7 @@ from bench.server import DEFAULT_CONCURRENCY, Load
 def loads(monkeypatch):
     """The loads that would have been measured."""
     seen = []
-    monkeypatch.setattr(server, "run", lambda load, *_: seen.append(load))
+    monkeypatch.setattr(server, "run", lambda load, *_, **__: seen.append(load))
     return seen
 
 
@@ -37,6 +37,30 @@ def run(monkeypatch, line):
 def test_flags_become_a_load(monkeypatch, loads, line, load):
     assert run(monkeypatch, f"server {line}") == 0
     assert loads == [load]
+
+
+def test_parameters_of_the_gpt_are_set_for_the_server_under_test(monkeypatch):
+    seen = []
+    monkeypatch.setattr(server, "run", lambda *_, settings: seen.append(settings))
+    assert run(monkeypatch, "server --set max_sequences=7 --set kv_cache_gb=auto") == 0
+    assert seen == [{"max_sequences": "7", "kv_cache_gb": "auto"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--set max_sequences", "--set is 'max_sequences'; allowed is NAME=VALUE"),
+        ("--set max_sequences=", "--set is 'max_sequences='; allowed is NAME=VALUE"),
+        ('--set a="b', "allowed is NAME=VALUE"),
+        ("--set precision=int8", "precision is set twice, or has the flag --precision"),
+        ("--set lease_s=1 --set lease_s=2", "--set is 'lease_s=2': lease_s is set twice"),
+        ("--set lease_s=1 --url 127.0.0.1:1", "--set is for a server that is started here"),
+        ("--set max_sequence=7 --precision fp32", "sets 'max_sequence' 0 times, not once"),
+    ],
+)
+def test_a_parameter_that_cannot_be_set_is_named(monkeypatch, capsys, line, message):
+    assert run(monkeypatch, f"server {line}") == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["--mode low_latency", "--buffer 80", "--stream --buffer -1", "--tokens 0"])

@@ -68,7 +68,8 @@ def test_what_the_build_needs_is_in_its_context() -> None:
     packages = re.search(r"^include = \[(.*)\]$", project, re.MULTILINE)
     assert packages
     roots = {name.strip(' "*') for name in packages[1].split(",")}
-    assert roots | {"pyproject.toml", "constraints.txt", "docker/install.sh", "backends"} <= allowed
+    files = {"pyproject.toml", "constraints.txt", "docker/install.sh", "backends", "docker/haproxy/haproxy.cfg"}
+    assert roots | files <= allowed
     assert all((ROOT / path).exists() for path in allowed)
 
 

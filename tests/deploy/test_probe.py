@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,16 @@ def test_waiting_ends_with_an_error_when_requests_stay_open(
     monkeypatch.setattr(probe, "POLL_S", 0.05)
     with answering({"/metrics": 200}, (metrics(3) for _ in range(1_000))) as url:
         assert main(["--metrics-url", url, "--wait-idle", "0.2"]) == 1
+    assert "3 requests are open" in capsys.readouterr().err
+
+
+def test_several_servers_are_waited_for_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(probe, "POLL_S", 0.05)
+    busy, idle = repeat(metrics(3)), repeat(metrics(0))
+    with answering({"/metrics": 200}, idle) as first, answering({"/metrics": 200}, busy) as second:
+        assert main(["--metrics-url", f"{first},{second}", "--wait-idle", "0.2"]) == 1
     assert "3 requests are open" in capsys.readouterr().err
 
 

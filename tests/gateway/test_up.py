@@ -20,6 +20,8 @@ from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions
 from chattts_serving.launcher.processes import child_processes
 from gateway.process import START_S, answers, free_port
 from tests.client.conftest import FAKE_MODEL
+from tests.deploy.haproxy import program
+from tests.launcher.stand_in import driver
 
 STOP_S = 40
 
@@ -89,6 +91,16 @@ def test_it_speaks_and_says_where_triton_is(host, behind_a_proxy):
             assert "<html" in session.get(url, timeout=30).text
 
 
+def test_gpus_have_a_triton_each_behind_one_gateway(tmp_path, monkeypatch):
+    program()  # skips where HAProxy is not installed
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(driver(tmp_path).parent))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with started("--gpus=all") as (_, url, triton):
+        assert re.fullmatch(r"Triton: http=\S+ grpc=\S+ metrics=[\d.]+:\d+,[\d.]+:\d+, its log is \S+\n", triton)
+        body = {"model": "chattts", "voice": "default", "input": "Hello", "response_format": "wav"}
+        assert requests.post(f"{url}/v1/audio/speech", json=body, timeout=30).content.startswith(b"RIFF")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_both(up, number):
     process, _ = up
@@ -116,6 +128,7 @@ UP, ALONE = "gateway.up", "gateway"
         (UP, "--host=localhost --port=TAKEN", "cannot listen on http://localhost:TAKEN (Address already in use)"),
         (UP, "--triton-flag=log-verbose=1", "'log-verbose=1' is no flag"),
         (UP, "--triton-flag=--http-port=1", "--http-port=1 cannot be passed on"),
+        (UP, "--gpus=some", "--gpus is 'some'; allowed is all, how many, or their numbers"),
         (ALONE, "--port=TAKEN", "cannot listen on http://127.0.0.1:TAKEN (Address already in use): choose another"),
         (ALONE, "--host=::1 --port=TAKEN", "cannot listen on http://[::1]:TAKEN (Address already in use)"),
         (ALONE, "--host=no.such.host.invalid --anonymous", "--host is 'no.such.host.invalid'; allowed is"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -303,25 +302,10 @@ class TestInstallation:
         with pytest.raises(ConfigError, match=r"no tritonserver found: .* nvidia-pytriton is not installed"):
             find_installation()
 
-    def test_a_system_server_without_onnx_runtime_needs_the_package(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-        monkeypatch.setenv("TRITONSERVER", str(system_server(tmp_path / "whole", onnx=True)))
-        assert find_installation().binary == tmp_path / "whole" / "bin" / "tritonserver"
-        monkeypatch.setenv("TRITONSERVER", str(system_server(tmp_path / "bare", onnx=False)))
-        with pytest.raises(ConfigError, match=r"bare/bin/tritonserver has no ONNX Runtime .* install onnxruntime"):
-            find_installation()
-
     def test_a_python_without_a_stub_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tritonserver, "PYTHON_VERSION", "3.99")
         with pytest.raises(ConfigError, match=r"no stub for Python 3\.99 \(it has 3\.10, 3\.11, 3\.12"):
             find_installation()
-
-    def test_numpy_2_is_refused(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.1.0")
-        assert main([]) == 2
-        assert "NumPy 2.1.0 crashes" in capsys.readouterr().err
 
 
 def test_a_complete_system_keeps_its_own_backends(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from bench.repository import setting
 from bench.watch import MB
+from chattts_serving.triton.config import AUTO
+from chattts_serving.triton.decoder import CPU_CACHE_GB
 from tests.soak.calls import FULL, NO_ANSWER, WRONG
 from tests.soak.health import Process, Rest
 from tests.soak.run import Record
@@ -79,8 +81,9 @@ class Verdict:
 
 
 def cache_mb(repository: Path) -> float:
-    """The size of the key-value cache that the configuration of `repository` sets, 10**6 bytes."""
-    return float(setting(repository, "kv_cache_gb")) * 1e9 / MB
+    """The size of the key-value cache that a server of `repository` has in a CPU's memory, 10**6 bytes."""
+    gigabytes = setting(repository, "kv_cache_gb")
+    return (CPU_CACHE_GB if gigabytes == AUTO else float(gigabytes)) * 1e9 / MB
 
 
 def judge(record: Record, deck: Iterable[str], limits: Limits, cache_mb: float) -> Verdict:

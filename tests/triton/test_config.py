@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +8,10 @@ from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.speech.windows import CONTEXT_TOKENS, ReadingPlan
 from chattts_serving.triton.config import DecoderConfig, ReadingConfig
+from chattts_serving.triton.decoder import sequences_on
 from tests.engine.models import random_gpt
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def triton(**parameters):
@@ -33,6 +38,8 @@ def test_no_parameters_are_all_defaults():
         ("max_requests", "many", "'max_requests' is 'many'; allowed is a number"),
         ("max_requests", "0", "'max_requests' is 0; allowed is 1 or more"),
         ("max_sequences", "0", "'max_sequences' is 0; allowed is 1 or more"),
+        ("max_sequences", "1.5", "'max_sequences' is '1.5'; allowed is auto or a whole number"),
+        ("kv_cache_gb", "half", "'kv_cache_gb' is 'half'; allowed is auto or a number"),
         ("max_prefill_tokens", "0", "'max_prefill_tokens' is 0; allowed is 1 or more"),
         ("lease_s", "0", "'lease_s' is 0.0; allowed is a number above 0"),
         ("lease_s", "nan", "'lease_s' is nan; allowed is a number above 0"),
@@ -45,8 +52,22 @@ def test_a_wrong_parameter_is_named(name, value, message):
         read(**{name: value})
 
 
-def test_precision_auto_leaves_it_to_the_device():
-    assert read(precision="auto").precision is None
+def test_auto_leaves_it_to_the_device():
+    assert read(precision="auto", max_sequences="auto", kv_cache_gb="auto") == DecoderConfig()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "device", "number"),
+    [({}, "cpu", 64), ({}, "cuda:1", 256), ({"max_sequences": "7"}, "cpu", 7), ({"max_sequences": "7"}, "cuda:0", 7)],
+)
+def test_how_many_sequences_run_at_once_suits_the_device(parameters, device, number):
+    assert sequences_on(device, read(**parameters)) == number
+
+
+def test_what_the_repository_says_suits_any_device():
+    config = (ROOT / "model_repository" / "gpt_decoder" / "config.pbtxt").read_text("utf-8")
+    written = dict(re.findall(r'key: "(\w+)" value: \{ string_value: "([^"]*)"', config))
+    assert read(**written) == DecoderConfig()
 
 
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16, Precision.INT8])

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from chattts_serving.triton import device as gpus
-from chattts_serving.triton.device import device_of, num_gpus
-
-DRIVER = """
-int cuInit(unsigned flags) { return %d; }
-int cuDeviceGetCount(int *count) { *count = 2; return 0; }
-"""
-
-
-def driver(folder: Path, status: int) -> str:
-    """A driver that shows two GPUs, or that does not start."""
-    source, library = folder / "driver.c", folder / f"libcuda-{os.getpid()}.so"
-    source.write_text(DRIVER % status, encoding="utf-8")
-    subprocess.run(["cc", "-shared", "-o", library, source], check=True)
-    return str(library)
+from chattts_serving.triton.device import device_of, gpu_addresses, num_gpus
+from tests.launcher.stand_in import driver
 
 
 @pytest.mark.parametrize(("status", "number"), [(0, 2), (100, 0)])
 def test_gpus_are_counted_by_the_driver(
     status: int, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpus, "DRIVER", driver(tmp_path, status))
+    monkeypatch.setattr(gpus, "DRIVER", str(driver(tmp_path, status=status)))
     assert num_gpus() == number
+    assert gpu_addresses() == ["0000:a0:00.0", "0000:b0:00.0"][:number]
 
 
 def test_there_are_none_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +26,7 @@ def test_there_are_none_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(OSError, match="no-such-driver"):
         ctypes.CDLL(gpus.DRIVER)
     assert num_gpus() == 0
+    assert gpu_addresses() == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chattts_serving.errors import ConfigError
 from chattts_serving.request import SynthesisRequest
 from chattts_serving.speech.windows import Chunk, ReadingPlan
 from chattts_serving.text.frontend import TextFrontend
+from chattts_serving.triton.config import DecoderConfig
+from chattts_serving.triton.decoder import make_runner
 from export.frontend_assets import export_frontend_assets
 from export.gpt import export_gpt
 from export.synthetic import write_checkpoint
@@ -37,6 +41,14 @@ def artifacts(tmp_path_factory) -> Path:
     export_frontend_assets(checkpoint, folder)
     export_gpt(checkpoint, folder)
     return folder
+
+
+def test_a_gpu_without_pytorch_says_what_to_install(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("gpt", "runner"):
+        monkeypatch.delitem(sys.modules, f"chattts_serving.engine.gpu.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    with pytest.raises(ConfigError, match=r"on cuda:1, and the package torch is not installed: install .*embedded-gpu"):
+        make_runner(artifacts, "cuda:1", DecoderConfig())
 
 
 @pytest.fixture(scope="module")

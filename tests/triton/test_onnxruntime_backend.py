@@ -398,7 +398,8 @@ def test_optimization_levels_are_those_of_the_other_backend(level: int, name: st
 
 def test_a_gpu_instance_needs_a_build_with_cuda(version_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(pb.TritonModelException, match=r"has no CUDAExecutionProvider .* install onnxruntime-gpu"):
+    message = r"has no CUDAExecutionProvider .*: uninstall onnxruntime and install onnxruntime-gpu \(1\.27 or newer for"
+    with pytest.raises(pb.TritonModelException, match=message):
         load(version_folder, onnx_models.affine(), AFFINE_CONFIG, kind="GPU")
 
 

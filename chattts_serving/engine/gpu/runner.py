@@ -21,7 +21,7 @@ from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.lanes import Lanes
 from chattts_serving.engine.gpu.torch_ops import Buffers, StepOps, TorchOps
 from chattts_serving.engine.kv_slots import Slot
-from chattts_serving.engine.runner import cache_capacity
+from chattts_serving.engine.runner import cache_capacity, share_of_memory_gb
 from chattts_serving.engine.sequence import Kind, Sequence
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class TorchRunner:
         self,
         model: GPT,
         *,
-        kv_cache_gb: float,
+        kv_cache_gb: float | None,
         max_sequences: int,
         max_prefill_tokens: int,
         steps_ahead: int | None = None,
@@ -92,7 +92,8 @@ class TorchRunner:
 
         Args:
             model: the weights.
-            kv_cache_gb: memory of the key-value cache, 10**9 bytes.
+            kv_cache_gb: memory of the key-value cache, 10**9 bytes; None is what `max_sequences` of full length take,
+                or a share of the GPU's free memory where that is less.
             max_sequences: sequences of one step.
             max_prefill_tokens: prompt tokens of one step, a single longer prompt excepted.
             steps_ahead: as `Runner`; None is 1 on a GPU and 0 on a CPU.
@@ -102,8 +103,12 @@ class TorchRunner:
             ConfigError: `kv_cache_gb` is no number above 0.
         """
         config = self.config = model.config
-        self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(model))
         on_gpu = model.device.type == "cuda"
+        if kv_cache_gb is None:
+            free_bytes = torch.cuda.mem_get_info(model.device)[0]
+            most_tokens = max_sequences * config.max_position_embeddings + 1
+            kv_cache_gb = share_of_memory_gb(free_bytes, most_tokens, self.bytes_per_token(model))
+        self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(model))
         self.steps_ahead = int(on_gpu) if steps_ahead is None else steps_ahead
         if on_gpu and model.device.index is not None:
             torch.cuda.set_device(model.device)  # of this thread, where kernels are launched

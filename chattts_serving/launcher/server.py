@@ -19,6 +19,7 @@ from pathlib import Path
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.addresses import is_loopback, joined, of_grpc, of_http, to_call
 from chattts_serving.launcher.draining import Drain
+from chattts_serving.launcher.limits import MemoryLimit, check_threads, threads_needed
 from chattts_serving.launcher.options import (
     PORT_OPTIONS,
     RESTRICTED_APIS,
@@ -38,7 +39,6 @@ from chattts_serving.launcher.tritonserver import (
     has_onnx_backend,
     lay_out_backends,
 )
-from chattts_serving.triton.io import CALLS_AT_ONCE
 from chattts_serving.variables import LOG_REQUESTS, TRACES_URL
 
 EXIT_CONFIG = 2  # nothing was started
@@ -87,7 +87,6 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
             f"--backend-config={backend},shm-region-prefix-name={prefix}",
             f"--backend-config={backend},shm-default-byte-size={SHM_DEFAULT_BYTES}",
             f"--backend-config={backend},shm-growth-byte-size={SHM_GROWTH_BYTES}",
-            f"--backend-config={backend},thread-pool-size={CALLS_AT_ONCE}",
         ]
     given = {flag.split("=", maxsplit=1)[0] for flag in options.flags}
     # Restricted to callers that send this header with a value that nobody is told. The syntax is that of Triton 2.51's
@@ -117,6 +116,7 @@ def serve(options: ServerOptions) -> int:
     adopt_orphans()
     installation = find_installation()
     models = check_repository(options.model_repository)
+    check_threads(threads_needed(len(models), len(os.sched_getaffinity(0))))
     options = choose_ports(options)
     _warn_of_little_shared_memory()
     if installation.libraries is not None and not is_loopback(options.host):
@@ -160,6 +160,7 @@ def serve(options: ServerOptions) -> int:
             ask=partial(check, joined(*http)),
             hang_timeout_s=options.hang_timeout_s if set(models) >= PROBED_MODELS else 0.0,
             drain=drain,
+            memory=MemoryLimit(),
         )
         return Supervisor(start, supervision).run()
 

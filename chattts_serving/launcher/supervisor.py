@@ -29,6 +29,7 @@ from types import FrameType
 from typing import IO
 
 from chattts_serving.launcher.draining import Drain
+from chattts_serving.launcher.limits import MemoryLimit
 from chattts_serving.launcher.processes import UNKNOWN, child_processes, end_with_parent, model_of, state_and_parent
 from chattts_serving.launcher.watchdog import Watchdog
 
@@ -180,6 +181,7 @@ class Supervision:
         ask: as `Watchdog` takes it.
         hang_timeout_s: seconds without a good answer after which the server is started anew; 0: never.
         drain: how it ends.
+        memory: tells whether it ended for want of it.
     """
 
     health: tuple[str, int]
@@ -191,6 +193,7 @@ class Supervision:
     ask: Callable[[float], None]
     hang_timeout_s: float
     drain: Drain
+    memory: MemoryLimit
 
 
 class Supervisor:
@@ -261,6 +264,8 @@ class Supervisor:
             server.stop(timeout_s)
         if ending is Ending.EXITED:
             self._report_exit(server)
+        if complaint := self._supervision.memory.complaint():
+            say(complaint)
         return ending
 
     def _wait_until_ready(self, server: TritonProcess) -> Ending | None:

@@ -24,6 +24,7 @@ import pytest
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher import draining, supervisor, tritonserver
 from chattts_serving.launcher.draining import Drain
+from chattts_serving.launcher.limits import MemoryLimit
 from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions, parse_arguments
 from chattts_serving.launcher.ports import choose_ports, hold_ports
 from chattts_serving.launcher.probe import ProbeError
@@ -505,6 +506,7 @@ def supervision(tmp_path: Path) -> Supervision:
         ask=lambda _: None,
         hang_timeout_s=0.0,
         drain=Drain(tmp_path / "drain", 0.0, NOWHERE),
+        memory=MemoryLimit(),
     )
 
 

@@ -36,7 +36,6 @@ from chattts_serving.launcher.tritonserver import (
     check_repository,
     environment,
     find_installation,
-    has_onnx_backend,
     lay_out_backends,
 )
 from chattts_serving.variables import LOG_REQUESTS, TRACES_URL
@@ -66,8 +65,8 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm_prefixes: dict[str, str]) -> list[str]:
-    """The flags of tritonserver; `shm_prefixes` has how the shared memory of each Python-based backend is named."""
+def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm_prefix: str) -> list[str]:
+    """The flags of tritonserver; names of its shared memory begin with `shm_prefix`."""
     flags = [
         f"--model-repository={models}",
         f"--backend-directory={backends}",
@@ -81,13 +80,11 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
         f"--allow-gpu-metrics={str(has_gpu()).lower()}",
         # By default Triton keeps eight whole answers and eight chunks for reuse, each as large as its largest was.
         "--grpc-infer-allocation-pool-size=0",
+        # Backends written in Python have these, too: the library is one, and reads its own settings alone.
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        f"--backend-config=python,shm-default-byte-size={SHM_DEFAULT_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
     ]
-    for backend, prefix in shm_prefixes.items():
-        flags += [
-            f"--backend-config={backend},shm-region-prefix-name={prefix}",
-            f"--backend-config={backend},shm-default-byte-size={SHM_DEFAULT_BYTES}",
-            f"--backend-config={backend},shm-growth-byte-size={SHM_GROWTH_BYTES}",
-        ]
     given = {flag.split("=", maxsplit=1)[0] for flag in options.flags}
     # Restricted to callers that send this header with a value that nobody is told. The syntax is that of Triton 2.51's
     # parser; its --help has another.
@@ -124,15 +121,13 @@ def serve(options: ServerOptions) -> int:
     with ExitStack() as stack:
         hold_ports(options, stack)
         log = _open_log(options, stack)
-        place = tempfile.gettempdir() if SHELL_SAFE.fullmatch(tempfile.gettempdir()) else TMP
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_", dir=place)))
+        folder = _folder(stack)
         shm_prefix = f"chattts_{os.getpid()}_{secrets.token_hex(8)}_"  # no name that a caller could guess
-        python_based = ["python"] if has_onnx_backend(installation) else ["python", "onnxruntime"]
         flags = tritonserver_flags(
             options,
             _shell_safe(options.model_repository.resolve(), folder),
             lay_out_backends(installation, folder / "backends"),
-            {backend: f"{shm_prefix}{backend}_" for backend in python_based},
+            shm_prefix,
         )
         command = [str(installation.binary), *flags]
         http = to_call(options.http_host), options.http_port
@@ -173,6 +168,18 @@ def _warn_of_little_shared_memory() -> None:
             f"warning: {SHARED_MEMORY} has {free // 2**20} MiB free, and Python models that fill it are killed: "
             "in a container raise it (docker run --shm-size=1g)"
         )
+
+
+def _folder(stack: ExitStack) -> Path:
+    """A folder of this server's own, for as long as `stack` is open."""
+    try:
+        place = tempfile.gettempdir() if SHELL_SAFE.fullmatch(tempfile.gettempdir()) else TMP
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_", dir=place)))
+    except OSError as error:
+        raise ConfigError(
+            f"a server needs a folder that can be written, and there is none ({error.strerror}): "
+            "mount one at /tmp (docker run --tmpfs /tmp:exec), or name one in TMPDIR"
+        ) from error
 
 
 def _open_log(options: ServerOptions, stack: ExitStack) -> Callable[[bytes], object]:

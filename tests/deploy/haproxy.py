@@ -92,7 +92,7 @@ def running(servers: str, folder: Path, variables: Mapping[str, str] = {}, binar
             preexec_fn=end_with_parent,  # noqa: PLW1509
         )
         try:
-            _wait_for(ports[0], process)
+            wait_for_port(ports[0], process)
             yield Addresses(*(f"127.0.0.1:{port}" for port in ports))
         finally:
             process.terminate()
@@ -123,7 +123,8 @@ def free_ports(number: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until HAProxy listens on `port` of 127.0.0.1."""
     end = time.monotonic() + 10
     while True:
         assert process.poll() is None, "HAProxy ended"

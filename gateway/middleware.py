@@ -23,7 +23,7 @@ BODY_PAUSE_S = 10.0  # between two parts of a body
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 ABSOLUTE = re.compile(r"^https?://[^/]*/?", re.IGNORECASE)  # of a request as proxies write it, which h11 leaves whole
 LEFT = 499  # the client went before it was answered, as NGINX writes it
-VOICES = "/v1/audio/voices"
+VOICES, METRICS = "/v1/audio/voices", "/metrics"
 PRIVATE = re.compile(r"/v1/|/metrics$")  # paths that want a key
 log = logging.getLogger("gateway")
 
@@ -58,7 +58,8 @@ class Guarded:
         if is_form and origin and not self._may_call(origin, host):
             message = f"pages of {shown(origin)} may not call (--cors-origin lets them)"
             raise GatewayError(403, message, "unknown_origin")
-        is_public = self._settings.public_voices and scope["method"] == "GET" and scope["path"] == VOICES
+        public = {VOICES: self._settings.public_voices, METRICS: self._settings.public_metrics}
+        is_public = scope["method"] == "GET" and public.get(scope["path"], False)
         if PRIVATE.match(scope["path"]) and not is_public:
             scope["state"]["owner"] = self._access.owner(headers.get("authorization"))
 

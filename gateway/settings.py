@@ -42,6 +42,7 @@ class Settings:
         speed_tags: ChatTTS's speed tag -> how fast it makes the voice; what is missing to a wish is stretched.
         voice_aliases: name of a voice -> the one that speaks for it; before the server's own names.
         public_voices: whether the names of voices are listed without a key.
+        public_metrics: whether metrics are told without a key.
         strict: whether fields that would be ignored are refused.
         allow_silence: whether a text with nothing to say is answered a silence, where the request does not decide.
         log_text: whether the log may have the text of requests.
@@ -60,6 +61,7 @@ class Settings:
     speed_tags: Mapping[int, float] = field(default_factory=dict)
     voice_aliases: Mapping[str, str] = field(default_factory=dict)
     public_voices: bool = False
+    public_metrics: bool = False
     strict: bool = False
     allow_silence: bool = False
     log_text: bool = False
@@ -160,6 +162,7 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
         type=_voice_alias,
         help="another name of a voice, such as one of OpenAI's: nova=seed-1",
     )
+    parser.add_argument("--public-metrics", action="store_true", help="tell metrics without a key")
     parser.add_argument("--public-voices", action="store_true", help="list the names of voices without a key")
     parser.add_argument("--strict", action="store_true", help="refuse fields that would be ignored")
     parser.add_argument(
@@ -196,6 +199,7 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
         speed_tags=dict(options.speed_tag),
         voice_aliases=dict(options.voice_alias),
         public_voices=options.public_voices,
+        public_metrics=options.public_metrics,
         strict=options.strict,
         allow_silence=options.allow_silence,
         log_text=options.log_text,

@@ -20,6 +20,7 @@ from chattts_serving.launcher.addresses import joined, of_grpc, of_http, to_call
 from chattts_serving.launcher.draining import Drain
 from chattts_serving.launcher.fleet import serve_each
 from chattts_serving.launcher.gpus import choose_gpus, first_gpu
+from chattts_serving.launcher.limits import MemoryLimit, check_threads, threads_needed
 from chattts_serving.launcher.options import (
     PORT_OPTIONS,
     RESTRICTED_APIS,
@@ -36,12 +37,10 @@ from chattts_serving.launcher.tritonserver import (
     check_repository,
     environment,
     find_installation,
-    has_onnx_backend,
     lay_out_backends,
 )
 from chattts_serving.launcher.warning import warn_of_little_shared_memory, warn_of_the_network
 from chattts_serving.triton.device import VISIBLE
-from chattts_serving.triton.io import CALLS_AT_ONCE
 from chattts_serving.variables import LOG_REQUESTS, TRACES_URL
 
 EXIT_CONFIG = 2  # nothing was started
@@ -62,8 +61,8 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm_prefixes: dict[str, str]) -> list[str]:
-    """The flags of tritonserver; `shm_prefixes` has how the shared memory of each Python-based backend is named."""
+def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm_prefix: str) -> list[str]:
+    """The flags of tritonserver; names of its shared memory begin with `shm_prefix`."""
     flags = [
         f"--model-repository={models}",
         f"--backend-directory={backends}",
@@ -77,14 +76,11 @@ def tritonserver_flags(options: ServerOptions, models: Path, backends: Path, shm
         f"--allow-gpu-metrics={str(has_gpu()).lower()}",
         # By default Triton keeps eight whole answers and eight chunks for reuse, each as large as its largest was.
         "--grpc-infer-allocation-pool-size=0",
+        # Backends written in Python have these, too: the library is one, and reads its own settings alone.
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        f"--backend-config=python,shm-default-byte-size={SHM_DEFAULT_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
     ]
-    for backend, prefix in shm_prefixes.items():
-        flags += [
-            f"--backend-config={backend},shm-region-prefix-name={prefix}",
-            f"--backend-config={backend},shm-default-byte-size={SHM_DEFAULT_BYTES}",
-            f"--backend-config={backend},shm-growth-byte-size={SHM_GROWTH_BYTES}",
-            f"--backend-config={backend},thread-pool-size={CALLS_AT_ONCE}",
-        ]
     given = {flag.split("=", maxsplit=1)[0] for flag in options.flags}
     # Restricted to callers that send this header with a value that nobody is told. The syntax is that of Triton 2.51's
     # parser; its --help has another.
@@ -113,21 +109,20 @@ def serve(options: ServerOptions) -> int:
     adopt_orphans()
     installation = find_installation()
     models = check_repository(options.model_repository)
+    check_threads(threads_needed(len(models), len(os.sched_getaffinity(0))))
     options = choose_ports(options)
     warn_of_little_shared_memory()
     warn_of_the_network(installation, options.host)
     with ExitStack() as stack:
         hold_ports(options, stack)
         log = open_log(options.log_file, stack)
-        place = tempfile.gettempdir() if SHELL_SAFE.fullmatch(tempfile.gettempdir()) else TMP
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_", dir=place)))
+        folder = _folder(stack)
         shm_prefix = f"chattts_{os.getpid()}_{secrets.token_hex(8)}_"  # no name that a caller could guess
-        python_based = ["python"] if has_onnx_backend(installation) else ["python", "onnxruntime"]
         flags = tritonserver_flags(
             options,
             _shell_safe(options.model_repository.resolve(), folder),
             lay_out_backends(installation, folder / "backends"),
-            {backend: f"{shm_prefix}{backend}_" for backend in python_based},
+            shm_prefix,
         )
         command = [str(installation.binary), *flags]
         http = to_call(options.http_host), options.http_port
@@ -157,8 +152,21 @@ def serve(options: ServerOptions) -> int:
             ask=partial(check, joined(*http)),
             hang_timeout_s=options.hang_timeout_s if set(models) >= PROBED_MODELS else 0.0,
             drain=drain,
+            memory=MemoryLimit(),
         )
         return Supervisor(start, supervision).run()
+
+
+def _folder(stack: ExitStack) -> Path:
+    """A folder of this server's own, for as long as `stack` is open."""
+    try:
+        place = tempfile.gettempdir() if SHELL_SAFE.fullmatch(tempfile.gettempdir()) else TMP
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chattts_server_", dir=place)))
+    except OSError as error:
+        raise ConfigError(
+            f"a server needs a folder that can be written, and there is none ({error.strerror}): "
+            "mount one at /tmp (docker run --tmpfs /tmp:exec), or name one in TMPDIR"
+        ) from error
 
 
 def _shell_safe(repository: Path, folder: Path) -> Path:

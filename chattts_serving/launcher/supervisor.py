@@ -29,6 +29,7 @@ from typing import IO
 
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.draining import Drain
+from chattts_serving.launcher.limits import MemoryLimit
 from chattts_serving.launcher.processes import UNKNOWN, child_processes, end_with_parent, model_of, state_and_parent
 from chattts_serving.launcher.signals import Signals
 from chattts_serving.launcher.watchdog import Watchdog
@@ -195,6 +196,7 @@ class Supervision:
         ask: as `Watchdog` takes it.
         hang_timeout_s: seconds without a good answer after which the server is started anew; 0: never.
         drain: how it ends.
+        memory: tells whether it ended for want of it.
     """
 
     health: tuple[str, int]
@@ -206,6 +208,7 @@ class Supervision:
     ask: Callable[[float], None]
     hang_timeout_s: float
     drain: Drain
+    memory: MemoryLimit
 
 
 class Supervisor:
@@ -259,6 +262,8 @@ class Supervisor:
             server.stop(timeout_s)
         if ending is Ending.EXITED:
             self._report_exit(server)
+        if complaint := self._supervision.memory.complaint():
+            say(complaint)
         return ending
 
     def _wait_until_ready(self, server: TritonProcess) -> Ending | None:

@@ -8,6 +8,7 @@ Nothing in this module starts a server.
 from __future__ import annotations
 
 import ctypes.util
+import errno
 import importlib.util
 import json
 import os
@@ -226,8 +227,17 @@ def check_repository(repository: Path) -> list[str]:
     """The names of the models in `repository`, each with its config and every file that it cannot load without.
 
     Raises:
-        ConfigError: names each missing file and how to make it.
+        ConfigError: names each missing file and how to make it, or what this user may not read.
     """
+    try:
+        return _checked(repository)
+    except PermissionError as error:
+        raise ConfigError(
+            f"user {os.geteuid()} may not read {error.filename} of the model repository: chmod -R a+rX {repository}"
+        ) from error
+
+
+def _checked(repository: Path) -> list[str]:
     if not repository.is_dir():
         raise ConfigError(f"the model repository {repository} does not exist: {_export_hint(repository)}")
     models = sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
@@ -258,7 +268,11 @@ def _missing_files(model: Path) -> list[Path]:
     wanted = (*([artifact] if artifact else []), *EXPORTED_FILES.get(model.name, ()))
     if not wanted:  # an ensemble: Triton wants its version folder all the same
         return [version for version in versions if not version.is_dir()]
-    return [version / name for version in versions for name in wanted if not (version / name).exists()]
+    files = [version / name for version in versions for name in wanted]
+    for path in files:
+        if path.exists() and not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return [path for path in files if not path.exists()]
 
 
 def _config_value(config: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""One request from its prompts to its sound: the model `speech_chunk` called for chunk after chunk, and those joined.
+"""One request from its prompts to its sound: chunk after chunk is waited for, made by `speech_chunk`, and joined.
 
 What calls models is handed in, so that nothing here needs a server.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.errors import CancelledError, DeadlineExceededError, ServingError
 from chattts_serving.request import deadline_of
+from chattts_serving.speech.reader import CallModel, Reader, Values
 from chattts_serving.speech.windows import Chunk, ReadingPlan, sentences_json
 
 CANCEL_POLL_S = 0.1  # between two looks whether the caller of a stream has gone; one takes 16 us (measured)
@@ -30,9 +31,22 @@ BEGINNING = {name: np.zeros(1, np.float32) for name in ("decoder_state", "vocode
 NEXT = "next_{}"
 
 Samples = npt.NDArray[np.float32]
-Values = Mapping[str, npt.NDArray[Any] | str]
-CallModel = Callable[[str, Values, Sequence[str]], Awaitable[Values]]
-"""(model, inputs, names of outputs) -> outputs, none with a batch dimension; raises ServingError."""
+Span = Callable[[str], AbstractContextManager[object]]  # of a trace: named, and as long as its block
+
+
+@dataclass(frozen=True)
+class Models:
+    """How one request reaches the models.
+
+    Attributes:
+        call: calls one.
+        reader: waits for chunks.
+        span: where a trace has the time in which chunks are waited for.
+    """
+
+    call: CallModel
+    reader: Reader
+    span: Span = nullcontext
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +65,15 @@ class Heard:
 class SpeechSession:
     """One request that is read."""
 
-    def __init__(self, call: CallModel, plan: ReadingPlan, prepared: Values) -> None:
+    def __init__(self, models: Models, plan: ReadingPlan, prepared: Values) -> None:
         """Nothing is called yet.
 
         Args:
-            call: calls a model.
+            models: that speak.
             plan: how the audio is read.
             prepared: `generation` and `speaker_embedding`, as text_frontend writes them.
         """
-        self._call = call
+        self._models = models
         self.deadline = deadline_of(str(prepared["generation"]))
         self._stream_id = secrets.token_hex(16)
         self._opening = {name: prepared[name] for name in ("generation", "speaker_embedding")}
@@ -71,12 +85,16 @@ class SpeechSession:
         Raises:
             ServingError: the request failed.
         """
-        inputs: Values = self._opening
         states: Values = BEGINNING
         faded = np.zeros(0, np.float32)  # what the last window made of this one's beginning
+        with self._models.span("gpt_decoder"):
+            await self._models.reader.first(self._stream_id, self._opening)
         while True:
-            inputs = {**inputs, **states, "stream_id": self._stream_id}
-            outputs = await self._call("speech_chunk", inputs, ["waveform", "chunk", *map(NEXT.format, BEGINNING)])
+            outputs = await self._models.call(
+                "speech_chunk",
+                {**states, "stream_id": self._stream_id},
+                ["waveform", "chunk", *map(NEXT.format, BEGINNING)],
+            )
             chunk = Chunk.from_json(str(outputs["chunk"]))
             states = BEGINNING if chunk.sentences else {name: outputs[NEXT.format(name)] for name in BEGINNING}
             waveform = np.asarray(outputs["waveform"])
@@ -86,12 +104,15 @@ class SpeechSession:
             yield Heard(np.concatenate([audio, np.zeros(chunk.pause_samples, np.float32)]), chunk)
             if chunk.is_final:
                 return
-            inputs = {}
+            with self._models.span("gpt_decoder"):
+                await self._models.reader.next(self._stream_id)
 
     async def cancel(self) -> None:
-        """Have the engine drop the request, if it is open; a call under way is answered with CANCELLED."""
+        """Have the engine drop the request, if it is open; its next chunk is an error then."""
         with suppress(ServingError):  # what ended the request counts, and its lease ends it in any case
-            await self._call("gpt_decoder", {"stream_id": self._stream_id, "cancel": np.array([True])}, ["chunk"])
+            await self._models.call(
+                "gpt_decoder", {"stream_id": self._stream_id, "cancel": np.array([True])}, ["chunk"]
+            )
 
 
 def cross_faded(old: Samples, new: Samples) -> Samples:
@@ -118,13 +139,13 @@ def outputs_of(heard: Sequence[Heard]) -> dict[str, npt.NDArray[Any] | str]:
     }
 
 
-async def speak(call: CallModel, plan: ReadingPlan, prepared: Values) -> Values:
+async def speak(models: Models, plan: ReadingPlan, prepared: Values) -> Values:
     """The whole speech of a request, as the contract's outputs.
 
     Raises:
         ServingError: the request failed.
     """
-    session = SpeechSession(call, plan, prepared)
+    session = SpeechSession(models, plan, prepared)
     try:
         return outputs_of(await asyncio.wait_for(_all(session), _seconds_left(session)))
     except asyncio.TimeoutError:
@@ -136,7 +157,7 @@ async def speak(call: CallModel, plan: ReadingPlan, prepared: Values) -> Values:
 
 
 async def stream(
-    call: CallModel,
+    models: Models,
     plan: ReadingPlan,
     inputs: Values,
     send: Callable[[Values], None],
@@ -145,7 +166,7 @@ async def stream(
     """Speak a request and send every chunk of it.
 
     Args:
-        call: calls a model.
+        models: that speak.
         plan: how the audio is read.
         inputs: the request's inputs, as text_frontend takes them.
         send: sends one chunk's outputs.
@@ -154,10 +175,10 @@ async def stream(
     Raises:
         ServingError: the request failed, or was cancelled.
     """
-    prepared = await call("text_frontend", inputs, ["generation", "speaker_embedding", *PASSED_ON])
+    prepared = await models.call("text_frontend", inputs, ["generation", "speaker_embedding", *PASSED_ON])
     if is_cancelled():
         raise CancelledError("the caller has gone")
-    session = SpeechSession(call, plan, prepared)
+    session = SpeechSession(models, plan, prepared)
     sending = asyncio.create_task(_send_all(session, {name: prepared[name] for name in PASSED_ON}, send))
     try:
         await _watched(session, sending, is_cancelled)

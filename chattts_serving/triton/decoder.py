@@ -17,6 +17,7 @@ from chattts_serving.engine.gpt_config import GPTConfig, Precision
 from chattts_serving.engine.runner import Runner
 from chattts_serving.errors import ConfigError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
+from chattts_serving.speech.mailbox import Mailbox
 from chattts_serving.speech.observer import Observer
 from chattts_serving.speech.open_request import Opening, Part
 from chattts_serving.speech.open_request import Reply as PartReply
@@ -67,9 +68,17 @@ class Decoder:
             lease_s=config.lease_s,
             observer=observer,
         )
+        self._mailbox = Mailbox(self._synthesizer, config.lease_s)
 
     def open(
-        self, stream_id: str, generation: str, speaker: npt.NDArray[np.float32], reading: str, reply: Reply
+        self,
+        stream_id: str,
+        generation: str,
+        speaker: npt.NDArray[np.float32],
+        reading: str,
+        reply: Reply,
+        *,
+        reader: str = "",
     ) -> None:
         """Start one request and read its first chunk.
 
@@ -78,8 +87,8 @@ class Decoder:
             generation: `GenerationRequest` as JSON.
             speaker: the voice's normalised vector, float32 [hidden].
             reading: `ReadingPlan` as JSON.
-            reply: called once, from another thread, with the model's outputs (without the batch dimension) or the
-                error.
+            reply: called once, from any thread, with the model's outputs (without the batch dimension) or the error.
+            reader: who is to hear that the chunk can be read, if anybody; `reply` is called at once then.
 
         Raises:
             ServingError: the request is refused; `reply` will not be called.
@@ -89,22 +98,48 @@ class Decoder:
         request = GenerationRequest.from_json(generation)
         self._check(request, speaker)
         opening = Opening(request, speaker, ReadingPlan.from_json(reading))
-        self._synthesizer.open(stream_id, opening, self._part_reply(reply))
+        if reader:
+            self._mailbox.open(reader, stream_id, opening)
+            reply({"ready": ""})
+        else:
+            self._synthesizer.open(stream_id, opening, self._part_reply(reply))
 
     def read(self, stream_id: str, reply: Reply) -> None:
         """Read the next chunk of an open request; `reply` and errors as for `open`."""
-        self._synthesizer.read(stream_id, self._part_reply(reply))
+        ready = self._mailbox.take(stream_id)
+        if ready is None:
+            self._synthesizer.read(stream_id, self._part_reply(reply))
+        else:
+            self._part_reply(reply)(ready)
+
+    def wait(self, reader: str, expected: str, reply: Reply) -> None:
+        """Wait until chunks of `reader`'s requests can be read.
+
+        Args:
+            reader: as the requests were opened with.
+            expected: names of requests, one a line, whose next chunk is to be heard of, too.
+            reply: gets the names of those that can be read, one a line, as `ready`: none where another call for this
+                reader came, or nothing is expected. Errors as for `open`.
+        """
+        names = expected.split("\n") if expected else []
+        self._mailbox.wait(reader, names, lambda ready: reply({"ready": "\n".join(ready)}))
 
     def cancel(self, stream_id: str, reply: Reply) -> None:
         """Give an open request up, if there is one of that name; `reply` gets an empty `chunk`, errors as for `open`.
 
         The engine's thread answers, so that this also shows whether that lives.
         """
-        self._synthesizer.cancel(stream_id, lambda: reply({"chunk": ""}))
+
+        def done() -> None:
+            self._mailbox.take(stream_id)
+            reply({"chunk": ""})
+
+        self._synthesizer.cancel(stream_id, done)
 
     def close(self) -> None:
         """Answer every read that waits with ShuttingDownError and stop."""
         self._synthesizer.close()
+        self._mailbox.close()
 
     def _part_reply(self, reply: Reply) -> PartReply:
         def done(outcome: Part | ServingError) -> None:

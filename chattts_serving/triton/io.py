@@ -28,7 +28,9 @@ _TRITON_CODES = {  # ServingError.status -> attribute of pb_utils.TritonError
     "INTERNAL": "INTERNAL",
 }
 
-CALLS_AT_ONCE = 320  # of other models by one model; each takes a thread on both sides while it lasts
+# Of other models by one model; each takes a thread on both sides while it lasts. Triton has 32 for each instance of a
+# Python model, of which answers take one for a moment, too.
+CALLS_AT_ONCE = 28
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 # where the Python backend keeps tensors
 LARGE_ANSWER_BYTES = 4 * 2**20  # 43 s of audio; the launcher gives each process 16 MiB

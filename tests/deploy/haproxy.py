@@ -18,7 +18,9 @@ import pytest
 
 from chattts_serving.launcher.processes import end_with_parent
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "docker" / "haproxy"
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = ROOT / "docker" / "haproxy"
+NEWER = ROOT / "build" / "haproxy" / "haproxy"  # as newer_haproxy.sh makes it
 POLICY = FOLDER / "haproxy.cfg"
 CLUSTER = FOLDER / "servers.cfg"
 # Servers by address, as docker/README.md shows them for machines without a name service.
@@ -45,9 +47,16 @@ def program() -> str:
     return found
 
 
-def check_configuration(servers: Path, variables: Mapping[str, str]) -> None:
-    """Have HAProxy parse the shipped policy with the file `servers`; warnings count."""
-    command = [program(), "-c", "-V", "-dW", "-f", str(POLICY), "-f", str(servers)]
+def newer_program() -> str:
+    """The HAProxy of a later Debian; skips the test where it was not fetched."""
+    if not NEWER.exists():
+        pytest.skip("a newer HAProxy is not there (tests/deploy/newer_haproxy.sh build/haproxy)")
+    return str(NEWER)
+
+
+def check_configuration(servers: Path, variables: Mapping[str, str], binary: str = "") -> None:
+    """Have HAProxy (`binary`, or the installed one) parse the shipped policy with `servers`; warnings count."""
+    command = [binary or program(), "-c", "-V", "-dW", "-f", str(POLICY), "-f", str(servers)]
     result = subprocess.run(command, env=os.environ | dict(variables), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -60,8 +69,11 @@ def balancer(servers: list[Addresses], folder: Path) -> Iterator[Addresses]:
 
 
 @contextmanager
-def running(servers: str, folder: Path, variables: Mapping[str, str] = {}) -> Iterator[Addresses]:
-    """HAProxy with the shipped policy and the configuration `servers`, which may need `variables`."""
+def running(servers: str, folder: Path, variables: Mapping[str, str] = {}, binary: str = "") -> Iterator[Addresses]:
+    """HAProxy with the shipped policy and the configuration `servers`, which may need `variables`.
+
+    `binary` is the program, where it is not to be the installed one.
+    """
     file = folder / "servers.cfg"
     file.write_text(servers, encoding="utf-8")
     ports = free_ports(3)
@@ -69,8 +81,8 @@ def running(servers: str, folder: Path, variables: Mapping[str, str] = {}) -> It
         "HAPROXY_ADDRESS": "127.0.0.1",
         **{f"HAPROXY_{name}_PORT": str(port) for name, port in zip(("HTTP", "GRPC", "METRICS"), ports, strict=True)},
     }
-    check_configuration(file, variables)
-    command = [program(), "-db", "-f", str(POLICY), "-f", str(file)]
+    check_configuration(file, variables, binary)
+    command = [binary or program(), "-db", "-f", str(POLICY), "-f", str(file)]
     with (folder / "haproxy.log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -80,7 +92,7 @@ def running(servers: str, folder: Path, variables: Mapping[str, str] = {}) -> It
             preexec_fn=end_with_parent,  # noqa: PLW1509
         )
         try:
-            _wait_for(ports[0], process)
+            wait_for_port(ports[0], process)
             yield Addresses(*(f"127.0.0.1:{port}" for port in ports))
         finally:
             process.terminate()
@@ -111,7 +123,8 @@ def free_ports(number: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until HAProxy listens on `port` of 127.0.0.1."""
     end = time.monotonic() + 10
     while True:
         assert process.poll() is None, "HAProxy ended"

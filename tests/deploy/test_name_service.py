@@ -1,58 +1,100 @@
-"""A real HAProxy with the cluster's configuration, a name service, and servers that are healthy and nothing else."""
+"""A real HAProxy with the cluster's configuration, a name service, and servers that come and go."""
 
 from __future__ import annotations
 
+import http.client
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUDPServer
 
+import grpc
 import pytest
 
-from tests.deploy.haproxy import CLUSTER, Addresses, free_ports, running, servers_up
+from tests.deploy.haproxy import CLUSTER, Addresses, free_ports, newer_program, program, running, servers_up
 
 NAME = "servers.test"
-HOSTS = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
 ADDRESS, ANSWER = 1, 0x8580  # a question for IPv4 addresses; flags of an answer that knows
 DEADLINE_S = 60.0
+NUM_SERVERS = 3
+NUM_CALLERS = 4
+ANSWER_S = 0.02
+QUIET_S = 1.0  # without a request before a server is ended, as `probe --wait-idle` waits in a pod's preStop
+SPEAK = "/test.Test/Speak"
 
 
-class Names(BaseRequestHandler):
-    """Answers each question of DNS with HOSTS."""
+@dataclass
+class Server:
+    """What HAProxy sees of a server: health and answers over HTTP, answers over gRPC; each answer is its address."""
 
-    def handle(self) -> None:
-        message, listener = self.request
-        end = message.index(0, 12) + 5  # past the name, type and class of the question
-        (kind,) = struct.unpack(">H", message[end - 4 : end - 2])
-        hosts = HOSTS if kind == ADDRESS else []
-        header = message[:2] + struct.pack(">5H", ANSWER, 1, len(hosts), 0, 0)
-        # each: the question's name, type, class, seconds to live, length
-        records = [struct.pack(">3HIH", 0xC00C, ADDRESS, 1, 1, 4) + socket.inet_aton(host) for host in hosts]
-        listener.sendto(header + message[12:end] + b"".join(records), self.client_address)
+    host: str
+    http_port: int
+    grpc_port: int
+    last: float = field(default_factory=time.monotonic)  # when it last answered
+    is_ended: bool = False
+    _stack: ExitStack = field(default_factory=ExitStack)
 
+    def __enter__(self) -> Server:
+        health = ThreadingHTTPServer((self.host, self.http_port), self._handler())
+        health.handle_error = lambda *_: None  # type: ignore[method-assign]  # checks reset their connections
+        self._stack.enter_context(serving(health))
+        server = grpc.server(ThreadPoolExecutor(NUM_CALLERS), options=[("grpc.so_reuseport", 0)])
+        handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: self.answer())
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Test", {"Speak": handler})])
+        assert server.add_insecure_port(f"{self.host}:{self.grpc_port}")
+        server.start()
+        self._stack.callback(lambda: server.stop(None).wait())
+        return self
 
-class Health(BaseHTTPRequestHandler):
-    """Says that the server is ready."""
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/v2/health/ready" else 404)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+    def end(self) -> None:
+        """Nothing new is answered, and connections that are open get errors."""
+        self.is_ended = True
+        self._stack.close()
 
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
+    def answer(self) -> bytes:
+        time.sleep(ANSWER_S)
+        self.last = time.monotonic()
+        return self.host.encode()
+
+    def is_quiet(self) -> bool:
+        return time.monotonic() - self.last > QUIET_S
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = server.answer() if self.path == "/speak" else b""
+                self.send_response(503 if server.is_ended else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        return Handler
 
 
 @contextmanager
 def serving(server: ThreadingHTTPServer | ThreadingUDPServer) -> Iterator[None]:
     """`server` answers for the length of the block."""
     with server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
             yield
@@ -61,16 +103,55 @@ def serving(server: ThreadingHTTPServer | ThreadingUDPServer) -> Iterator[None]:
             thread.join()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Addresses]:
-    """HAProxy with the shipped files in front of HOSTS; only ports and name service are the test's."""
+def name_service(hosts: list[str]) -> ThreadingUDPServer:
+    """Answers each question of DNS with `hosts`, as they are then."""
+
+    class Names(BaseRequestHandler):
+        def handle(self) -> None:
+            message, listener = self.request
+            end = message.index(0, 12) + 5  # past the name, type and class of the question
+            (kind,) = struct.unpack(">H", message[end - 4 : end - 2])
+            found = list(hosts) if kind == ADDRESS else []
+            header = message[:2] + struct.pack(">5H", ANSWER, 1, len(found), 0, 0)
+            # each: the question's name, type, class, seconds to live, length
+            records = [struct.pack(">3HIH", 0xC00C, ADDRESS, 1, 1, 4) + socket.inet_aton(host) for host in found]
+            listener.sendto(header + message[12:end] + b"".join(records), self.client_address)
+
+    return ThreadingUDPServer(("127.0.0.1", 0), Names)
+
+
+@dataclass
+class Cluster:
+    """HAProxy with the shipped files in front of servers that one name leads to."""
+
+    stack: ExitStack
+    ports: tuple[int, int]
+    hosts: list[str] = field(default_factory=list)  # that the name leads to
+    servers: dict[str, Server] = field(default_factory=dict)
+    balancer: Addresses = field(init=False)
+
+    def start(self) -> Server:
+        """One more server, ready and under the name."""
+        host = f"127.0.0.{len(self.servers) + 2}"
+        self.servers[host] = self.stack.enter_context(Server(host, *self.ports))
+        self.hosts.append(host)
+        return self.servers[host]
+
+    def is_up(self, protocol: str) -> bool:
+        return len(servers_up(self.balancer, protocol)) == len(self.hosts)
+
+
+@pytest.fixture(scope="module", params=[program, newer_program], ids=["installed", "newer"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three servers; only ports and name service are the test's."""
+    binary = request.param()
     http_port, grpc_port = free_ports(2)
     with ExitStack() as stack:
-        names = ThreadingUDPServer(("127.0.0.1", 0), Names)
+        found = Cluster(stack, (http_port, grpc_port))
+        for _ in range(NUM_SERVERS):
+            found.start()
+        names = name_service(found.hosts)
         stack.enter_context(serving(names))
-        for host in HOSTS:
-            stack.enter_context(serving(ThreadingHTTPServer((host, http_port), Health)))
-            stack.enter_context(socket.create_server((host, grpc_port)))
         configuration = CLUSTER.read_text(encoding="utf-8")
         for shipped, here in {
             "parse-resolv-conf": f"nameserver here 127.0.0.1:{names.server_address[1]}",
@@ -79,15 +160,86 @@ def cluster(tmp_path: Path) -> Iterator[Addresses]:
         }.items():
             assert configuration.count(shipped) == 1
             configuration = configuration.replace(shipped, here)
-        yield stack.enter_context(running(configuration, tmp_path, {"CHATTTS_SERVERS": NAME}))
+        folder = tmp_path_factory.mktemp("haproxy")
+        found.balancer = stack.enter_context(running(configuration, folder, {"CHATTTS_SERVERS": NAME}, binary))
+        for protocol in ("grpc", "http"):
+            wait_for(partial(found.is_up, protocol), "a server is not up")
+        unchecked_s = 3.0  # servers count as up until their checks have failed
+        time.sleep(unchecked_s)
+        yield found
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+@contextmanager
+def caller(cluster: Cluster, protocol: str) -> Iterator[Callable[[], str]]:
+    """Calls over one connection; each says which server answered."""
+    if protocol == "grpc":
+        with grpc.insecure_channel(cluster.balancer.grpc_url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            speak = channel.unary_unary(SPEAK)
+            yield lambda: speak(b"", timeout=10).decode()
+    else:
+        connection = http.client.HTTPConnection(cluster.balancer.http_url, timeout=10)
+
+        def get() -> str:
+            connection.request("GET", "/speak")
+            response = connection.getresponse()
+            body = response.read().decode()
+            assert response.status == 200, body
+            return body
+
+        yield get
+        connection.close()
+
+
+@contextmanager
+def load(cluster: Cluster, protocol: str) -> Iterator[list[str | Exception]]:
+    """NUM_CALLERS callers, one request after the other each; who answered, or the error, in the order of ends."""
+    seen: list[str | Exception] = []
+    is_over = threading.Event()
+
+    def calls() -> None:
+        with caller(cluster, protocol) as speak:
+            while not is_over.is_set():
+                try:
+                    seen.append(speak())
+                except Exception as error:
+                    seen.append(error)
+
+    with ThreadPoolExecutor(NUM_CALLERS) as pool:
+        calling = [pool.submit(calls) for _ in range(NUM_CALLERS)]
+        try:
+            yield seen
+        finally:
+            is_over.set()
+        for one in calling:
+            one.result()
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_every_server_of_a_name_gets_requests(cluster: Addresses, protocol: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while len(servers_up(cluster, protocol)) < len(HOSTS):
-        assert time.monotonic() < end, servers_up(cluster, protocol)
-        time.sleep(0.1)
-    unchecked_s = 3.0  # servers count as up until their checks have failed
-    time.sleep(unchecked_s)
-    assert len(servers_up(cluster, protocol)) == len(HOSTS)
+def test_requests_of_one_connection_reach_every_server_of_a_name(cluster: Cluster, protocol: str) -> None:
+    assert cluster.is_up(protocol)
+    with caller(cluster, protocol) as speak:
+        answers = Counter(speak() for _ in range(20 * NUM_SERVERS))
+    assert set(answers) == set(cluster.hosts)
+    assert min(answers.values()) > 10
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_rollout_under_load_costs_no_request(cluster: Cluster, protocol: str) -> None:
+    """As Kubernetes does it: a new server comes, an old one leaves the name, is waited for and ended; for each."""
+    old = list(cluster.hosts)
+    with load(cluster, protocol) as seen:
+        for host in old:
+            new = cluster.start()
+            wait_for(partial(seen.__contains__, new.host), f"{new.host} gets nothing")
+            cluster.hosts.remove(host)
+            wait_for(cluster.servers[host].is_quiet, f"{host} still gets requests")
+            cluster.servers[host].end()
+    assert [one for one in seen if isinstance(one, Exception)] == []
+    print(f"MEASURED a rollout of {len(old)} servers: {len(seen)} requests over {protocol}, no error")

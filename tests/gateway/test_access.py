@@ -53,6 +53,13 @@ def test_nothing_is_spoken_without_a_key(locked):
     assert requests.post(locked.url + "/v1/audio/speech", json=BODY, headers=headers(KEY), timeout=30).ok
 
 
+def test_metrics_can_be_told_without_a_key(server, tmp_path):
+    """As Prometheus in Compose and Kubernetes asks for them, which has none."""
+    with running_gateway(server.grpc_url, tmp_path / "log", "--public-metrics", keys=KEY) as gateway:
+        answers = [requests.get(gateway.url + path, timeout=30).status_code for path in ("/metrics", *PRIVATE[:3])]
+    assert answers == [200, 401, 401, 401]
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/health/ready"])
 def test_page_and_health_need_no_key(locked, path):
     assert requests.get(locked.url + path, timeout=30).status_code == 200

@@ -107,9 +107,9 @@ def check(spans: dict[str, dict[str, Any]], caller: str) -> None:
         above = ancestors(spans, span)
         assert above[-1] == caller
         assert int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"])
-        if span["name"] in {"gpt_decoder", "dvae_decoder", "vocos"}:
+        if span["name"] in {"dvae_decoder", "vocos"}:
             assert above[0] == "speech_chunk"
-        if span["name"] == "speech_chunk":
+        if span["name"] in {"gpt_decoder", "speech_chunk"}:
             assert above[:-1] in ([], ["chattts_stream", "InferRequest"], ["speech", "chattts", "InferRequest"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ import pytest
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher import draining, supervisor, tritonserver
 from chattts_serving.launcher.draining import Drain
+from chattts_serving.launcher.limits import MemoryLimit
 from chattts_serving.launcher.options import PORT_OPTIONS, ServerOptions, parse_arguments
 from chattts_serving.launcher.ports import choose_ports, hold_ports
 from chattts_serving.launcher.probe import ProbeError
@@ -88,7 +91,7 @@ def test_further_flags_go_to_tritonserver(written: list[str]) -> None:
     flags = ["--log-verbose=1", "--trace-config=rate=1"]
     options = parse_arguments(["--http-port", "9000", *written])
     assert options.flags == tuple(flags)
-    assert tritonserver_flags(options, Path("m"), Path("b"), {"python": "p_"})[-2:] == flags
+    assert tritonserver_flags(options, Path("m"), Path("b"), "p_")[-2:] == flags
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_the_models_send_their_spans_where_tritonserver_does(settings: list[str]
 
 
 def test_endpoints_for_operators_are_closed_by_a_key_of_their_own_for_each_start() -> None:
-    starts = [tritonserver_flags(ServerOptions(), Path("m"), Path("b"), {})[-2:] for _ in range(2)]
+    starts = [tritonserver_flags(ServerOptions(), Path("m"), Path("b"), "p_")[-2:] for _ in range(2)]
     for http, grpc in starts:
         assert re.fullmatch(r"--http-restricted-api=shared-memory,\S+:restricted-key=[0-9a-f]{32}", http)
         assert grpc.startswith("--grpc-restricted-protocol=shared-memory,")
@@ -115,7 +118,7 @@ def test_endpoints_for_operators_are_closed_by_a_key_of_their_own_for_each_start
 
 def test_restrictions_of_the_user_replace_ours() -> None:
     own = "--http-restricted-api=trace:key=mine"
-    flags = tritonserver_flags(ServerOptions(flags=(own,)), Path("m"), Path("b"), {})
+    flags = tritonserver_flags(ServerOptions(flags=(own,)), Path("m"), Path("b"), "p_")
     assert [flag for flag in flags if flag.startswith("--http-restricted-api")] == [own]
     assert any(flag.startswith("--grpc-restricted-protocol=shared-memory") for flag in flags)
 
@@ -202,13 +205,13 @@ def test_tritonserver_gets_an_address_in_the_way_of_each_service(
     options = choose_ports(ServerOptions(host=host, http_port=0, grpc_port=0, metrics_port=0))
     assert options.host == address
     assert [one.rpartition(":")[0] for one in options.endpoints.values()] == [url] * 3
-    flags = tritonserver_flags(options, Path("m"), Path("b"), {})
+    flags = tritonserver_flags(options, Path("m"), Path("b"), "p_")
     assert {f"--http-address={http_flag}", f"--grpc-address={grpc_flag}", f"--metrics-address={http_flag}"} < set(flags)
 
 
 def test_local_http_is_on_the_loopback_whatever_the_host_is() -> None:
     options = choose_ports(ServerOptions(host="0.0.0.0", local_http=True, http_port=0, grpc_port=0, metrics_port=0))
-    flags = tritonserver_flags(options, Path("m"), Path("b"), {})
+    flags = tritonserver_flags(options, Path("m"), Path("b"), "p_")
     assert {"--http-address=127.0.0.1", "--grpc-address=0.0.0.0", "--metrics-address=0.0.0.0"} < set(flags)
 
 
@@ -489,6 +492,7 @@ def supervision(tmp_path: Path) -> Supervision:
         ask=lambda _: None,
         hang_timeout_s=0.0,
         drain=Drain(tmp_path / "drain", 0.0, NOWHERE),
+        memory=MemoryLimit(),
     )
 
 
@@ -887,3 +891,49 @@ def test_a_drain_that_is_over_stops_the_server(peer: Any, supervision: Supervisi
     status, [run] = runs_of(lambda: Signalled(again=False), replace(supervision, drain=drain))
     assert status == 0
     assert run.stopped_within_s == supervisor.STOP_TIMEOUT_S
+
+
+CAPABILITIES = (1, 2)  # <linux/capability.h>: with CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH root reads everything
+PR_CAPBSET_DROP = 24  # <sys/prctl.h>
+
+
+def without_rights() -> None:
+    """For a process to be: it may read what its user may."""
+    for capability in CAPABILITIES:
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+@pytest.mark.parametrize("path", [".", "chattts", "chattts/1", "chattts/config.pbtxt", "chattts/1/model.py"])
+def test_a_repository_that_may_not_be_read_is_one_sentence(path: str, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    write_model(repository, "chattts", 'backend: "python"', "model.py")
+    (repository / path).chmod(0)
+    if os.geteuid() == 0:
+        os.chown(repository / path, 12_345, 12_345)
+    result = subprocess.run(
+        [sys.executable, "-m", "chattts_serving.server", f"--model-repository={repository}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=without_rights,
+    )
+    (repository / path).chmod(0o755)
+    assert result.returncode == 2
+    [error] = result.stderr.splitlines()
+    assert re.match(
+        rf"error: user \d+ may not read {re.escape(str(repository))}\S* of the model repository: chmod", error
+    )
+
+
+def test_a_machine_without_a_folder_for_temporary_files_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path, "chattts", 'backend: "python"', "model.py")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    assert main([f"--model-repository={tmp_path}", *(f"{option}=0" for option in PORT_OPTIONS.values())]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        "error: a server needs a folder that can be written, and there is none (No usable temporary"
+    )
+    assert "docker run --tmpfs /tmp:exec" in error

@@ -25,7 +25,9 @@ from chattts_serving.audio import CONTEXT_TOKENS, HOP_LENGTH, N_FFT, SAMPLE_RATE
 from chattts_serving.engine.engine import Finished
 from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.speech.open_request import Opening, Part
+from chattts_serving.speech.reader import Reader
 from chattts_serving.speech.session import BEGINNING, Heard, SpeechSession
+from chattts_serving.speech.session import Models as AllModels
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import Chunk, ReadingPlan, rows_of
 from chattts_serving.triton.config import ReadingConfig
@@ -184,9 +186,13 @@ class Models:
     synthesizer: Synthesizer
     render: Render
     planted: Planted
+    opening: Any = None  # given, and not read yet
 
     async def call(self, model: str, inputs: Any, outputs: Sequence[str]) -> Any:
-        assert model == "speech_chunk"
+        if model == "gpt_decoder":
+            if "generation" in inputs:
+                self.opening = inputs
+            return {"ready": inputs.get("expected") or self.opening["stream_id"]}
         replies: queue.Queue[Any] = queue.Queue()
 
         def reply(outcome: Any) -> None:
@@ -194,9 +200,10 @@ class Models:
             replies.put(outcome)
 
         self.engine.wait_until_it_rests()
-        if "generation" in inputs:
-            request = GenerationRequest.from_json(inputs["generation"])
-            opening = Opening(request, inputs["speaker_embedding"], ReadingPlan.from_json(inputs["reading"]))
+        if self.opening:
+            given, self.opening = self.opening, None
+            request = GenerationRequest.from_json(given["generation"])
+            opening = Opening(request, given["speaker_embedding"], ReadingPlan.from_json(given["reading"]))
             self.synthesizer.open(inputs["stream_id"], opening, reply)
         else:
             self.synthesizer.read(inputs["stream_id"], reply)
@@ -257,8 +264,9 @@ def stream(
         max_sequences=64,
         lease_s=60,
     )
+    call = Models(engine, synthesizer, render, planted).call
     session = SpeechSession(
-        Models(engine, synthesizer, render, planted).call,
+        AllModels(call, Reader(call)),
         plan,
         {"generation": request.to_json(), "speaker_embedding": np.zeros(HIDDEN, np.float32)},
     )

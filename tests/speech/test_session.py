@@ -14,6 +14,7 @@ import pytest
 
 from chattts_serving.errors import CalledModelError, CancelledError, DeadlineExceededError, InvalidInputError
 from chattts_serving.speech import session
+from chattts_serving.speech.reader import Reader
 from chattts_serving.speech.session import SpeechSession, cross_faded, outputs_of, speak, stream
 from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence
 
@@ -67,18 +68,26 @@ class Models:
         self.cancel_error = cancel_error
         self.calls = []
         self.cancelled = asyncio.Event()
+        self.ready = []
+        self.handed = session.Models(self.call, Reader(self.call))
 
     async def call(self, model, inputs, outputs):
         self.calls.append((model, dict(inputs), list(outputs)))
         await asyncio.sleep(0)
+        if model == "gpt_decoder":
+            return await self._gpt_decoder(inputs)
         return await getattr(self, f"_{model}")()
 
     def inputs_of(self, model):
         return [inputs for name, inputs, _ in self.calls if name == model]
 
     @property
-    def num_cancels(self):
-        return len(self.inputs_of("gpt_decoder"))
+    def openings(self):
+        return [inputs for inputs in self.inputs_of("gpt_decoder") if "generation" in inputs]
+
+    @property
+    def cancels(self):
+        return [inputs for inputs in self.inputs_of("gpt_decoder") if "cancel" in inputs]
 
     async def _text_frontend(self):
         if self.frontend_error:
@@ -97,7 +106,14 @@ class Models:
         kept = {f"next_{name}": np.full(3, number + 0.5 * place) for place, name in enumerate(STATES)}
         return {"waveform": waveform, "chunk": one.to_json(), **kept}
 
-    async def _gpt_decoder(self):
+    async def _gpt_decoder(self, inputs):
+        if "cancel" not in inputs:
+            names = [inputs["stream_id"]] if "generation" in inputs else inputs["expected"].split("\n")
+            self.ready += filter(None, names)
+            if "generation" in inputs:
+                return {"ready": ""}
+            told, self.ready = self.ready, []
+            return {"ready": "\n".join(told)}
         self.cancelled.set()
         if self.cancel_error:
             raise self.cancel_error
@@ -106,7 +122,7 @@ class Models:
 
 def read(models):
     async def run():
-        return [heard async for heard in SpeechSession(models.call, PLAN, PREPARED).chunks()]
+        return [heard async for heard in SpeechSession(models.handed, PLAN, PREPARED).chunks()]
 
     return asyncio.run(run())
 
@@ -124,14 +140,14 @@ def test_chunks_are_cut_out_of_their_windows_in_order_with_the_silence_that_foll
 def test_the_first_call_opens_the_request_and_the_others_name_it():
     models = Models(SPOKEN)
     read(models)
-    opening, *others = [without_states(inputs) for inputs in models.inputs_of("speech_chunk")]
+    [opening] = models.openings
     stream_id = opening.pop("stream_id")
+    assert opening.pop("reader") != stream_id
     assert opening == {
         **{name: PREPARED[name] for name in ("generation", "speaker_embedding")},
         "reading": PLAN.to_json(),
     }
-    assert others == [{"stream_id": stream_id}] * 2
-    assert len(models.calls) == 3
+    assert [without_states(inputs) for inputs in models.inputs_of("speech_chunk")] == [{"stream_id": stream_id}] * 3
 
 
 def test_each_call_gets_what_the_one_before_kept_and_a_sentence_begins_with_nothing():
@@ -218,7 +234,7 @@ def test_a_chunk_without_a_fade_begins_as_its_window_says():
 
 def test_the_whole_speech_is_the_sum_of_its_chunks():
     models = Models(SPOKEN)
-    outputs = asyncio.run(speak(models.call, PLAN, PREPARED))
+    outputs = asyncio.run(speak(models.handed, PLAN, PREPARED))
     assert outputs["audio"].tolist() == AUDIO
     assert outputs["sample_rate"].tolist() == [24_000]
     assert outputs["used_seed"].tolist() == [7]
@@ -232,7 +248,7 @@ def test_the_whole_speech_is_the_sum_of_its_chunks():
         "num_tokens": 4,
         "finish_reason": "length",
     }
-    assert models.num_cancels == 0
+    assert not models.cancels
 
 
 def test_the_outputs_have_the_types_of_the_contract():
@@ -246,7 +262,7 @@ def test_an_error_of_a_speech_passes_through_and_gives_the_request_up(place):
     error = CalledModelError("planted", "UNAVAILABLE")
     models = Models([*SPOKEN[:place], error])
     with pytest.raises(CalledModelError) as caught:
-        asyncio.run(speak(models.call, PLAN, PREPARED))
+        asyncio.run(speak(models.handed, PLAN, PREPARED))
     assert caught.value is error
     check_given_up(models)
 
@@ -256,8 +272,8 @@ def test_a_speech_that_is_stopped_gives_its_request_up():
     models = Models([SPOKEN[0], None])
 
     async def run():
-        speaking = asyncio.create_task(speak(models.call, PLAN, PREPARED))
-        while len(models.calls) < 2:
+        speaking = asyncio.create_task(speak(models.handed, PLAN, PREPARED))
+        while len(models.inputs_of("speech_chunk")) < 2:
             await asyncio.sleep(0)
         speaking.cancel()
         await asyncio.gather(speaking, return_exceptions=True)
@@ -269,12 +285,12 @@ def test_a_speech_that_is_stopped_gives_its_request_up():
 def test_a_request_that_cannot_be_given_up_fails_with_its_own_error():
     models = Models([InvalidInputError("text", "", "planted")], cancel_error=CalledModelError("gone", "UNAVAILABLE"))
     with pytest.raises(InvalidInputError, match="planted"):
-        asyncio.run(speak(models.call, PLAN, PREPARED))
+        asyncio.run(speak(models.handed, PLAN, PREPARED))
 
 
 def check_given_up(models):
     """gpt_decoder was told once, by the request's name."""
-    [cancel] = models.inputs_of("gpt_decoder")
+    [cancel] = models.cancels
     names = {inputs["stream_id"] for inputs in models.inputs_of("speech_chunk")}
     assert {cancel["stream_id"]} == names
     assert cancel["cancel"].tolist() == [True]
@@ -308,7 +324,7 @@ class Caller:
 
 
 def run_stream(models, caller):
-    asyncio.run(stream(models.call, PLAN, INPUTS, caller.send, caller.has_gone))
+    asyncio.run(stream(models.handed, PLAN, INPUTS, caller.send, caller.has_gone))
 
 
 def test_a_stream_sends_every_chunk_as_it_comes():
@@ -322,7 +338,7 @@ def test_a_stream_sends_every_chunk_as_it_comes():
     assert [len(json.loads(one["sentences"])) for one in caller.chunks] == [1, 0, 1]
     assert [one["used_seed"].tolist() for one in caller.chunks] == [[7]] * 3
     assert [one["used_speaker"] for one in caller.chunks] == ["the voice"] * 3
-    assert models.num_cancels == 0
+    assert not models.cancels
 
 
 def test_the_text_is_prepared_first():
@@ -361,7 +377,7 @@ def test_a_caller_who_goes_while_a_chunk_is_waited_for_gives_the_request_up(pati
 def test_a_caller_who_goes_after_the_last_chunk_has_got_everything():
     models, caller = Models(SPOKEN), Caller(patience=3)
     run_stream(models, caller)
-    assert models.num_cancels == 0
+    assert not models.cancels
 
 
 def test_whether_the_caller_has_gone_is_asked_while_a_chunk_is_waited_for():
@@ -373,7 +389,7 @@ def test_whether_the_caller_has_gone_is_asked_while_a_chunk_is_waited_for():
         return asked.count(1) == 20
 
     with pytest.raises(CancelledError):
-        asyncio.run(stream(models.call, PLAN, INPUTS, caller.send, has_gone))
+        asyncio.run(stream(models.handed, PLAN, INPUTS, caller.send, has_gone))
     assert asked[-20:] == [1] * 20
     check_given_up(models)
 
@@ -402,29 +418,27 @@ def test_a_cancel_that_overtakes_the_opening_still_ends_the_stream():
     """Both wait for a thread of the server's, and gpt_decoder forgets a cancel of what it does not know."""
 
     class Slow(Models):
-        def __init__(self):
-            super().__init__([])
-            self.open = False
-
-        async def _speech_chunk(self):
-            if not self.open:
+        async def _gpt_decoder(self, inputs):
+            if "generation" in inputs:
                 await self.cancelled.wait()  # of a cancel that comes too early
                 self.cancelled.clear()
-                self.open = True
+            return await super()._gpt_decoder(inputs)
+
+        async def _speech_chunk(self):
             try:
                 await asyncio.wait_for(self.cancelled.wait(), 0.01)
             except asyncio.TimeoutError:
                 return {"waveform": ramp(4), "chunk": chunk().to_json()}
             raise CalledModelError("the request was cancelled", "CANCELLED")
 
-    models, caller = Slow(), Caller()
+    models, caller = Slow([]), Caller()
 
     async def run():
-        await asyncio.wait_for(stream(models.call, PLAN, INPUTS, caller.send, lambda: len(models.calls) > 1), 5)
+        await asyncio.wait_for(stream(models.handed, PLAN, INPUTS, caller.send, lambda: len(models.calls) > 1), 5)
 
     with pytest.raises(CancelledError):
         asyncio.run(run())
-    assert models.num_cancels >= 2
+    assert len(models.cancels) >= 2
 
 
 # Deadlines
@@ -450,7 +464,7 @@ def no_grace(monkeypatch):
 def test_a_speech_does_not_wait_for_the_vocoder_past_its_deadline(no_grace):
     models = Stuck([])
     with pytest.raises(DeadlineExceededError):
-        asyncio.run(asyncio.wait_for(speak(models.call, PLAN, with_deadline(0.05)), 30))
+        asyncio.run(asyncio.wait_for(speak(models.handed, PLAN, with_deadline(0.05)), 30))
     check_given_up(models)
 
 
@@ -465,7 +479,7 @@ def test_a_stream_does_not_wait_for_the_vocoder_past_its_deadline(no_grace, monk
 
 def test_a_deadline_that_is_kept_changes_nothing():
     models = Models(SPOKEN)
-    outputs = asyncio.run(speak(models.call, PLAN, with_deadline(60)))
+    outputs = asyncio.run(speak(models.handed, PLAN, with_deadline(60)))
     assert outputs["audio"].tolist() == AUDIO
 
 
@@ -474,4 +488,4 @@ def test_a_deadline_that_is_kept_changes_nothing():
 )
 def test_what_is_no_generation_is_refused(generation):
     with pytest.raises(InvalidInputError, match="'generation'"):
-        asyncio.run(speak(Models([]).call, PLAN, PREPARED | {"generation": generation}))
+        asyncio.run(speak(Models([]).handed, PLAN, PREPARED | {"generation": generation}))

@@ -2,11 +2,13 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 
 import triton_python_backend_utils as pb_utils
 
 from chattts_serving.speech import session
+from chattts_serving.speech.reader import Reader
 from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.config import MODES, ReadingConfig
 from chattts_serving.triton.metrics import Metrics
@@ -15,6 +17,7 @@ from chattts_serving.triton.tracing import Tracer
 
 # Triton 2.51 can crash where a gRPC stream ends at the moment in which it is cancelled (measured); mended since.
 SETTLE_S, SETTLED = 0.2, (2, 59)
+TEXTS_AT_ONCE = 8  # so that long texts do not take the threads of what is spoken; a batch of text_frontend
 
 
 class TritonPythonModel:
@@ -25,6 +28,8 @@ class TritonPythonModel:
         self._config = ReadingConfig.from_triton(args["model_config"])
         self._settle_s = 0.0 if triton_io.triton_version() >= SETTLED else SETTLE_S
         self._executor = ThreadPoolExecutor(triton_io.CALLS_AT_ONCE)
+        self._texts = asyncio.Semaphore(TEXTS_AT_ONCE)
+        self._reader = Reader(partial(triton_io.call_model_async, pb_utils))
         self._metrics, self._tracer = Metrics(pb_utils), Tracer()
         self._reports = RequestReports(self._metrics, "chattts_stream", streams=True)
 
@@ -37,6 +42,10 @@ class TritonPythonModel:
         """Let go of the metrics."""
         self._metrics.close()
         self._tracer.close()
+
+    async def _call(self, model, inputs, outputs, **about):
+        async with self._texts if model == "text_frontend" else nullcontext():
+            return await triton_io.call_model_async(pb_utils, model, inputs, outputs, **about)
 
     async def _stream(self, request, report):
         sender, ended = request.get_response_sender(), False
@@ -55,9 +64,10 @@ class TritonPythonModel:
             triton_io.refuse_parameters(request)
             inputs = {tensor.name(): tensor.as_numpy()[0] for tensor in request.inputs()}
             mode = triton_io.read_text(request, "mode") if inputs.pop("mode", None) is not None else MODES[0]
-            about = {"request_id": request.request_id(), "trace": self._tracer.of(request)}
-            call = partial(triton_io.call_model_async, pb_utils, **about)
-            await session.stream(call, self._config.plan(mode), inputs, send_chunk, sender.is_cancelled)
+            trace = self._tracer.of(request)
+            call = partial(self._call, request_id=request.request_id(), trace=trace)
+            models = session.Models(call, self._reader, trace.span)
+            await session.stream(models, self._config.plan(mode), inputs, send_chunk, sender.is_cancelled)
             report.ended()
         except Exception as error:
             if getattr(error, "model", "") != "text_frontend":  # which reports those that end there

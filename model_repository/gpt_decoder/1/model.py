@@ -1,7 +1,6 @@
 """The GPT of ChatTTS; see config.pbtxt. All logic is in chattts_serving.triton.decoder."""
 
 import logging
-from contextlib import ExitStack
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -12,7 +11,6 @@ from chattts_serving.triton.decoder import Decoder
 from chattts_serving.triton.device import device_of
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import EngineReports
-from chattts_serving.triton.tracing import Tracer
 
 
 class TritonPythonModel:
@@ -22,7 +20,7 @@ class TritonPythonModel:
         """Load the model and start the engine."""
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._metrics, self._tracer = Metrics(pb_utils), Tracer()
+        self._metrics = Metrics(pb_utils)
         config = DecoderConfig.from_triton(args["model_config"])
         self._decoder = Decoder(folder, config, device_of(args), EngineReports(self._metrics))
 
@@ -35,11 +33,9 @@ class TritonPythonModel:
         """Stop the engine."""
         self._decoder.close()
         self._metrics.close()
-        self._tracer.close()
 
     def _submit(self, request):
-        sender, span = request.get_response_sender(), ExitStack()
-        span.enter_context(self._tracer.of(request).span("gpt_decoder"))
+        sender = request.get_response_sender()
         wanted = set(request.requested_output_names())
 
         def reply(outcome):
@@ -48,7 +44,6 @@ class TritonPythonModel:
                     raise outcome
                 return {name: value for name, value in outcome.items() if name in wanted}
 
-            span.close()
             triton_io.send_last(pb_utils, sender, triton_io.answer(pb_utils, outputs))
 
         try:
@@ -62,7 +57,11 @@ class TritonPythonModel:
         if "generation" in given:
             generation = triton_io.read_text(request, "generation")
             speaker = triton_io.read_array(request, "speaker_embedding")
-            self._decoder.open(stream_id, generation, speaker[0], triton_io.read_text(request, "reading"), reply)
+            reading = triton_io.read_text(request, "reading")
+            reader = triton_io.read_text(request, "reader") if "reader" in given else ""
+            self._decoder.open(stream_id, generation, speaker[0], reading, reply, reader=reader)
+        elif "expected" in given:
+            self._decoder.wait(stream_id, triton_io.read_text(request, "expected"), reply)
         elif "cancel" in given:
             self._decoder.cancel(stream_id, reply)
         else:

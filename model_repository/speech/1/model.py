@@ -5,6 +5,7 @@ from functools import partial
 import triton_python_backend_utils as pb_utils
 
 from chattts_serving.speech import session
+from chattts_serving.speech.reader import Reader
 from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.config import ReadingConfig
 from chattts_serving.triton.loop_thread import LoopThread
@@ -20,6 +21,7 @@ class TritonPythonModel:
         """Start the loop that requests are worked on in."""
         self._plan = ReadingConfig.from_triton(args["model_config"]).plan("exact")
         self._loop = LoopThread(triton_io.CALLS_AT_ONCE)
+        self._reader = Reader(partial(triton_io.call_model_async, pb_utils))
         self._metrics, self._tracer = Metrics(pb_utils), Tracer()
         self._reports = RequestReports(self._metrics, "speech")
 
@@ -36,9 +38,10 @@ class TritonPythonModel:
                 report.gone()
             else:
                 prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
-                about = {"request_id": request.request_id(), "trace": self._tracer.of(request)}
-                call = partial(triton_io.call_model_async, pb_utils, **about)
-                self._loop.run(self._speak(sender, report, call, prepared))
+                trace = self._tracer.of(request)
+                call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id(), trace=trace)
+                models = session.Models(call, self._reader, trace.span)
+                self._loop.run(self._speak(sender, report, models, prepared))
 
     def finalize(self):
         """Give up what is still spoken."""
@@ -46,9 +49,9 @@ class TritonPythonModel:
         self._metrics.close()
         self._tracer.close()
 
-    async def _speak(self, sender, report, call, prepared):
+    async def _speak(self, sender, report, models, prepared):
         try:
-            outputs = await session.speak(call, self._plan, prepared)
+            outputs = await session.speak(models, self._plan, prepared)
             triton_io.check_shared_memory(outputs["audio"].nbytes)
             response = triton_io.success(pb_utils, outputs)
         except Exception as error:

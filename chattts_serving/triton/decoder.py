@@ -35,20 +35,28 @@ YIELDING = 10  # niceness of threads that compute without an end, so that those 
 class Decoder:
     """The engine with its model, and the prompts of the second pass."""
 
-    def __init__(self, folder: Path, config: DecoderConfig, device: str, observer: Observer) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: DecoderConfig,
+        device: str,
+        observer: Observer,
+        make_runner: Callable[[Path, str, DecoderConfig], Runner] | None = None,
+    ) -> None:
         """Load the artifacts in `folder` and start the engine on `device`, "cpu" or "cuda:N".
 
-        `observer` is that of `Synthesizer`.
+        `observer` is that of `Synthesizer`; `make_runner` is for benchmarks, in place of that of this module.
 
         Raises:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
         """
         self._config = GPTConfig.load(folder)
+        make = make_runner or runner_of
 
         def make_engine() -> Engine:
             if device == "cpu":
                 os.nice(YIELDING)  # the engine's thread, which computes, and those that it starts
-            runner = make_runner(folder, device, config)
+            runner = make(folder, device, config)
             engine = Engine(runner, max_sequences=config.max_sequences, max_prefill_tokens=config.max_prefill_tokens)
             runner.warm_up()
             return engine
@@ -130,7 +138,7 @@ class Decoder:
             raise InvalidInputError("speaker_embedding", speaker.shape, f"{config.hidden_size} finite numbers")
 
 
-def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
+def runner_of(folder: Path, device: str, config: DecoderConfig) -> Runner:
     """What computes the engine's steps on `device`, with the artifacts in `folder` loaded.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.engine.gpt_config import GPTConfig
-from chattts_serving.engine.gpu.lanes import Lanes
+from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import Runner
 from chattts_serving.engine.sequence import Kind, Sequence
@@ -79,7 +79,7 @@ class PacedRunner:
         self.thread_seconds: list[float] = []  # CPU time of the thread that launches, at each launch
         self.batch_sizes: list[int] = []  # of each launch
         self._pace = pace
-        self._lanes = Lanes(max_sequences)
+        self._lanes = lanes.Lanes(max_sequences)
         generator = np.random.default_rng(0)
         most = min(config.eos_code, config.ebreak_id)
         self._draws = generator.integers(0, most, (NUM_DRAWS, config.num_codebooks), np.int32)
@@ -94,8 +94,11 @@ class PacedRunner:
         self.thread_seconds.append(time.thread_time())
         self.batch_sizes.append(len(sequences))
         batch = sorted(sequences, key=lambda sequence: sequence.kind is Kind.AUDIO)
-        for row, sequence in self._lanes.assign(batch).joined:
+        joined = self._lanes.assign(batch).joined
+        for row, sequence in joined:
             self._join(row, sequence)
+        if joined:  # what a GPU would be sent
+            lanes.prompt_rows(joined, self.config.num_codebooks, self.config.spk_emb_id)
         rows = np.array(self._lanes.rows(sequences))
         widths = [1 if sequence.kind is Kind.TEXT else self.config.num_codebooks for sequence in sequences]
         return _Pending(self._draw(rows), widths, self._done(len(rows)))
@@ -112,6 +115,7 @@ class PacedRunner:
 
     def _join(self, row: int, sequence: Sequence) -> None:
         params = sequence.params
+        lanes.lane_row(sequence, self.config.num_codebooks, self.config.spk_emb_id)  # as above
         self._first[row] = (params.seed * 2_654_435_761 + params.stream * 40_503) % NUM_DRAWS
         self._next[row], self._end[row] = sequence.num_generated_tokens, self._ends[sequence.kind]
 

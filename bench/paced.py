@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chattts_serving.engine.batch import Batch
 from chattts_serving.engine.gpt_config import GPTConfig
 from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.kv_slots import Slot
@@ -54,17 +55,17 @@ class Pace:
 
 
 class _Pending:
-    """A step on its way: what each sequence draws, and when that is there (`time.perf_counter`)."""
+    """A step on its way: what each lane draws, and when that is there (`time.perf_counter`)."""
 
-    def __init__(self, drawn: npt.NDArray[np.int32], widths: list[int], done: float) -> None:
-        self._drawn, self._widths, self._done = drawn, widths, done
+    def __init__(self, drawn: npt.NDArray[np.int32], done: float) -> None:
+        self._drawn, self._done = drawn, done
 
-    def tokens(self) -> list[tuple[int, ...]]:
+    def tokens(self) -> npt.NDArray[np.int32]:
         """As `PendingStep`."""
         left = self._done - time.perf_counter()
         if left > 0:
             time.sleep(left)
-        return [tuple(row[:width]) for row, width in zip(self._drawn.tolist(), self._widths, strict=True)]
+        return self._drawn
 
 
 class PacedRunner:
@@ -79,7 +80,6 @@ class PacedRunner:
         self.thread_seconds: list[float] = []  # CPU time of the thread that launches, at each launch
         self.batch_sizes: list[int] = []  # of each launch
         self._pace = pace
-        self._lanes = lanes.Lanes(max_sequences)
         generator = np.random.default_rng(0)
         most = min(config.eos_code, config.ebreak_id)
         self._draws = generator.integers(0, most, (NUM_DRAWS, config.num_codebooks), np.int32)
@@ -89,19 +89,15 @@ class PacedRunner:
         self._first, self._next, self._end = (np.zeros(max_sequences, np.int32) for _ in range(3))
         self._is_free_at = 0.0
 
-    def launch(self, sequences: list[Sequence]) -> _Pending:
+    def launch(self, batch: Batch) -> _Pending:
         """As `Runner`."""
         self.thread_seconds.append(time.thread_time())
-        self.batch_sizes.append(len(sequences))
-        batch = sorted(sequences, key=lambda sequence: sequence.kind is Kind.AUDIO)
-        joined = self._lanes.assign(batch).joined
-        for row, sequence in joined:
+        self.batch_sizes.append(len(batch))
+        for sequence, row in batch.joined.items():
             self._join(row, sequence)
-        if joined:  # what a GPU would be sent
-            lanes.prompt_rows(joined, self.config.num_codebooks, self.config.spk_emb_id)
-        rows = np.array(self._lanes.rows(sequences))
-        widths = [1 if sequence.kind is Kind.TEXT else self.config.num_codebooks for sequence in sequences]
-        return _Pending(self._draw(rows), widths, self._done(len(rows)))
+        if batch.joined:  # what a GPU would be sent
+            lanes.prompt_rows(batch.joined.items(), self.config.num_codebooks, self.config.spk_emb_id)
+        return _Pending(self._draw(batch.rows), self._done(len(batch)))
 
     def generated_hidden(self, _sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
         """As `Runner`: those of every sequence are alike."""

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN
+from chattts_serving.engine.batch import IntArray
 from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import EngineError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
-from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_window
+from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_end, next_window
 
 MAX_DRAWS = 8  # of a sentence that ends before it can have been said
 _DRAWS_APART = 2**16  # between the streams of random numbers of two draws; one draw of a request has 2 * MAX_SENTENCES
@@ -59,12 +60,12 @@ class Part:
 
     Attributes:
         hidden: the hidden states of the chunk's window, float32 [n, hidden]; None where there is no audio.
-        codes: the chunk's audio tokens, [num_tokens][num_codebooks].
+        codes: the chunk's audio tokens, int32 [num_tokens, num_codebooks].
         chunk: what they are.
     """
 
     hidden: Hidden | None
-    codes: list[tuple[int, ...]]
+    codes: IntArray
     chunk: Chunk
 
 
@@ -90,6 +91,7 @@ class OpenRequest:
         num_samples: samples read, pauses included.
         sentence_start: of `num_samples`, those before the sentence that is read.
         reply: of the read that waits; None between two reads.
+        due: the engine's step before which its chunk cannot be there, while a read waits for tokens.
         idle_since: when the last read was answered, s (monotonic).
         error: why the request ended, for the next read.
     """
@@ -108,6 +110,7 @@ class OpenRequest:
     num_samples: int = 0
     sentence_start: int = 0
     reply: Reply | None = None
+    due: int | None = None
     idle_since: float = field(default_factory=time.monotonic)
     error: ServingError | None = None
 
@@ -184,7 +187,7 @@ class OpenRequest:
         if self._ended_too_early(place, finished.sequence):
             return self._drawn_again(place, finished.sequence)
         self.spoken[place] = finished
-        self.num_tokens += len(finished.sequence.tokens)
+        self.num_tokens += finished.sequence.num_new_tokens
         if self.num_tokens > MAX_REQUEST_TOKENS:
             allowed = f"text of at most {MAX_REQUEST_TOKENS} audio tokens (35 minutes of speech): send it in parts"
             raise InvalidInputError("text", " ".join(self.request.texts), allowed)
@@ -192,7 +195,7 @@ class OpenRequest:
 
     def _ended_too_early(self, place: int, sequence: Sequence) -> bool:
         is_end = sequence.finish_reason is FinishReason.STOP
-        return is_end and len(sequence.tokens) < self.request.fewest_tokens[place]
+        return is_end and sequence.num_new_tokens < self.request.fewest_tokens[place]
 
     def _drawn_again(self, place: int, sequence: Sequence) -> Sequence:
         num_draws = self.num_draws[place] = self.num_draws.get(place, 1) + 1
@@ -219,20 +222,32 @@ class OpenRequest:
         if sequence is None or sequence.kind is Kind.TEXT or not (finished or sequence.has_hidden):
             return None
         window = next_window(
-            self.opening.plan, self.num_chunks, self.num_read, len(sequence.tokens), ended=finished is not None
+            self.opening.plan, self.num_chunks, self.num_read, sequence.num_new_tokens, ended=finished is not None
         )
         if window is None:
             return None
         hidden = (
             finished.hidden[window.start : window.end] if finished else hidden_of(sequence, window.start, window.end)
         )
-        return Part(hidden, sequence.tokens[window.first : window.last], self._take(sequence, window))
+        return Part(hidden, sequence.codes(window.first, window.last), self._take(sequence, window))
+
+    def num_missing(self) -> int | None:
+        """Tokens that must come at least for `next_part` to have one, 1 or more; None where tokens alone bring none."""
+        sequence = self.running.get(self.place)
+        if sequence is None or sequence.kind is Kind.TEXT:
+            return None
+        needed = next_end(self.opening.plan, self.num_chunks, self.num_read)
+        return max(1, needed - sequence.num_new_tokens)
 
     def _refined(self) -> Part | None:
         """The answer to a request for refined text alone, once all of it is there."""
         if self.waiting or self.running:
             return None
-        return Part(None, [], Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True))
+        return Part(
+            None,
+            np.zeros((0, 1), np.int32),
+            Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True),
+        )
 
     def _take(self, sequence: Sequence, window: Window) -> Chunk:
         """The chunk of `window`, which counts as read from now on."""
@@ -249,7 +264,7 @@ class OpenRequest:
                     text=self.texts[place],
                     start=self.sentence_start / SAMPLE_RATE,
                     end=self.num_samples / SAMPLE_RATE,
-                    num_tokens=len(sequence.tokens),
+                    num_tokens=sequence.num_new_tokens,
                     finish_reason=sequence.finish_reason.value if sequence.finish_reason else "",
                 ),
             )

@@ -113,6 +113,11 @@ class Window:
         return (self.last - self.first) * SAMPLES_PER_TOKEN - (HOP_LENGTH if self.ends else 0)
 
 
+def next_end(plan: ReadingPlan, number: int, first: int) -> int:
+    """The tokens of a sentence that goes on from which on its chunk `number` is there; arguments as `next_window`."""
+    return first + plan.least_tokens[min(number, len(plan.least_tokens) - 1)] + plan.lookahead_tokens
+
+
 def next_window(plan: ReadingPlan, number: int, first: int, num_tokens: int, *, ended: bool) -> Window | None:
     """The window of a sentence's chunk `number` (0, 1, ...), or None while too few tokens are there.
 
@@ -126,10 +131,9 @@ def next_window(plan: ReadingPlan, number: int, first: int, num_tokens: int, *, 
     if ended:
         last = min(num_tokens, first + plan.most_tokens)
     else:
-        ready = num_tokens - plan.lookahead_tokens - first
-        if ready < plan.least_tokens[min(number, len(plan.least_tokens) - 1)]:
+        if num_tokens < next_end(plan, number, first):
             return None
-        last = first + min(ready, plan.most_tokens)
+        last = first + min(num_tokens - plan.lookahead_tokens - first, plan.most_tokens)
     ends = ended and last == num_tokens
     return Window(
         start=max(0, first - CONTEXT_TOKENS),

@@ -124,7 +124,7 @@ class Decoder:
         hidden, mask = padded(
             np.zeros((0, self._config.hidden_size), np.float32) if part.hidden is None else part.hidden
         )
-        codes = np.array(part.codes, np.int32).reshape(-1, self._config.num_codebooks)
+        codes = part.codes.reshape(-1, self._config.num_codebooks)  # there are none without audio
         return {"hidden": hidden, "mask": mask, "codes": codes, "chunk": part.chunk.to_json()}
 
     def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:

@@ -21,21 +21,21 @@ from typing import Any
 from chattts_client import AsyncTTSClient, SynthesisOptions
 from tqdm import tqdm
 
-from bench import host_engine, report
+from bench import host_engine, report, silence
 from bench.load import Speak, closed_loop, open_loop, poisson_arrivals, summarize
 from bench.paced import Pace
 from bench.repository import FOLDER, sentence, with_settings
 from bench.watch import process_cpu_seconds
+from chattts_serving.engine.gpt_config import GPTConfig
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import running_server
 
 ENGINE_BATCHES = [64, 256]
 WAYS = ("whole", "streams")
 WARM_REQUESTS = 32
-KEPT_UP = 0.95  # of the sentences offered, answered in their time
+KEPT_UP = 0.9  # of the sentences offered a second, answered
 PROFILE_HZ = 200
 MOST_FUNCTIONS = 25
-ONNX_MODELS = ("dvae_decoder", "vocos")
 COLUMNS = {  # of the table, by field
     "way": "answers",
     "rate": "offered/s",
@@ -113,8 +113,7 @@ def run(load: HostLoad, repository: Path | None, ways: Sequence[str]) -> Path:
 
 
 def _measure_server(load: HostLoad, repository: Path, ways: Sequence[str]) -> dict[str, object]:
-    onnx_mb = {name: (repository / name / "1" / "model.onnx").stat().st_size / 1e6 for name in ONNX_MODELS}
-    print("decoder and vocoder compute, too: " + ", ".join(f"{name} has {mb:.1f} MB" for name, mb in onnx_mb.items()))
+    print("language model, decoder and vocoder compute nothing: what they cost on a GPU is not in here")
     levels: list[dict[str, Any]] = []
     with running_server(paced_repository(load, repository), log_path=FOLDER / "server_host.log") as server:
         for way in ways:
@@ -128,11 +127,11 @@ def _measure_server(load: HostLoad, repository: Path, ways: Sequence[str]) -> di
             for way, knee in knees.items()
             if knee
         }
-    return {"onnx_mb": onnx_mb, "levels": levels, "knees": knees, "functions": functions}
+    return {"models_compute": False, "levels": levels, "knees": knees, "functions": functions}
 
 
 def paced_repository(load: HostLoad, repository: Path) -> Path:
-    """A copy of `repository` in FOLDER whose gpt_decoder has a runner that only waits.
+    """A copy of `repository` in FOLDER whose gpt_decoder only waits, and whose decoder and vocoder compute nothing.
 
     Raises:
         ConfigError: as `with_settings`.
@@ -149,6 +148,7 @@ def paced_repository(load: HostLoad, repository: Path) -> Path:
     shutil.copyfile(here / "paced_model.py", folder / "model.py")
     shutil.copyfile(here / "paced.py", folder / "paced.py")
     load.pace.write(folder)
+    silence.write(copy, GPTConfig.load(folder).hidden_size)
     return copy
 
 
@@ -176,12 +176,10 @@ async def _measure_level(load: HostLoad, way: str, rate: float, speak: Speak, ro
     answered = max(1, summary.answered)
     cpu_ms = {name: 1e3 * cpu / answered for name, cpu in used.items()}
     busiest = max(used, key=used.__getitem__)
-    offered_s = arrivals[-1] - arrivals[0]
     return {
         "way": way,
         "rate": rate,
-        # The last ones take their time however quick the server is.
-        "kept_up": summary.answered == len(arrivals) and KEPT_UP * seconds <= offered_s + (summary.p50_s or 0.0),
+        "kept_up": bool(summary.answered == len(arrivals) and KEPT_UP * seconds <= arrivals[-1] - arrivals[0]),
         **asdict(summary),
         "cpu_ms": sum(cpu_ms.values()),
         "cpu_ms_by_process": cpu_ms,

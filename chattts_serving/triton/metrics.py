@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
-WRITE_S = 0.02  # between two writes: each value is a message to the server and back
+WRITE_S = 0.1  # between two writes: each value is a message to the server and back
+TALLY_S = 1.0  # between two of a histogram, which is a dozen values
 
 
 class Value:
@@ -37,6 +40,10 @@ class Value:
             self._wanted += number
         self._changed.set()
 
+    def notify(self) -> None:
+        """Say that there is something to write."""
+        self._changed.set()
+
     def release(self) -> None:
         """Let go of the server's part of it."""
         self._metric = None
@@ -54,19 +61,39 @@ class Value:
 
 
 class Histogram:
-    """How often values up to each of some bounds were observed, the number of all and their sum."""
+    """How often values up to each of some bounds were observed, the number of all and their sum; from any thread.
 
-    def __init__(self, buckets: Sequence[tuple[float, Value]], total: Value, count: Value) -> None:
-        """`buckets` are the bounds, ascending, with their counters."""
-        self._buckets, self._total, self._count = buckets, total, count
+    Attributes:
+        is_waiting: whether something was observed since the last tally.
+    """
+
+    def __init__(self, bounds: Sequence[float], buckets: Sequence[Value], total: Value, count: Value) -> None:
+        """`bounds` are ascending; `buckets` has a counter for each, and one more for all."""
+        self._bounds, self._buckets, self._total, self._count = bounds, buckets, total, count
+        self._lock = threading.Lock()
+        self._tally, self._sum = [0] * len(buckets), 0.0
+        self.is_waiting = False
 
     def observe(self, number: float) -> None:
         """Count `number`."""
-        for bound, bucket in self._buckets:
-            if number <= bound:
-                bucket.add()
-        self._total.add(number)
-        self._count.add()
+        with self._lock:
+            self._tally[bisect_left(self._bounds, number)] += 1
+            self._sum += number
+            self.is_waiting = True
+        self._count.notify()
+
+    def tally(self) -> None:
+        """Add to the counters what was observed since the last time."""
+        with self._lock:
+            tally, self._tally = self._tally, [0] * len(self._buckets)
+            total, self._sum = self._sum, 0.0
+            self.is_waiting = False
+        number = 0
+        for new, bucket in zip(tally, self._buckets, strict=True):
+            number += new
+            bucket.add(number)
+        self._count.add(number)
+        self._total.add(total)
 
 
 class Metrics:
@@ -77,6 +104,7 @@ class Metrics:
         self._kinds = pb_utils.MetricFamily
         self._families: dict[str, Any] = {}  # without its family a metric cannot be written
         self._values: list[Value] = []
+        self._histograms: list[Histogram] = []
         self._changed, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
@@ -91,10 +119,12 @@ class Metrics:
 
     def histogram(self, name: str, description: str, bounds: Sequence[float], **labels: str) -> Histogram:
         """A new histogram of values up to each of `bounds`, ascending, and of all."""
-        ends = [*((bound, f"{bound:g}") for bound in bounds), (float("inf"), "+Inf")]
-        buckets = [(bound, self.counter(f"{name}_bucket", description, **labels, le=end)) for bound, end in ends]
+        ends = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+        buckets = [self.counter(f"{name}_bucket", description, **labels, le=end) for end in ends]
         total, count = (self.counter(f"{name}_{part}", description, **labels) for part in ("sum", "count"))
-        return Histogram(buckets, total, count)
+        histogram = Histogram(bounds, buckets, total, count)
+        self._histograms.append(histogram)
+        return histogram
 
     def close(self) -> None:
         """Write the last changes and free the metrics: any that outlive the server crash the model's process."""
@@ -115,12 +145,24 @@ class Metrics:
         return value
 
     def _run(self) -> None:
+        tally_at = 0.0
         while not self._closed.is_set():
             self._changed.wait()
             self._changed.clear()
+            if time.monotonic() >= tally_at:
+                tally_at = time.monotonic() + TALLY_S
+                self._tally()
             self._write()
             self._closed.wait(WRITE_S)
+            if any(histogram.is_waiting for histogram in list(self._histograms)):  # new ones may come
+                self._changed.set()
+        self._tally()
         self._write()
+
+    def _tally(self) -> None:
+        for histogram in list(self._histograms):
+            if histogram.is_waiting:
+                histogram.tally()
 
     def _write(self) -> None:
         try:

@@ -72,7 +72,7 @@ class ReadingPlan:
 
     def to_json(self) -> str:
         """This plan as one JSON object."""
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str) -> ReadingPlan:
@@ -153,8 +153,8 @@ def bucket_length(num_tokens: int) -> int:
 def padded(hidden: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Hidden states [n, hidden] padded with 0 to a bucket's length T, and the mask, float32 [T], 1 on the n."""
     length = bucket_length(len(hidden))
-    row = np.zeros((length, hidden.shape[1]), np.float32)
-    row[: len(hidden)] = hidden
+    row = np.empty((length, hidden.shape[1]), np.float32)
+    row[: len(hidden)], row[len(hidden) :] = hidden, 0
     mask = np.zeros(length, np.float32)
     mask[: len(hidden)] = 1
     return row, mask
@@ -206,7 +206,8 @@ class Chunk:
 
     def to_json(self) -> str:
         """This chunk as one JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        values = {**vars(self), "sentences": list(map(vars, self.sentences))}
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Chunk:
@@ -218,4 +219,4 @@ class Chunk:
 
 def sentences_json(sentences: tuple[SpokenSentence, ...]) -> str:
     """The output `sentences`: a JSON list."""
-    return json.dumps([asdict(sentence) for sentence in sentences], ensure_ascii=False)
+    return json.dumps(list(map(vars, sentences)), ensure_ascii=False)

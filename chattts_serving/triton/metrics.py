@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 WRITE_S = 0.1  # between two writes: each value is a message to the server and back
-TALLY_S = 1.0  # between two of a histogram, which is a dozen values
 
 
 class Value:
@@ -61,25 +59,19 @@ class Value:
 
 
 class Histogram:
-    """How often values up to each of some bounds were observed, the number of all and their sum; from any thread.
-
-    Attributes:
-        is_waiting: whether something was observed since the last tally.
-    """
+    """How often values up to each of some bounds were observed, the number of all and their sum; from any thread."""
 
     def __init__(self, bounds: Sequence[float], buckets: Sequence[Value], total: Value, count: Value) -> None:
         """`bounds` are ascending; `buckets` has a counter for each, and one more for all."""
         self._bounds, self._buckets, self._total, self._count = bounds, buckets, total, count
         self._lock = threading.Lock()
         self._tally, self._sum = [0] * len(buckets), 0.0
-        self.is_waiting = False
 
     def observe(self, number: float) -> None:
         """Count `number`."""
         with self._lock:
             self._tally[bisect_left(self._bounds, number)] += 1
             self._sum += number
-            self.is_waiting = True
         self._count.notify()
 
     def tally(self) -> None:
@@ -87,7 +79,8 @@ class Histogram:
         with self._lock:
             tally, self._tally = self._tally, [0] * len(self._buckets)
             total, self._sum = self._sum, 0.0
-            self.is_waiting = False
+        if not any(tally):
+            return
         number = 0
         for new, bucket in zip(tally, self._buckets, strict=True):
             number += new
@@ -103,7 +96,8 @@ class Metrics:
         """Start without any; `pb_utils` is the model's `triton_python_backend_utils`."""
         self._kinds = pb_utils.MetricFamily
         self._families: dict[str, Any] = {}  # without its family a metric cannot be written
-        self._values: list[Value] = []
+        self._counters: list[Value] = []
+        self._gauges: list[Value] = []
         self._histograms: list[Histogram] = []
         self._changed, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -131,9 +125,10 @@ class Metrics:
         self._closed.set()
         self._changed.set()
         self._thread.join()
-        for value in self._values:
+        for value in [*self._counters, *self._gauges]:
             value.release()
-        self._values.clear()
+        self._counters.clear()
+        self._gauges.clear()
         self._families.clear()
 
     def _value(self, name: str, description: str, labels: Mapping[str, str], *, is_counter: bool) -> Value:
@@ -141,32 +136,23 @@ class Metrics:
         if name not in self._families:
             self._families[name] = self._kinds(f"chattts_{name}", description, kind)
         value = Value(self._families[name].Metric(labels=dict(labels)), self._changed, is_counter=is_counter)
-        self._values.append(value)
+        (self._counters if is_counter else self._gauges).append(value)
         return value
 
     def _run(self) -> None:
-        tally_at = 0.0
         while not self._closed.is_set():
             self._changed.wait()
             self._changed.clear()
-            if time.monotonic() >= tally_at:
-                tally_at = time.monotonic() + TALLY_S
-                self._tally()
             self._write()
             self._closed.wait(WRITE_S)
-            if any(histogram.is_waiting for histogram in list(self._histograms)):  # new ones may come
-                self._changed.set()
-        self._tally()
         self._write()
-
-    def _tally(self) -> None:
-        for histogram in list(self._histograms):
-            if histogram.is_waiting:
-                histogram.tally()
 
     def _write(self) -> None:
         try:
-            for value in list(self._values):  # new ones may come
+            for histogram in list(self._histograms):  # new ones may come
+                histogram.tally()
+            # Gauges last: who sees the server at rest sees all that it has counted.
+            for value in [*self._counters, *self._gauges]:
                 value.write()
         except Exception:  # whatever it is, requests matter more
             logger.exception("metrics could not be written")

@@ -24,7 +24,8 @@ def write(repository: Path, hidden_size: int) -> None:
     """Put both into `repository`, whose hidden states have `hidden_size` channels."""
     hidden, mask = _argument("num_tokens", hidden_size), _argument("num_tokens")
     mel, mel_mask = _argument("num_frames", MELS), _argument("num_frames")
-    bands = op.slice(hidden, _ints(0), _ints(MELS), _ints(2))
+    wide = op.concat([hidden] * -(-MELS // hidden_size), axis=2)
+    bands = op.slice(wide, _ints(0), _ints(MELS), _ints(2))
     twice = op.unsqueeze(mask, _ints(2))
     _write(
         repository / "dvae_decoder",

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|gateway|plot`."""
+"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|host|gateway|plot`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.errors import ServingError
 
 PRECISIONS = [precision.value for precision in Precision]
 TOKENS = 96  # 2 s of audio
+HOST_TOKENS = 192
 STREAM_TOKENS = 256  # 5.5 s: several chunks
 
 
@@ -105,6 +107,19 @@ def _gateway(options: argparse.Namespace) -> None:
     gateway.run(comparison, options.repository)
 
 
+def _host(options: argparse.Namespace) -> None:
+    from bench import host
+
+    load = host.HostLoad(
+        pace=host.parse_pace(options.tokens, options.step_ms),
+        max_sequences=options.max_sequences,
+        rates=tuple(sorted(options.rate)),
+        seconds=options.seconds,
+        timeout_s=options.timeout,
+    )
+    host.run(load, None if options.engine_only else options.repository, options.answers)
+
+
 def _plot(options: argparse.Namespace) -> None:
     from bench import plots
 
@@ -116,6 +131,7 @@ PARTS = {
     "overload": _overload,
     "compare": _compare,
     "engine": _engine,
+    "host": _host,
     "gateway": _gateway,
     "plot": _plot,
 }
@@ -226,9 +242,47 @@ def _parse() -> argparse.Namespace:
     engine.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     engine.add_argument("--precision", choices=PRECISIONS, default="fp32")
 
+    _add_host(parts)
+
     plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")
     plot.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
     return parser.parse_args()
+
+
+def _add_host(parts: Any) -> None:
+    host = parts.add_parser("host", help="what all but the model's computing costs: a language model that only waits")
+    host.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("build/repositories/slim"),
+        metavar="DIR",
+        help="an export; of the checkpoint slim, decoder and vocoder compute next to nothing (default %(default)s)",
+    )
+    host.add_argument("--engine-only", action="store_true", help="the engine's thread alone, without a server")
+    host.add_argument(
+        "--tokens", type=int, default=HOST_TOKENS, metavar="N", help="of each sentence (default %(default)s: 4 s)"
+    )
+    host.add_argument(
+        "--step-ms",
+        nargs="+",
+        default=["64:0.5", "256:1.0"],
+        metavar="SEQUENCES:MS",
+        help="how long a step of so many takes (default 64:0.5 256:1.0)",
+    )
+    host.add_argument("--max-sequences", type=int, default=256, metavar="N", help="of the batch (default 256)")
+    host.add_argument(
+        "--answers", nargs="+", choices=["whole", "streams"], default=["whole", "streams"], help="default: both"
+    )
+    host.add_argument(
+        "--rate",
+        type=float,
+        nargs="+",
+        default=[25.0, 50.0, 75.0, 100.0, 150.0, 200.0, 250.0],
+        metavar="X",
+        help="sentences a second, until the server no longer keeps up (default 25 50 75 100 150 200 250)",
+    )
+    host.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each rate (default 10)")
+    host.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="of a request (default 60)")
 
 
 if __name__ == "__main__":

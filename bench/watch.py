@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.launcher.processes import model_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,6 +106,23 @@ def cpu_seconds(root: int) -> float:
         with suppress(*_GONE):
             ticks += sum(map(int, _stat(pid)[11:13]))  # utime, stime
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def process_cpu_seconds(root: int) -> dict[tuple[int, str], float]:
+    """CPU time so far of `root` and each descendant that lives, by process id and name.
+
+    A process that runs a model is called as that, others as their program; further ones of a name get a number.
+    """
+    found: dict[tuple[int, str], float] = {}
+    seen: Counter[str] = Counter()
+    for pid in process_tree(root):
+        with suppress(*_GONE):
+            ticks = sum(map(int, _stat(pid)[11:13]))  # utime, stime
+            name = model_of(pid) or Path(f"/proc/{pid}/comm").read_text().strip()
+            seen[name] += 1
+            name = f"{name} {seen[name]}" if seen[name] > 1 else name
+            found[pid, name] = ticks / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def _stat(pid: int) -> list[str]:

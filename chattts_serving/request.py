@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from chattts_serving.errors import InvalidInputError
 
@@ -212,7 +212,8 @@ class GenerationRequest:
 
     def to_json(self) -> str:
         """This request as one JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        # `asdict` copies whatever it finds, token by token.
+        return json.dumps({**vars(self), "sampling": vars(self.sampling)}, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> GenerationRequest:

@@ -1,4 +1,4 @@
-"""Command line of the export: `python -m export --checkpoint hf|demo|synthetic|tiny|DIR --out DIR`."""
+"""Command line of the export: `python -m export --checkpoint hf|demo|synthetic|tiny|slim|DIR --out DIR`."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def export(
     """Make `out_dir` a complete model repository of the checkpoint `source`, unless it is one already.
 
     Args:
-        source: "hf", "demo", "synthetic", "tiny", or a folder in the official layout.
+        source: "hf", "demo", "synthetic", "tiny", "slim", or a folder in the official layout.
         out_dir: the model repository.
         cache_dir: where checkpoints that are downloaded or made are kept.
-        seed: of the random weights of "synthetic" and "tiny".
+        seed: of the random weights of "synthetic", "tiny" and "slim".
         vocoder_precision: of decoder and vocoder, one of PRECISIONS.
         voices_dir: the voices that callers may ask for by name; those of another hidden size are left out, and named.
             None takes those beside the checkpoint, or else the library of this project.
@@ -129,9 +129,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        metavar="hf|demo|synthetic|tiny|DIR",
+        metavar="hf|demo|synthetic|tiny|slim|DIR",
         help="hf: download 2Noise/ChatTTS; demo: the small one that comes with the project and speaks simple English; "
-        "synthetic, tiny: random weights; DIR: a folder in the official layout",
+        "synthetic, tiny, slim: random weights; DIR: a folder in the official layout",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("model_repository"), metavar="DIR", help="model repository (%(default)s)"

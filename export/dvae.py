@@ -40,23 +40,25 @@ def dvae_decoder(weights: Weights, hidden: Var, mask: Var, state: Var) -> tuple[
     # The first half of a hidden state is the earlier of its token's two frames.
     channels = weights["decoder.conv_in.0.weight"].shape[1]
     frames = op.reshape(hidden, op.const([0, -1, channels]))
-    num_tokens = op.shape(hidden, start=1, end=2)
-    zero, one = op.const(np.array([0])), op.const(np.array([1]))
-    tokens = op.slice(mask, zero, num_tokens, one)
-    end = op.slice(mask, num_tokens, op.add(num_tokens, one), one)
-    doubled = op.reshape(op.concat([op.unsqueeze(tokens, op.const([2]))] * FRAMES_PER_TOKEN, axis=2), op.const([0, -1]))
     timeline = Timeline(
         state,
-        op.concat([doubled, end], axis=1),
+        mask_of_frames(mask, op.shape(hidden, start=1, end=2)),
         op.shape(frames, start=1, end=2),
         most_past=decoder_delay(weights),
         num_guessed=HELD_TOKENS * FRAMES_PER_TOKEN,
     )
     frames = _stack(weights.below("decoder"), cast(frames, weights.precision), timeline)
     mel = same_conv(weights, "out_conv", frames, timeline, scale=weights["coef"].reshape(-1))
-    mel_mask = timeline.mask()
-    mel = op.mul(cast(mel, np.float32), mel_mask)
-    return mel, op.concat([op.squeeze(mel_mask, op.const([2])), end], axis=1), timeline.next_state()
+    mel = op.mul(cast(mel, np.float32), timeline.mask())
+    return mel, timeline.mask_for_the_next_model(), timeline.next_state()
+
+
+def mask_of_frames(mask: Var, num_tokens: Var) -> Var:
+    """The mask of tokens [B, T or T + 1] as one of frames, [B, 2T or 2T + 1]; `num_tokens` is T, int64 [1]."""
+    first, step = op.const(np.array([0])), op.const(np.array([1]))
+    tokens = op.unsqueeze(op.slice(mask, first, num_tokens, step), op.const([2]))
+    frames = op.reshape(op.concat([tokens] * FRAMES_PER_TOKEN, axis=2), op.const([0, -1]))
+    return op.concat([frames, op.slice(mask, num_tokens, op.add(num_tokens, step), step)], axis=1)
 
 
 def dvae_encoder(weights: Weights, audio: Var, num_samples: Var) -> tuple[Var, Var]:

@@ -1,6 +1,7 @@
 """Checkpoints of seeded random weights in the official layout, which ChatTTS itself loads.
 
-`synthetic` has the official sizes and serves as oracle and load-test model; `tiny` is for tests. Their audio is noise.
+`synthetic` has the official sizes and serves as oracle and load-test model; `tiny` is for tests; `slim`, for
+`python -m bench host`, has hidden states of the official width and next to nothing else. Their audio is noise.
 """
 
 from __future__ import annotations
@@ -62,6 +63,23 @@ SIZES = {
         vq=64,
         vocos=VocosSizes(dim=32, intermediate=96, num_layers=2),
     ),
+    "slim": Sizes(
+        gpt=GPTSizes(
+            hidden=768,
+            intermediate=64,
+            num_layers=1,
+            num_heads=12,
+            max_positions=4096,
+            rms_norm_eps=1e-6,
+            rope_theta=10_000.0,
+            num_text_tokens=1_200,
+        ),
+        decoder=ConvNeXtSizes(idim=384, odim=384, hidden=16, num_layers=1, bn_dim=8),
+        dvae_encoder=ConvNeXtSizes(idim=32, odim=64, hidden=24, num_layers=1, bn_dim=16),
+        dvae_decoder=ConvNeXtSizes(idim=32, odim=32, hidden=24, num_layers=1, bn_dim=16),
+        vq=64,
+        vocos=VocosSizes(dim=16, intermediate=32, num_layers=1),
+    ),
 }
 MARKER_FILE = "synthetic.json"  # what a folder was made of, so that it is reused only for the same
 _SOURCES = ("layout.py", "synthetic.py", "synthetic_tokenizer.py", "synthetic_weights.py")
@@ -73,7 +91,7 @@ def write_checkpoint(size: str, out_dir: Path, seed: int = 0) -> Checkpoint:
     The same size and seed give the same tensors, whatever torch's and NumPy's global generators have drawn.
 
     Args:
-        size: "synthetic" (official sizes, 1.1 GB) or "tiny" (2 MB).
+        size: "synthetic" (official sizes, 1.1 GB), "tiny" (2 MB) or "slim".
         out_dir: an earlier synthetic checkpoint there is replaced.
         seed: >= 0.
 

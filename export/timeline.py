@@ -40,6 +40,7 @@ class Timeline(Surroundings):
         self._state, self._offset = state, 1  # behind what begins a sentence
         self._num_guessed, self._delay = num_guessed, 0
         self._kept: list[Var] = []
+        self._end = _between(mask, num_frames, op.add(num_frames, _integers(1)))
         mask = op.unsqueeze(_between(mask, _integers(0), num_frames), op.const([2]))
         nothing = _zeros(mask, op.mul(self._begins, _integers(most_past)), 1)
         self._mask = op.concat([nothing, self._past(mask, most_past, 1), mask], axis=1)
@@ -54,6 +55,10 @@ class Timeline(Surroundings):
         waiting = op.mul(op.sub(_integers(1), self._closes), _integers(self._delay))
         mask = _between(self._mask, start, op.sub(op.add(_integers(self._most_past), self._num_frames), waiting))
         return op.concat([mask, _zeros(mask, op.mul(self._closes, _integers(after)), 1)], axis=1) if after else mask
+
+    def mask_for_the_next_model(self) -> Var:
+        """float32 [B, L or L + 1]: the mask of this layer's frames, one longer where this call's is."""
+        return op.concat([op.squeeze(self.mask(), op.const([2])), self._end], axis=1)
 
     def around(self, frames: Var, before: int, after: int) -> Var:
         """`frames` with what the next outputs need before and after them, 0 where they are not real.

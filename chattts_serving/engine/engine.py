@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from chattts_serving.engine.batch import Batch, IntArray, Stay, StepLog
 from chattts_serving.engine.runner import PendingStep, Runner
-from chattts_serving.engine.scheduler import Scheduler, SchedulerConfig
-from chattts_serving.engine.sequence import Kind, Sequence
+from chattts_serving.engine.scheduler import Changes, Scheduler, SchedulerConfig
+from chattts_serving.engine.sequence import NO_TOKEN, FinishReason, Kind, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,15 @@ class _InFlight:
     """A step that was launched and not read.
 
     Attributes:
-        sequences: those that it draws a token for.
-        cache_epochs: their `cache_epoch` at launch; a sequence that has lost its cache since does not take the token.
+        lanes: the stays that it draws a token for, by lane; those of text come first.
+        num_text: how many those are.
+        rows: of the lanes.
         step: the runner's handle.
     """
 
-    sequences: list[Sequence]
-    cache_epochs: list[int]
+    lanes: list[Stay]
+    num_text: int
+    rows: IntArray
     step: PendingStep
 
 
@@ -58,7 +61,7 @@ class Engine:
         Raises:
             ConfigError: a limit is out of its range, or the cache is too small for one sequence of full length.
         """
-        self._end_tokens = {Kind.TEXT: runner.config.ebreak_id, Kind.AUDIO: runner.config.eos_code}
+        config = self._config = runner.config
         self._runner = runner
         self._in_flight: deque[_InFlight] = deque()
         self.batch_size = 0  # sequences of the newest step
@@ -67,9 +70,14 @@ class Engine:
             max_sequences=max_sequences,
             max_prefill_tokens=max_prefill_tokens,
             kv_cache_tokens=runner.num_cache_tokens,
-            max_position_embeddings=runner.config.max_position_embeddings,
+            max_position_embeddings=config.max_position_embeddings,
         )
         self._scheduler = Scheduler(scheduler_config, runner.move_cache)
+        self._batch = Batch(max_sequences)
+        # No sequence stays for more steps than there are positions.
+        num_steps = config.max_position_embeddings + runner.steps_ahead + 1
+        self._log = StepLog(num_steps, max_sequences, config.num_codebooks)
+        self._last_steps: dict[int, list[Stay]] = {}  # of the stays that nothing ends before, by the step's number
 
     @property
     def num_waiting(self) -> int:
@@ -97,6 +105,11 @@ class Engine:
         return self.num_cache_tokens - self.num_free_cache_tokens
 
     @property
+    def num_steps_read(self) -> int:
+        """Steps so far; a sequence gets one token in each at most."""
+        return self._log.num_read
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to compute and nothing to read."""
         return not (self._in_flight or self.num_waiting or self.num_running)
@@ -115,15 +128,16 @@ class Engine:
 
     def remove(self, sequence: Sequence) -> None:
         """Drop `sequence` and free its cache; nothing happens when it is not here."""
+        self._batch.leave(sequence)
         self._scheduler.remove(sequence)
 
     def step(self) -> list[Finished]:
         """Launch a step, read the oldest one that is due, and return the sequences that ended in it."""
-        sequences = self._scheduler.schedule()
-        self.batch_size, self.num_generated = len(sequences), dict.fromkeys(Kind, 0)
-        if sequences:
-            self._launch(sequences)
-        unread = self._runner.steps_ahead if sequences else 0
+        self._change(self._scheduler.schedule())
+        self.batch_size, self.num_generated = len(self._batch), dict.fromkeys(Kind, 0)
+        if self.batch_size:
+            self._launch()
+        unread = self._runner.steps_ahead if self.batch_size else 0
         finished = []
         while len(self._in_flight) > unread:
             finished += self._read(self._in_flight.popleft())
@@ -131,22 +145,61 @@ class Engine:
             logger.error("%d of %d tokens of the cache were held by nobody: a bug", lost, self.num_cache_tokens)
         return finished
 
-    def _launch(self, sequences: list[Sequence]) -> None:
-        step = self._runner.launch(sequences)
-        for sequence in sequences:
-            sequence.mark_launched()
-        self._in_flight.append(_InFlight(sequences, [sequence.cache_epoch for sequence in sequences], step))
+    def _change(self, changes: Changes) -> None:
+        for sequence in changes.left:
+            self._batch.leave(sequence)
+        for sequence in changes.moved:
+            self._batch.move(sequence)
+        for sequence in changes.joined:
+            stay = self._batch.join(sequence, self._log)
+            self._last_steps.setdefault(stay.last, []).append(stay)
+
+    def _launch(self) -> None:
+        batch, number = self._batch, self._log.num_launched
+        step = self._runner.launch(batch)
+        self._in_flight.append(_InFlight(batch.lanes.copy(), batch.num_text, batch.rows.copy(), step))
+        self._log.num_launched += 1
+        batch.settle()
+        for stay in self._last_steps.get(number, ()):
+            if not stay.is_over:
+                batch.leave(stay.sequence)
 
     def _read(self, flight: _InFlight) -> list[Finished]:
+        drawn, number = flight.step.tokens(), self._log.num_read
+        void = self._log.take_void(number)
+        self._log.store(flight.rows, drawn)
+        num_audio = len(flight.lanes) - flight.num_text
+        for kind, num_lanes in ((Kind.TEXT, flight.num_text), (Kind.AUDIO, num_audio)):
+            self.num_generated[kind] += num_lanes - void[kind]
         finished = []
-        for sequence, epoch, token in zip(flight.sequences, flight.cache_epochs, flight.step.tokens(), strict=True):
-            if sequence.cache_epoch != epoch:  # removed or preempted in the meantime; or it ended a step before
-                continue
-            before = len(sequence.tokens)
-            sequence.append(token, self._end_tokens[sequence.kind])
-            self.num_generated[sequence.kind] += len(sequence.tokens) - before
-            if sequence.is_finished:
-                hidden = self._runner.generated_hidden(sequence, 0, len(sequence.tokens))
-                finished.append(Finished(sequence, hidden))
-                self._scheduler.remove(sequence)
+        for lane in self._ended_lanes(drawn, flight.num_text):
+            stay = flight.lanes[lane]
+            if not stay.is_over:  # else it was removed or preempted in the meantime, or it ended a step before
+                self.num_generated[stay.sequence.kind] -= 1  # the end is no token
+                width = 1 if stay.sequence.draws_text else drawn.shape[1]
+                has_failed = NO_TOKEN in drawn[lane, :width]
+                finished.append(self._finish(stay, FinishReason.FAILED if has_failed else FinishReason.STOP))
+        for stay in self._last_steps.pop(number, ()):
+            if not stay.is_over:
+                finished.append(self._finish(stay, FinishReason.LENGTH))
         return finished
+
+    def _ended_lanes(self, drawn: IntArray, num_text: int) -> list[int]:
+        """The lanes that drew their end token or, in a place of it, NO_TOKEN; ascending."""
+        codes, num_codebooks = drawn[num_text:], drawn.shape[1]
+        ended = np.flatnonzero((codes == self._config.eos_code) | (codes == NO_TOKEN))  # places in `codes`
+        lanes = sorted({num_text + place // num_codebooks for place in ended.tolist()})
+        if num_text:
+            text = drawn[:num_text, 0]
+            lanes = np.flatnonzero((text == self._config.ebreak_id) | (text == NO_TOKEN)).tolist() + lanes
+        return lanes
+
+    def _finish(self, stay: Stay, reason: FinishReason) -> Finished:
+        """End the sequence with the step that was just read, whose draw is a token of it only by LENGTH."""
+        sequence = stay.sequence
+        num_tokens = sequence.num_new_tokens - (reason is not FinishReason.LENGTH)
+        hidden = self._runner.generated_hidden(sequence, 0, num_tokens)
+        sequence.finish_reason = reason
+        sequence.end_stay(num_tokens)
+        self.remove(sequence)
+        return Finished(sequence, hidden)

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from chattts_serving.engine.batch import Batch, IntArray
 from chattts_serving.engine.gpt_config import GPTConfig
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.sequence import Sequence
@@ -25,8 +26,8 @@ MEMORY_SHARE = 0.5
 class PendingStep(Protocol):
     """A step on its way."""
 
-    def tokens(self) -> list[tuple[int, ...]]:
-        """Wait for the step; the token drawn for each sequence, in the order in which they were launched.
+    def tokens(self) -> IntArray:
+        """Wait for the step; the token that each lane drew, int32 [lanes, num_codebooks], of text in the first column.
 
         NO_TOKEN stands in a token where the logits are no finite numbers; this concerns no other sequence.
         """
@@ -36,9 +37,9 @@ class PendingStep(Protocol):
 class DonePending:
     """A step that was computed when it was launched."""
 
-    drawn: list[tuple[int, ...]]
+    drawn: IntArray
 
-    def tokens(self) -> list[tuple[int, ...]]:
+    def tokens(self) -> IntArray:
         """As `PendingStep`."""
         return self.drawn
 
@@ -57,8 +58,11 @@ class Runner(Protocol):
     num_cache_tokens: int
     steps_ahead: int
 
-    def launch(self, sequences: list[Sequence]) -> PendingStep:
-        """Start a step that computes every uncached token of `sequences` and draws the next token of each."""
+    def launch(self, batch: Batch) -> PendingStep:
+        """Start a step that computes every uncached token of the sequences in `batch` and draws the next one of each.
+
+        Of those that are not `joined` that is the last token that they drew.
+        """
 
     def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
         """The hidden states that its generated tokens `first` to `last` - 1, read by now, were drawn from.

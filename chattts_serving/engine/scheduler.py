@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chattts_serving.engine.kv_slots import KVSlots, Slot
 from chattts_serving.engine.sequence import Priority, Sequence
@@ -55,8 +55,23 @@ class SchedulerConfig:
             )
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What is different in the next step.
+
+    Attributes:
+        left: sequences that have lost their slot.
+        moved: those that have it elsewhere.
+        joined: those that have one now, each with room for the tokens that it computes.
+    """
+
+    left: list[Sequence] = field(default_factory=list)
+    moved: list[Sequence] = field(default_factory=list)
+    joined: list[Sequence] = field(default_factory=list)
+
+
 class Scheduler:
-    """The waiting and the running sequences."""
+    """The waiting and the running sequences. A running one is not looked at until its slot is full."""
 
     def __init__(self, config: SchedulerConfig, move_cache: MoveCache) -> None:
         """`move_cache` is called when a slot has to grow and cannot do so in place."""
@@ -65,6 +80,9 @@ class Scheduler:
         self._slots = KVSlots(config.kv_cache_tokens)
         self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in Priority}
         self._running: list[Sequence] = []  # by priority, oldest first: the last one is the first to go
+        self._num_steps = 0
+        self._full: dict[int, dict[Sequence, None]] = {}  # by the step before which their slots must grow, or earlier
+        self._changes = Changes()
 
     @property
     def num_waiting(self) -> int:
@@ -90,12 +108,14 @@ class Scheduler:
             )
         self._waiting[sequence.priority].append(sequence)
 
-    def schedule(self) -> list[Sequence]:
-        """The sequences of the next step, each with room in its slot for the tokens it computes."""
-        for sequence in list(self._running):
+    def schedule(self) -> Changes:
+        """Prepare a step: those that run go on by one token each in their slots, but for what is said here."""
+        self._num_steps += 1
+        changes = self._changes = Changes()
+        for sequence in self._full.pop(self._num_steps, ()):
             self._make_room(sequence)
         self._admit()
-        return [sequence for sequence in self._running if sequence.needs_step]
+        return changes
 
     def remove(self, sequence: Sequence) -> None:
         """Forget `sequence`, wherever it is, and free its slot; nothing happens when it is not here."""
@@ -123,6 +143,8 @@ class Scheduler:
             if sequence.slot is None:
                 return
             insort(self._running, queue.popleft(), key=lambda one: one.priority)
+            self._changes.joined.append(sequence)
+            self._await_full(sequence, sequence.slot)
 
     def _slot_for(self, sequence: Sequence) -> Slot | None:
         """A slot for one that waits, at the cost of those of lower priority; None where there is no room."""
@@ -138,29 +160,45 @@ class Scheduler:
     def _slot_length(self, sequence: Sequence) -> int:
         return min(sequence.max_num_tokens, sequence.num_tokens + MIN_SLOT_GROWTH)
 
+    def _await_full(self, sequence: Sequence, slot: Slot) -> None:
+        """Look at `sequence`, which has room in `slot` for this step, again when it may have none."""
+        if slot.length < sequence.max_num_tokens:
+            step = self._num_steps + slot.length - sequence.num_tokens + 1
+            self._full.setdefault(step, {})[sequence] = None
+
     def _make_room(self, sequence: Sequence) -> None:
         """Let the slot of `sequence` hold its newest token, at the cost of those after it if need be."""
-        slot = sequence.slot  # None when it has just been preempted for an older one
-        if slot is None or not sequence.needs_step or sequence.num_tokens <= slot.length:
+        slot = sequence.slot
+        if slot is None or not sequence.needs_step:  # preempted, for an older one perhaps, or ended or about to
             return
+        if sequence.num_tokens > slot.length:
+            grown = self._grown(sequence, slot)
+            if grown is None:
+                return
+            slot = sequence.slot = grown
+        self._await_full(sequence, slot)
+
+    def _grown(self, sequence: Sequence, slot: Slot) -> Slot | None:
+        """The larger slot of `sequence`; None where it had to be preempted itself."""
         length = self._slot_length(sequence)
         while True:
             grown = self._slots.extend(slot, length)
             if grown is None and (grown := self._slots.allocate(length)) is not None:
                 self._move_cache(slot, grown, sequence.num_cached_tokens)
+                self._changes.moved.append(sequence)
                 self._slots.release(slot)
             if grown is not None:
-                sequence.slot = grown
-                return
+                return grown
             last = self._running[-1]
             self._preempt(last)
             if last is sequence:
-                return
+                return None
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._free_slot(sequence)
         self._waiting[sequence.priority].appendleft(sequence)
+        self._changes.left.append(sequence)
 
     def _free_slot(self, sequence: Sequence) -> None:
         if sequence.slot is not None:

@@ -8,9 +8,11 @@ from enum import Enum, IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from chattts_serving.engine.batch import IntArray, Stay
 from chattts_serving.engine.kv_slots import Slot
 
 NO_TOKEN = -1  # in place of a token that could not be drawn, as the logits are no finite numbers
+_NONE: IntArray = np.zeros((0, 1), np.int32)
 
 
 class Kind(Enum):
@@ -76,12 +78,10 @@ class Sequence:
         speaker: vector that replaces the embedding of the speaker token, float32 [hidden], or None.
         priority: whether it goes before others, and may take their place.
         params: how its tokens are drawn.
-        tokens: generated so far, the end token excluded; each has num_codebooks entries (AUDIO) or one (TEXT).
+        earlier: tokens that it had when it joined the batch, all of them once it has ended: int32
+            [n, num_codebooks], of text the first column counts.
         slot: where its cache lies; None while it waits.
-        num_in_flight: tokens that a launched step draws and that were not read yet, 0 or 1.
-        num_cached_tokens: leading tokens whose keys and values are in the cache once every launched step is done.
-        cache_epoch: how often it has lost its cache; what was launched in an earlier epoch is void.
-        has_hidden: whether the hidden states of `tokens` are in the cache: not from preemption to the next token read.
+        stay: its time in the batch; None while it waits and once it has ended.
         finish_reason: why it ended; None while it has not.
     """
 
@@ -91,13 +91,15 @@ class Sequence:
     prompt_codes: tuple[tuple[int, ...], ...] = ()
     speaker: npt.NDArray[np.float32] | None = None
     priority: Priority = Priority.INTERACTIVE
-    tokens: list[tuple[int, ...]] = field(default_factory=list)
+    earlier: IntArray = field(default_factory=lambda: _NONE)
     slot: Slot | None = None
-    num_in_flight: int = 0
-    num_cached_tokens: int = 0
-    cache_epoch: int = 0
-    has_hidden: bool = False
+    stay: Stay | None = None
     finish_reason: FinishReason | None = None
+
+    @property
+    def draws_text(self) -> bool:
+        """Whether it generates text."""
+        return self.kind is Kind.TEXT
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -119,7 +121,12 @@ class Sequence:
     @property
     def num_generated_tokens(self) -> int:
         """Tokens drawn, in flight or read: the number of the next draw."""
-        return len(self.tokens) + self.num_in_flight
+        return len(self.earlier) + (0 if self.stay is None else self.stay.num_launched)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens generated so far, those in flight and the end token excluded."""
+        return len(self.earlier) + (0 if self.stay is None else self.stay.num_read)
 
     @property
     def max_num_tokens(self) -> int:
@@ -127,9 +134,19 @@ class Sequence:
         return self.num_prompt_tokens + self.params.max_new_tokens - 1
 
     @property
+    def num_cached_tokens(self) -> int:
+        """Leading tokens whose keys and values are in the cache once every launched step is done."""
+        return self.num_tokens - 1 if self.stay is not None and self.stay.num_launched else 0
+
+    @property
     def num_uncached_tokens(self) -> int:
         """Tokens that the next step has to compute: the whole prompt at first, then one."""
         return self.num_tokens - self.num_cached_tokens
+
+    @property
+    def has_hidden(self) -> bool:
+        """Whether the hidden states of its tokens are in the cache: not from preemption to the next token read."""
+        return self.stay is not None and self.stay.num_read > 0
 
     @property
     def needs_step(self) -> bool:
@@ -141,6 +158,22 @@ class Sequence:
         """Whether it has ended."""
         return self.finish_reason is not None
 
+    @property
+    def tokens(self) -> list[tuple[int, ...]]:
+        """The tokens generated so far; each has num_codebooks entries (AUDIO) or one (TEXT). See `codes`."""
+        return list(map(tuple, self.codes(0, self.num_new_tokens).tolist()))
+
+    def codes(self, first: int, last: int) -> IntArray:
+        """The tokens `first` to `last` - 1 of those generated so far, [last - first, num_codebooks]; text has one."""
+        num_earlier = len(self.earlier)
+        if self.stay is None or last <= num_earlier:
+            return self.earlier[first:last]
+        offset = self.stay.first - num_earlier
+        found = self.stay.log.tokens(self.stay.row, offset + max(first, num_earlier), offset + last)
+        if self.draws_text:
+            found = found[:, :1]
+        return np.concatenate([self.earlier[first:], found]) if first < num_earlier else found
+
     def token_at(self, position: int, spk_emb_id: int) -> tuple[Input, tuple[int, ...]]:
         """What the token at `position` is, and its ids; `spk_emb_id` is the text token that a speaker replaces."""
         if position < len(self.prompt_ids):
@@ -149,31 +182,19 @@ class Sequence:
             return Input.SPEAKER if is_speaker else Input.TEXT, (token_id,)
         if position < self.num_prompt_tokens:
             return Input.AUDIO, self.prompt_codes[position - len(self.prompt_ids)]
-        kind = Input.TEXT if self.kind is Kind.TEXT else Input.AUDIO
-        return kind, self.tokens[position - self.num_prompt_tokens]
+        kind = Input.TEXT if self.draws_text else Input.AUDIO
+        number = position - self.num_prompt_tokens
+        (token,) = self.codes(number, number + 1).tolist()
+        return kind, tuple(token)
 
-    def mark_launched(self) -> None:
-        """A step that computes every uncached token and draws the next one is on its way."""
-        self.num_cached_tokens = self.num_tokens
-        self.num_in_flight += 1
+    def end_stay(self, num_new_tokens: int | None = None) -> None:
+        """Leave the batch with the first `num_new_tokens` of its tokens, all that were read if that is None."""
+        if self.stay is not None:
+            self.earlier = self.codes(0, self.num_new_tokens if num_new_tokens is None else num_new_tokens)
+            self.stay.end()
+            self.stay = None
 
     def lose_cache(self) -> None:
         """Go back to before the first step, tokens read so far excepted."""
+        self.end_stay()
         self.slot = None
-        self.num_cached_tokens = self.num_in_flight = 0
-        self.has_hidden = False
-        self.cache_epoch += 1
-
-    def append(self, token: tuple[int, ...], end_token: int) -> None:
-        """Take the token of the oldest launched step; `end_token` or NO_TOKEN in any place of it ends it, unkept."""
-        self.num_in_flight -= 1
-        self.has_hidden = True
-        if NO_TOKEN in token:
-            self.finish_reason = FinishReason.FAILED
-            return
-        if end_token in token:
-            self.finish_reason = FinishReason.STOP
-            return
-        self.tokens.append(token)
-        if len(self.tokens) >= self.params.max_new_tokens:
-            self.finish_reason = FinishReason.LENGTH

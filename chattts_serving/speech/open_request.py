@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN
+from chattts_serving.engine.batch import IntArray
 from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import EngineError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
-from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_window, rows_of
+from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_end, next_window, rows_of
 
 MAX_DRAWS = 8  # of a sentence that ends before it can have been said, or long after
 _DRAWS_APART = 2**16  # between the streams of random numbers of two draws; one draw of a request has 2 * MAX_SENTENCES
@@ -61,13 +62,13 @@ class Part:
     Attributes:
         hidden: the hidden states of the chunk's window, float32 [T, hidden]; None where there is no audio.
         mask: of those, float32 [T or T + 1], as `rows_of` makes it.
-        codes: the chunk's audio tokens, [num_tokens][num_codebooks].
+        codes: the chunk's audio tokens, int32 [num_tokens, num_codebooks].
         chunk: what they are.
     """
 
     hidden: Hidden | None
     mask: npt.NDArray[np.float32] | None
-    codes: list[tuple[int, ...]]
+    codes: IntArray
     chunk: Chunk
 
 
@@ -94,6 +95,7 @@ class OpenRequest:
         num_samples: samples read, pauses included.
         sentence_start: of `num_samples`, those before the sentence that is read.
         reply: of the read that waits; None between two reads.
+        due: the engine's step before which its chunk cannot be there, while a read waits for tokens.
         idle_since: when the last read was answered, s (monotonic).
         error: why the request ended, for the next read.
     """
@@ -113,6 +115,7 @@ class OpenRequest:
     num_samples: int = 0
     sentence_start: int = 0
     reply: Reply | None = None
+    due: int | None = None
     idle_since: float = field(default_factory=time.monotonic)
     error: ServingError | None = None
 
@@ -190,7 +193,7 @@ class OpenRequest:
         if self._ended_too_early(place, finished.sequence) or self._may_end_sooner(place, finished.sequence):
             return self._drawn_again(place, finished.sequence)
         self.spoken[place] = finished
-        self.num_tokens += len(finished.sequence.tokens)
+        self.num_tokens += finished.sequence.num_new_tokens
         if self.num_tokens > MAX_REQUEST_TOKENS:
             allowed = f"text of at most {MAX_REQUEST_TOKENS} audio tokens (35 minutes of speech): send it in parts"
             raise InvalidInputError("text", " ".join(self.request.texts), allowed)
@@ -198,7 +201,7 @@ class OpenRequest:
 
     def _ended_too_early(self, place: int, sequence: Sequence) -> bool:
         is_end = sequence.finish_reason is FinishReason.STOP
-        return is_end and len(sequence.tokens) < self.request.fewest_tokens[place]
+        return is_end and sequence.num_new_tokens < self.request.fewest_tokens[place]
 
     def _may_end_sooner(self, place: int, sequence: Sequence) -> bool:
         is_cut = sequence.finish_reason is FinishReason.LENGTH
@@ -215,9 +218,8 @@ class OpenRequest:
         if num_draws <= MAX_DRAWS:
             params = replace(sequence.params, stream=sequence.params.stream + _DRAWS_APART)
             return replace(self.sequence(place, Kind.AUDIO, sequence.prompt_ids), params=params)
-        what = (
-            f"sentence {place + 1} ended after {len(sequence.tokens)} tokens, too early to be said, {MAX_DRAWS} times"
-        )
+        ended = f"ended after {sequence.num_new_tokens} tokens, too early to be said"
+        what = f"sentence {place + 1} {ended}, {MAX_DRAWS} times"
         if self.request.sample_codes:
             named = f"{len(self.request.sample_codes)} tokens"
             raise InvalidInputError("speaker_sample", named, f"a recording whose voice this model can speak in: {what}")
@@ -241,7 +243,7 @@ class OpenRequest:
             self.num_chunks,
             self.num_read,
             self.num_rendered,
-            len(sequence.tokens),
+            sequence.num_new_tokens,
             ended=finished is not None,
         )
         if window is None:
@@ -250,13 +252,26 @@ class OpenRequest:
             finished.hidden[window.start : window.end] if finished else hidden_of(sequence, window.start, window.end)
         )
         hidden, mask = rows_of(hidden, closes=window.closes, ends=window.ends)
-        return Part(hidden, mask, sequence.tokens[window.first : window.last], self._take(sequence, window))
+        return Part(hidden, mask, sequence.codes(window.first, window.last), self._take(sequence, window))
+
+    def num_missing(self) -> int | None:
+        """Tokens that must come at least for `next_part` to have one, 1 or more; None where tokens alone bring none."""
+        sequence = self.running.get(self.place)
+        if sequence is None or sequence.kind is Kind.TEXT or self.request.redraw_long:
+            return None
+        needed = next_end(self.opening.plan, self.num_chunks, self.num_read)
+        return max(1, needed - sequence.num_new_tokens)
 
     def _refined(self) -> Part | None:
         """The answer to a request for refined text alone, once all of it is there."""
         if self.waiting or self.running:
             return None
-        return Part(None, None, [], Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True))
+        return Part(
+            None,
+            None,
+            np.zeros((0, 1), np.int32),
+            Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True),
+        )
 
     def _take(self, sequence: Sequence, window: Window) -> Chunk:
         """The chunk of `window`, which counts as read from now on."""
@@ -273,7 +288,7 @@ class OpenRequest:
                     text=self.texts[place],
                     start=self.sentence_start / SAMPLE_RATE,
                     end=self.num_samples / SAMPLE_RATE,
-                    num_tokens=len(sequence.tokens),
+                    num_tokens=sequence.num_new_tokens,
                     finish_reason=self._finish_reason(sequence),
                 ),
             )
@@ -296,6 +311,9 @@ class OpenRequest:
         )
 
     def _finish_reason(self, sequence: Sequence) -> str:
-        if sequence.finish_reason is FinishReason.STOP and len(sequence.tokens) > self.request.most_tokens[self.place]:
+        if (
+            sequence.finish_reason is FinishReason.STOP
+            and sequence.num_new_tokens > self.request.most_tokens[self.place]
+        ):
             return LATE
         return sequence.finish_reason.value if sequence.finish_reason else ""

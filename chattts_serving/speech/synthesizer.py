@@ -27,6 +27,7 @@ from chattts_serving.errors import (
     ShuttingDownError,
 )
 from chattts_serving.speech.admission import Room, RoomSign, check_not_drained, drained_until
+from chattts_serving.speech.due import DueReads
 from chattts_serving.speech.observer import Load, Observer, Step
 from chattts_serving.speech.open_request import Opening, OpenRequest, Part, PromptBuilder, Reply
 
@@ -81,7 +82,8 @@ class Synthesizer:
         self._closing = False
         self._arrivals: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
         self._requests: dict[str, OpenRequest] = {}  # the open requests by name
-        self._reading: dict[OpenRequest, None] = {}  # those with a read that waits, longest first
+        self._num_open = {False: 0, True: 0}  # of those, by whether they are of the batch
+        self._due = DueReads()
         self._owners: dict[Sequence, tuple[OpenRequest, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
         self._observer = observer
@@ -167,7 +169,8 @@ class Synthesizer:
             self._look_around()
             for one in [] if self._engine.is_idle else self._step():
                 self._advance(one)
-            self._answer_reads()
+            for request in self._due.pop(self._engine.num_steps_read):
+                self._answer_read(request)
         with suppress(queue.Empty):
             while True:
                 arrival = self._arrivals.get_nowait()
@@ -214,9 +217,11 @@ class Synthesizer:
             _send(reply, InvalidInputError("stream_id", request.name, "the id of no open stream, with 'generation'"))
             return
         self._requests[request.name] = request
-        self._wait_for(request, reply)
+        self._num_open[request.is_batch] += 1
+        request.reply = reply
         with self._answers_for(request):
             self._start_waiting(request)
+        self._answer_read(request)
 
     def _read(self, name: str, reply: Reply) -> None:
         request = self._requests.get(name)
@@ -224,7 +229,7 @@ class Synthesizer:
             allowed = "the id of an open stream that is not being read (an idle one is given up after its lease)"
             _send(reply, InvalidInputError("stream_id", name, allowed))
             return
-        self._wait_for(request, reply)
+        request.reply = reply
         if request.error is not None:
             self._end(request, request.error)
             return
@@ -238,10 +243,6 @@ class Synthesizer:
         except Exception:
             logger.exception("a reply could not be sent")
 
-    def _wait_for(self, request: OpenRequest, reply: Reply) -> None:
-        request.reply = reply
-        self._reading[request] = None
-
     def _advance(self, finished: Finished) -> None:
         """Take a sequence that ended."""
         owner = self._owners.pop(finished.sequence, None)
@@ -254,10 +255,11 @@ class Synthesizer:
                 self._add(request, place, again)
             elif finished.sequence.kind is Kind.TEXT:
                 self._take_refined(request, place, finished.sequence)
+        self._answer_read(request)
 
     def _take_refined(self, request: OpenRequest, place: int, sequence: Sequence) -> None:
         """Speak what was refined, or go on refining where that is all."""
-        refined = self._prompts.refined_text(tuple(token for (token,) in sequence.tokens))
+        refined = self._prompts.refined_text(tuple(sequence.codes(0, sequence.num_new_tokens)[:, 0].tolist()))
         request.texts[place] = refined or request.texts[place]  # style tags alone say nothing: keep the text
         spoken = request.request
         if spoken.refine_only:
@@ -270,7 +272,7 @@ class Synthesizer:
 
     def _start_waiting(self, request: OpenRequest) -> None:
         """Queue as many sentences in the engine as a request may have there, finished and unread ones included."""
-        rivals = sum(other.is_batch <= request.is_batch for other in self._requests.values())
+        rivals = self._num_open[False] + (self._num_open[True] if request.is_batch else 0)
         share = max(1, self._max_sequences // rivals)
         allowed = min(share, self._max_sentences_at_once, request.opening.plan.sentences_ahead)
         while request.waiting and request.num_ahead < allowed:
@@ -284,15 +286,15 @@ class Synthesizer:
         request.running[place] = sequence
         self._owners[sequence] = request, place
 
-    def _answer_reads(self) -> None:
-        for request in list(self._reading):
-            self._answer_read(request)
-
     def _answer_read(self, request: OpenRequest) -> None:
-        """Answer the read that waits, if its chunk is there."""
+        """Answer the read that waits, if there is one and its chunk is there."""
+        request.due = None
+        if request.reply is None:
+            return
         with self._answers_for(request):
             part = request.next_part(self._engine.hidden)
             if part is None:
+                self._due.add(request, self._engine.num_steps_read)
                 return
             if part.chunk.is_final:
                 self._end(request, part)
@@ -373,12 +375,13 @@ class Synthesizer:
     def _forget(self, request: OpenRequest) -> None:
         self._leave_engine(request)
         del self._requests[request.name]
+        self._num_open[request.is_batch] -= 1
         with self._lock:
             self._count(request, -1)
 
     def _reply(self, request: OpenRequest, outcome: Part | ServingError) -> None:
         """The one place that answers reads of open requests."""
-        self._reading.pop(request, None)
+        request.due = None
         reply, request.reply = request.reply, None
         request.idle_since = time.monotonic()
         if reply is not None:

@@ -69,7 +69,7 @@ class ReadingPlan:
 
     def to_json(self) -> str:
         """This plan as one JSON object."""
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str) -> ReadingPlan:
@@ -112,6 +112,15 @@ class Window:
         return (self.last - self.first) * SAMPLES_PER_TOKEN - (HOP_LENGTH if self.ends else 0)
 
 
+def next_end(plan: ReadingPlan, number: int, first: int) -> int:
+    """The tokens of a sentence that goes on from which on its chunk `number` is there; arguments as `next_window`."""
+    return first + _least(plan, number) + plan.lookahead_tokens
+
+
+def _least(plan: ReadingPlan, number: int) -> int:
+    return plan.least_tokens[min(number, len(plan.least_tokens) - 1)]
+
+
 def next_window(
     plan: ReadingPlan, number: int, first: int, start: int, num_tokens: int, *, ended: bool
 ) -> Window | None:
@@ -127,11 +136,11 @@ def next_window(
     """
     if ended and num_tokens - first <= plan.most_tokens + plan.lookahead_tokens:
         return Window(start, first, num_tokens, num_tokens, fade_tokens=0, closes=True, ends=True)
-    least = plan.least_tokens[min(number, len(plan.least_tokens) - 1)]
-    ready = min(num_tokens - plan.lookahead_tokens - first, plan.most_tokens)
-    if ready < least:
+    if num_tokens < next_end(plan, number, first):
         return None
-    last = first + max(least, _BUCKETS[bisect.bisect_right(_BUCKETS, ready) - 1] if ready >= _BUCKETS[0] else 0)
+    ready = min(num_tokens - plan.lookahead_tokens - first, plan.most_tokens)
+    number_of_bucket = bisect.bisect_right(_BUCKETS, ready)
+    last = first + max(_least(plan, number), _BUCKETS[number_of_bucket - 1] if number_of_bucket else 0)
     closes = plan.lookahead_tokens < CONTEXT_TOKENS
     fade_tokens = plan.fade_tokens if closes else 0
     return Window(start, first, last, last + plan.lookahead_tokens, fade_tokens, closes=closes, ends=False)
@@ -150,8 +159,8 @@ def rows_of(
         hidden = np.concatenate([hidden, np.repeat(hidden[-1:], HELD_TOKENS, axis=0)])
     num_tokens = len(hidden)
     length = _BUCKETS[bisect.bisect_left(_BUCKETS, num_tokens)] if ends else num_tokens
-    row = np.zeros((length, hidden.shape[1]), np.float32)
-    row[:num_tokens] = hidden
+    row = np.empty((length, hidden.shape[1]), np.float32)
+    row[:num_tokens], row[num_tokens:] = hidden, 0
     mask = np.zeros(length + closes, np.float32)
     mask[:num_tokens] = 1
     return row, mask
@@ -204,7 +213,8 @@ class Chunk:
 
     def to_json(self) -> str:
         """This chunk as one JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        values = {**vars(self), "sentences": list(map(vars, self.sentences))}
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Chunk:
@@ -216,4 +226,4 @@ class Chunk:
 
 def sentences_json(sentences: tuple[SpokenSentence, ...]) -> str:
     """The output `sentences`: a JSON list."""
-    return json.dumps([asdict(sentence) for sentence in sentences], ensure_ascii=False)
+    return json.dumps(list(map(vars, sentences)), ensure_ascii=False)

@@ -68,7 +68,7 @@ class ReadingConfig:
     most_tokens: int = 512
     sentences_ahead: int = 16
     low_latency_least_tokens: tuple[int, ...] = ()  # none: as `least_tokens`
-    low_latency_lookahead_tokens: int = 8
+    low_latency_lookahead_tokens: int = 10
     low_latency_fade_tokens: int = 1
 
     def __post_init__(self) -> None:

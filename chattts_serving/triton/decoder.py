@@ -39,21 +39,29 @@ YIELDING = 10  # niceness of threads that compute without an end, so that those 
 class Decoder:
     """The engine with its model, and the prompts of the second pass."""
 
-    def __init__(self, folder: Path, config: DecoderConfig, device: str, observer: Observer) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: DecoderConfig,
+        device: str,
+        observer: Observer,
+        make_runner: Callable[[Path, str, DecoderConfig], Runner] | None = None,
+    ) -> None:
         """Load the artifacts in `folder` and start the engine on `device`, "cpu" or "cuda:N".
 
-        `observer` is that of `Synthesizer`.
+        `observer` is that of `Synthesizer`; `make_runner` is for benchmarks, in place of that of this module.
 
         Raises:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
         """
         self._config = GPTConfig.load(folder)
         max_sequences = sequences_on(device, config)
+        make = make_runner or runner_of
 
         def make_engine() -> Engine:
             if device == "cpu":
                 os.nice(YIELDING)  # the engine's thread, which computes, and those that it starts
-            runner = make_runner(folder, device, config)
+            runner = make(folder, device, config)
             engine = Engine(runner, max_sequences=max_sequences, max_prefill_tokens=config.max_prefill_tokens)
             runner.warm_up()
             return engine
@@ -155,7 +163,7 @@ class Decoder:
         hidden, mask = part.hidden, part.mask
         if hidden is None or mask is None:
             hidden, mask = rows_of(np.zeros((0, self._config.hidden_size), np.float32), closes=True, ends=True)
-        codes = np.array(part.codes, np.int32).reshape(-1, self._config.num_codebooks)
+        codes = part.codes.reshape(-1, self._config.num_codebooks)  # there are none without audio
         return {"hidden": hidden, "mask": mask, "codes": codes, "chunk": part.chunk.to_json()}
 
     def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:
@@ -174,7 +182,7 @@ def sequences_on(device: str, config: DecoderConfig) -> int:
     return config.max_sequences or (CPU_SEQUENCES if device == "cpu" else GPU_SEQUENCES)
 
 
-def make_runner(folder: Path, device: str, config: DecoderConfig) -> Runner:
+def runner_of(folder: Path, device: str, config: DecoderConfig) -> Runner:
     """What computes the engine's steps on `device`, with the artifacts in `folder` loaded.
 
     Raises:

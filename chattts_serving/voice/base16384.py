@@ -15,16 +15,18 @@ _TAIL_BASE = 0x3D00
 _BITS = 14
 _BLOCK_BYTES, _BLOCK_CHARACTERS = 7, 4
 _SHIFTS = np.arange(_BITS - 1, -1, -1, dtype=np.uint32)
+_WEIGHTS = (1 << _SHIFTS).astype(np.uint16)
 
 
 def encode(data: bytes) -> str:
     """`data` as text."""
     num_left = len(data) % _BLOCK_BYTES
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    bits = np.pad(bits, (0, -len(bits) % _BITS)).reshape(-1, _BITS).astype(np.uint32)
-    characters = _BASE + (bits << _SHIFTS).sum(axis=1)
+    filled = np.zeros((-(-len(bits) // _BITS), _BITS), np.uint16)
+    filled.reshape(-1)[: len(bits)] = bits
+    characters = (_BASE + filled @ _WEIGHTS).astype("<u2")
     tail = chr(_TAIL_BASE + num_left) if num_left else ""
-    return "".join(map(chr, characters)) + tail
+    return characters.tobytes().decode("utf-16-le") + tail
 
 
 def decode(text: str) -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from chattts_serving.engine.batch import Batch, StepLog
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.gpt_config import GPTConfig, Precision, weight_shapes
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.runner import TorchRunner
+from chattts_serving.engine.sequence import Sequence
 
 CONFIG = GPTConfig(
     hidden_size=32,
@@ -59,3 +62,19 @@ def random_engine(
         steps_ahead=steps_ahead,
     )
     return Engine(runner, max_sequences=max_sequences, max_prefill_tokens=max_prefill_tokens)
+
+
+def seat(sequence: Sequence) -> None:
+    """Let a sequence stay in a batch of its own."""
+    log = StepLog(num_steps=4_096, num_rows=1, num_codebooks=4)
+    Batch(capacity=1).join(sequence, log)
+
+
+def launch(sequence: Sequence) -> None:
+    """Have the next step of a seated sequence launched."""
+    sequence.stay.log.num_launched += 1
+
+
+def read(sequence: Sequence, token: tuple[int, ...] = (1, 2, 3, 4)) -> None:
+    """Have the step of a seated sequence that was launched read, which drew `token`."""
+    sequence.stay.log.store(np.zeros(1, np.int32), np.array([token], np.int32))

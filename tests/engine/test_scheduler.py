@@ -3,6 +3,7 @@ import pytest
 from chattts_serving.engine.scheduler import MIN_SLOT_GROWTH, Scheduler, SchedulerConfig
 from chattts_serving.engine.sequence import Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import ConfigError
+from tests.engine.models import launch, read, seat
 
 
 def sequence(prompt=10, max_new=1_000, priority=Priority.INTERACTIVE):
@@ -10,16 +11,29 @@ def sequence(prompt=10, max_new=1_000, priority=Priority.INTERACTIVE):
     return Sequence(Kind.AUDIO, tuple(range(prompt)), params, priority=priority)
 
 
+class Queue(Scheduler):
+    """A scheduler, and those that it lets run, each in steps of its own."""
+
+    def batch(self):
+        """The sequences of the next step, by priority, the oldest first."""
+        before = list(self._running)
+        changes = self.schedule()
+        assert set(changes.joined) == set(self._running) - (set(before) - set(changes.left))
+        for one in changes.joined:
+            seat(one)
+        return [one for one in self._running if one.needs_step]
+
+    def go_on(self, num_steps=1):
+        """So many steps, in each of which everybody gets a token."""
+        for _ in range(num_steps):
+            for one in self.batch():
+                launch(one)
+                read(one)
+
+
 def scheduler(cache=2_000, max_sequences=64, max_prefill=10_000, moves=None):
     config = SchedulerConfig(max_sequences, max_prefill, cache, max_position_embeddings=2_000)
-    return Scheduler(config, lambda *move: moves.append(move) if moves is not None else None)
-
-
-def advance(sequences, tokens=1):
-    for one in sequences:
-        for _ in range(tokens):
-            one.mark_launched()
-            one.append((1, 2, 3, 4), end_token=0)
+    return Queue(config, lambda *move: moves.append(move) if moves is not None else None)
 
 
 def test_first_come_first_served():
@@ -27,9 +41,9 @@ def test_first_come_first_served():
     first, second, third = sequence(), sequence(), sequence()
     for one in (first, second, third):
         queue.add(one)
-    assert queue.schedule() == [first, second]
+    assert queue.batch() == [first, second]
     queue.remove(first)
-    assert queue.schedule() == [second, third]
+    assert queue.batch() == [second, third]
 
 
 def test_interactive_sequences_go_first_and_push_the_youngest_of_the_batch_out():
@@ -38,30 +52,30 @@ def test_interactive_sequences_go_first_and_push_the_youngest_of_the_batch_out()
     first, second, third = (sequence() for _ in range(3))
     for one in (old, young, waiting):
         queue.add(one)
-    assert queue.schedule() == [old, young]
+    assert queue.batch() == [old, young]
     queue.add(first)
-    assert queue.schedule() == [first, old]
+    assert queue.batch() == [first, old]
     assert young.slot is None
     for one in (second, third):
         queue.add(one)
-    assert queue.schedule() == [first, second]
+    assert queue.batch() == [first, second]
     queue.remove(second)
-    assert queue.schedule() == [first, third]
+    assert queue.batch() == [first, third]
     queue.remove(first)
-    assert queue.schedule() == [third, old]
+    assert queue.batch() == [third, old]
     queue.remove(third)
-    assert queue.schedule() == [old, young]
+    assert queue.batch() == [old, young]
     queue.remove(young)
-    assert queue.schedule() == [old, waiting]
+    assert queue.batch() == [old, waiting]
 
 
 def test_a_full_cache_makes_room_at_the_cost_of_the_batch():
     queue = scheduler(cache=2_000)
     batch, interactive = sequence(prompt=1_500, max_new=400, priority=Priority.BATCH), sequence(prompt=700)
     queue.add(batch)
-    assert queue.schedule() == [batch]
+    assert queue.batch() == [batch]
     queue.add(interactive)
-    assert queue.schedule() == [interactive]
+    assert queue.batch() == [interactive]
     assert (queue.num_running, queue.num_waiting) == (1, 1)
     queue.remove(batch)
     assert queue.num_waiting == 0
@@ -72,15 +86,15 @@ def test_a_crowd_of_prompts_is_spread_over_steps():
     crowd = [sequence(prompt=10) for _ in range(3)]
     for one in crowd:
         queue.add(one)
-    assert queue.schedule() == crowd[:2]
-    assert queue.schedule() == crowd
+    assert queue.batch() == crowd[:2]
+    assert queue.batch() == crowd
 
 
 def test_one_long_prompt_is_always_let_in():
     queue = scheduler(max_prefill=25)
     long = sequence(prompt=100)
     queue.add(long)
-    assert queue.schedule() == [long]
+    assert queue.batch() == [long]
 
 
 def test_slots_of_running_sequences_never_overlap_and_always_fit():
@@ -88,11 +102,13 @@ def test_slots_of_running_sequences_never_overlap_and_always_fit():
     for prompt in (50, 300, 10, 200, 90):
         queue.add(sequence(prompt=prompt))
     for _ in range(600):
-        batch = queue.schedule()
+        batch = queue.batch()
         taken = [token for one in batch for token in range(one.slot.start, one.slot.end)]
         assert len(taken) == len(set(taken))
         assert all(one.num_tokens <= one.slot.length for one in batch)
-        advance(batch)
+        for one in batch:
+            launch(one)
+            read(one)
 
 
 def test_a_full_cache_preempts_the_youngest_which_keeps_its_tokens():
@@ -100,14 +116,13 @@ def test_a_full_cache_preempts_the_youngest_which_keeps_its_tokens():
     old, young = sequence(prompt=700), sequence(prompt=700)
     queue.add(old)
     queue.add(young)
-    assert queue.schedule() == [old, young]
-    advance([old, young], MIN_SLOT_GROWTH + 1)
-    assert queue.schedule() == [old]
+    queue.go_on(MIN_SLOT_GROWTH + 1)
+    assert queue.batch() == [old]
     assert young.slot is None
     assert young.num_cached_tokens == 0
     assert len(young.tokens) == MIN_SLOT_GROWTH + 1
     queue.remove(old)
-    assert queue.schedule() == [young]
+    assert queue.batch() == [young]
     assert young.num_uncached_tokens == young.num_tokens
 
 
@@ -117,10 +132,13 @@ def test_a_slot_that_cannot_grow_in_place_is_moved():
     first, second = sequence(prompt=10), sequence(prompt=10)
     queue.add(first)
     queue.add(second)
-    queue.schedule()
+    queue.go_on()
     before = first.slot
-    advance([first], MIN_SLOT_GROWTH + 1)
-    queue.schedule()
+    queue.remove(second)
+    queue.add(sequence(prompt=10, max_new=20))  # behind the first one again, and need not grow
+    queue.go_on(MIN_SLOT_GROWTH)
+    changes = queue.schedule()
+    assert changes.moved == [first]
     assert moves == [(before, first.slot, first.num_cached_tokens)]
     assert first.slot.start != before.start
 
@@ -130,7 +148,7 @@ def test_removing_everything_frees_the_whole_cache():
     crowd = [sequence() for _ in range(4)]
     for one in crowd:
         queue.add(one)
-    queue.schedule()
+    queue.batch()
     for one in crowd:
         queue.remove(one)
         queue.remove(one)  # a second time changes nothing
@@ -152,13 +170,12 @@ def test_a_sequence_whose_last_token_is_in_flight_is_not_launched_again():
     last, other = sequence(max_new=2), sequence()
     queue.add(last)
     queue.add(other)
-    queue.schedule()
-    advance([last, other])
-    assert queue.schedule() == [last, other]
-    last.mark_launched()
-    assert queue.schedule() == [other]
+    queue.go_on()
+    assert queue.batch() == [last, other]
+    launch(last)
+    assert queue.batch() == [other]
     assert queue.num_running == 2  # it keeps its slot until its token is read
-    last.append((1, 2, 3, 4), end_token=0)
+    read(last)
     assert len(last.tokens) == 2
 
 
@@ -166,11 +183,11 @@ def test_a_slot_has_room_for_the_token_in_flight():
     queue = scheduler(cache=2_000)
     one = sequence(prompt=10)
     queue.add(one)
-    queue.schedule()
-    advance([one], MIN_SLOT_GROWTH)
+    queue.go_on(MIN_SLOT_GROWTH)
     assert one.num_tokens == one.slot.length
-    one.mark_launched()
-    queue.schedule()
+    queue.batch()
+    launch(one)
+    queue.batch()
     assert one.num_tokens <= one.slot.length
 
 
@@ -179,11 +196,11 @@ def test_a_preempted_sequence_takes_no_token_that_was_in_flight():
     old, young = sequence(prompt=700), sequence(prompt=700)
     queue.add(old)
     queue.add(young)
-    queue.schedule()
-    epoch = young.cache_epoch
-    advance([old, young], MIN_SLOT_GROWTH)
-    old.mark_launched()
-    young.mark_launched()
-    assert queue.schedule() == [old]
-    assert young.cache_epoch > epoch
+    queue.go_on(MIN_SLOT_GROWTH)
+    stay = young.stay
+    for one in queue.batch():
+        launch(one)
+    assert queue.batch() == [old]
+    assert stay.is_over
+    assert stay.log.take_void(MIN_SLOT_GROWTH) == {Kind.AUDIO: 1}
     assert young.num_generated_tokens == len(young.tokens) == MIN_SLOT_GROWTH

@@ -85,3 +85,17 @@ def test_the_committed_config_fits_the_exported_graph(
         assert {entry["name"] for entry in completed[kind]} == {node.name for node in nodes}
     left_open = {"input", "output"} - {kind for kind in ("input", "output") if committed[kind]}
     assert completed == committed | {kind: completed[kind] for kind in left_open}  # batching and delay as they were
+
+
+def test_no_batch_stays_open_while_its_model_is_busy() -> None:
+    """Such a batch and a request of another length keep Triton's batcher spinning: CPU time of a core, for nothing."""
+    found = []
+    for folder in sorted((ROOT / "model_repository").iterdir()):
+        config = committed_config(folder.name)
+        batching, most = config.get("dynamic_batching"), config["max_batch_size"]
+        lengths_differ = any(-1 in map(int, tensor["dims"]) for tensor in config["input"]) or not config["input"]
+        if batching is not None and most > 1 and lengths_differ:
+            assert batching["preferred_batch_size"] == list(range(1, most + 1)), folder.name
+            assert int(batching["max_queue_delay_microseconds"]) == 0, folder.name
+            found.append(folder.name)
+    assert found == ["dvae_decoder", "dvae_encoder", "vocos"]

@@ -23,6 +23,7 @@ from tritonclient.grpc import model_config_pb2
 
 from chattts_serving.audio import CONTEXT_TOKENS, HOP_LENGTH, N_FFT, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.engine.engine import Finished
+from chattts_serving.engine.sequence import FinishReason
 from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.speech.open_request import Opening, Part
 from chattts_serving.speech.reader import Reader
@@ -35,6 +36,7 @@ from export import synthetic
 from export.layout import ConvNeXtSizes, VocosSizes
 from export.onnx_models import export_onnx_models
 from export.onnx_parity import open_session
+from tests.engine.models import launch, read, seat
 from tests.speech.test_synthesizer import Prompts
 
 HIDDEN = 32  # as narrow as the layers allow, and as deep as the official model
@@ -121,6 +123,7 @@ class ScriptedEngine:
         self._running: list[Any] = []
         self._turn = threading.Condition()
         self._may_step = self._rests = False
+        self.num_steps_read = 0
 
     @property
     def num_running(self) -> int:
@@ -131,6 +134,7 @@ class ScriptedEngine:
         return not self._running
 
     def add(self, sequence: Any) -> None:
+        seat(sequence)
         self._running.append(sequence)
 
     def remove(self, sequence: Any) -> None:
@@ -146,6 +150,7 @@ class ScriptedEngine:
             assert self._turn.wait_for(lambda: self._may_step, timeout=60)
             self._rests = False
         count = next(self._arrivals)
+        self.num_steps_read += count  # of an engine that brings one token a step
         finished = [sequence for sequence in self._running if self._ends(sequence, count)]
         self._running = [sequence for sequence in self._running if sequence not in finished]
         return [Finished(sequence, self._sentence(sequence)) for sequence in finished]
@@ -170,10 +175,16 @@ class ScriptedEngine:
     def _ends(self, sequence: Any, count: int) -> bool:
         """Add `count` tokens; the end comes in a draw of its own, as it does where the end token is drawn."""
         for _ in range(count):
-            place = len(sequence.tokens)
-            sequence.mark_launched()
-            sequence.append((place if place < len(self._sentence(sequence)) else END,) * 4, END)
+            place = sequence.num_new_tokens
+            if place == len(self._sentence(sequence)):
+                sequence.finish_reason = FinishReason.STOP
+            else:
+                launch(sequence)
+                read(sequence, (place,) * 4)
+                if not sequence.needs_step:
+                    sequence.finish_reason = FinishReason.LENGTH
             if sequence.is_finished:
+                sequence.end_stay()
                 return True
         return False
 

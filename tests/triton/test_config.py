@@ -85,7 +85,7 @@ def test_each_mode_of_a_stream_has_its_plan():
     assert config.plan("low_latency") == ReadingPlan((4, 8), 16, 6, 2, 3)
     sooner = ReadingConfig.from_triton(triton(**parameters, low_latency_least_tokens="2,3"))
     assert sooner.plan("exact") == config.plan("exact")
-    assert sooner.plan("low_latency") == ReadingPlan((2, 3), 16, 8, 1, 3)
+    assert sooner.plan("low_latency") == ReadingPlan((2, 3), 16, 10, 1, 3)
     with pytest.raises(InvalidInputError, match="'mode' is 'fast'; allowed is one of exact, low_latency"):
         config.plan("fast")
 

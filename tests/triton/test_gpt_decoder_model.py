@@ -19,7 +19,7 @@ from chattts_serving.request import SynthesisRequest
 from chattts_serving.speech.windows import Chunk, ReadingPlan
 from chattts_serving.text.frontend import TextFrontend
 from chattts_serving.triton.config import DecoderConfig
-from chattts_serving.triton.decoder import make_runner
+from chattts_serving.triton.decoder import runner_of
 from export.frontend_assets import export_frontend_assets
 from export.gpt import export_gpt
 from export.synthetic import write_checkpoint
@@ -48,7 +48,7 @@ def test_a_gpu_without_pytorch_says_what_to_install(artifacts: Path, monkeypatch
         monkeypatch.delitem(sys.modules, f"chattts_serving.engine.gpu.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
     with pytest.raises(ConfigError, match=r"on cuda:1, and the package torch is not installed: install .*embedded-gpu"):
-        make_runner(artifacts, "cuda:1", DecoderConfig())
+        runner_of(artifacts, "cuda:1", DecoderConfig())
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
+from chattts_serving.engine.batch import Batch, IntArray
 from chattts_serving.engine.cpu import library
-from chattts_serving.engine.cpu.library import PANEL, Batch, Layer, Memory, Model, Threads, Workspace
+from chattts_serving.engine.cpu.library import PANEL, Layer, Memory, Model, Threads, Workspace
 from chattts_serving.engine.gpt_config import GPTConfig, Precision, check_shapes, rope_tables
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import DonePending, cache_capacity
@@ -120,12 +121,9 @@ class CpuRunner:
         keys_and_values = 2 * config.num_layers * config.hidden_size * PRECISIONS[precision].itemsize
         return keys_and_values + 4 * config.hidden_size + 4 * config.num_codebooks
 
-    def launch(self, sequences: list[Sequence]) -> DonePending:
+    def launch(self, batch: Batch) -> DonePending:
         """As `Runner`."""
-        drawn: dict[Sequence, tuple[int, ...]] = {}
-        for parts in _in_calls(sequences):
-            drawn |= self._compute(parts)
-        return DonePending([drawn[sequence] for sequence in sequences])
+        return DonePending(np.concatenate([self._compute(parts) for parts in _in_calls(batch.sequences)]))
 
     def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
         """As `Runner`."""
@@ -212,8 +210,8 @@ class CpuRunner:
         }
         return Workspace(**{name: self._memory.address(np.empty(size, np.float32)) for name, size in floats.items()})
 
-    def _compute(self, parts: list[_Part]) -> dict[Sequence, tuple[int, ...]]:
-        """Run one call; the tokens that were drawn."""
+    def _compute(self, parts: list[_Part]) -> IntArray:
+        """Run one call; the tokens of those that drew, [n, num_codebooks]."""
         entries = np.zeros(len(parts), library.ENTRY)
         speakers = []  # keeps alive what C holds the address of
         audio = [part.draws and part.sequence.kind is Kind.AUDIO for part in parts]
@@ -230,13 +228,13 @@ class CpuRunner:
                 entry["speaker"] = speakers[-1].ctypes.data
             entry["draws"] = DRAWS[sequence.kind] if part.draws else NO_DRAW
             entry["head_row"] = head_row
-            entry["step"] = len(sequence.tokens)
-            entry["ban_end"] = len(sequence.tokens) < params.first_end
+            entry["step"] = sequence.num_new_tokens
+            entry["ban_end"] = sequence.num_new_tokens < params.first_end
             entry["seed"], entry["stream"] = params.seed, params.stream
             entry["temperature"], entry["top_p"], entry["top_k"] = params.temperature, params.top_p, params.top_k
             entry["repetition_penalty"] = params.repetition_penalty
         tokens = np.array([token for part in parts for token in self._tokens_of(part)], np.int32)
-        batch = Batch(
+        batch = library.Batch(
             entries=entries.ctypes.data,
             tokens=tokens.ctypes.data,
             num_entries=len(parts),
@@ -245,11 +243,8 @@ class CpuRunner:
             num_text=sum(text),
         )
         self._threads.step(self._model, batch, self._work)
-        return {
-            part.sequence: tuple(drawn[: 1 if part.sequence.kind is Kind.TEXT else self.config.num_codebooks])
-            for part, drawn in zip(parts, entries["drawn"].tolist(), strict=True)
-            if part.draws
-        }
+        drawn: IntArray = entries["drawn"][[part.draws for part in parts], : self.config.num_codebooks]
+        return drawn
 
     def _tokens_of(self, part: _Part) -> Iterator[tuple[int, ...]]:
         """The tokens to compute, as `Batch.tokens` wants them."""

@@ -8,11 +8,11 @@ by their bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
+from chattts_serving.engine.batch import IntArray
 from chattts_serving.engine.gpu.sampler import PENALTY_WINDOW
 from chattts_serving.engine.sequence import NO_TOKEN, Input, Kind, Sequence
 
@@ -45,64 +45,10 @@ PROMPT_TOKENS = 5  # as TOKENS
 CODES, TEXT, SPEAKER = 0, 1, 2
 _INPUTS = {Input.AUDIO: CODES, Input.TEXT: TEXT, Input.SPEAKER: SPEAKER}
 
-IntArray = npt.NDArray[np.int32]
-
 
 def row_width(num_codebooks: int) -> int:
     """Columns of a lane's row."""
     return TOKENS + num_codebooks * (1 + PENALTY_WINDOW)
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What a batch changes in the table.
-
-    Attributes:
-        joined: sequences that were not in the batch before, or have lost their cache, and the row of each.
-        moved: rows whose cache lies elsewhere, and where it starts.
-    """
-
-    joined: list[tuple[int, Sequence]]
-    moved: list[tuple[int, int]]
-
-
-class Lanes:
-    """Which sequence has which row. A row stays with its sequence until a batch is made without it."""
-
-    def __init__(self, capacity: int) -> None:
-        """`capacity` is the number of rows."""
-        self._free = list(range(capacity))
-        self._rows: dict[Sequence, int] = {}
-        self._starts: dict[Sequence, int] = {}
-
-    def assign(self, batch: list[Sequence]) -> Changes:
-        """Give every sequence of `batch` a row, take the rows of all others, and say what to write.
-
-        Raises:
-            ValueError: `batch` has more sequences than there are rows.
-        """
-        staying = set(batch)
-        for sequence in [one for one in self._rows if one not in staying]:
-            self._free.append(self._rows.pop(sequence))
-            del self._starts[sequence]
-        if len(batch) > len(self._rows) + len(self._free):
-            raise ValueError(f"{len(batch)} sequences in one step; allowed are {len(self._rows) + len(self._free)}")
-        changes = Changes([], [])
-        for sequence in batch:
-            start = sequence.cache_start
-            if sequence not in self._rows:
-                self._rows[sequence] = self._free.pop()
-                changes.joined.append((self._rows[sequence], sequence))
-            elif not sequence.num_cached_tokens:
-                changes.joined.append((self._rows[sequence], sequence))
-            elif start != self._starts[sequence]:
-                changes.moved.append((self._rows[sequence], start))
-            self._starts[sequence] = start
-        return changes
-
-    def rows(self, batch: list[Sequence]) -> list[int]:
-        """The row of each sequence."""
-        return [self._rows[sequence] for sequence in batch]
 
 
 def lane_row(sequence: Sequence, num_codebooks: int, spk_emb_id: int) -> IntArray:
@@ -112,7 +58,7 @@ def lane_row(sequence: Sequence, num_codebooks: int, spk_emb_id: int) -> IntArra
     kind = TEXT if sequence.kind is Kind.TEXT else CODES
     row[START] = sequence.cache_start
     row[LENGTH] = sequence.num_tokens - 1
-    row[STEP] = len(sequence.tokens) - 1
+    row[STEP] = sequence.num_generated_tokens - 1
     row[KIND] = kind
     words = np.array([params.seed & 0xFFFFFFFF, params.seed >> 32, params.stream], np.uint32)
     row[SEED_LOW : STREAM + 1] = words.view(np.int32)
@@ -124,9 +70,11 @@ def lane_row(sequence: Sequence, num_codebooks: int, spk_emb_id: int) -> IntArra
     row[INPUT], row[TOKENS : TOKENS + num_codebooks] = _token(sequence, last, num_codebooks, spk_emb_id)
     history = row[TOKENS + num_codebooks :].reshape(PENALTY_WINDOW, num_codebooks)
     history[:] = NO_TOKEN
-    for number in range(max(0, len(sequence.tokens) - PENALTY_WINDOW), len(sequence.tokens)):
-        token = sequence.tokens[number]
-        history[number % PENALTY_WINDOW, : len(token)] = token
+    num_tokens = sequence.num_new_tokens
+    numbers = np.arange(max(0, num_tokens - PENALTY_WINDOW), num_tokens)
+    if len(numbers):
+        tokens = sequence.codes(int(numbers[0]), num_tokens)
+        history[numbers % PENALTY_WINDOW, : tokens.shape[1]] = tokens
     return row
 
 
@@ -139,15 +87,28 @@ def unused_row(num_codebooks: int, cache_token: int) -> IntArray:
     return row
 
 
-def prompt_rows(joined: list[tuple[int, Sequence]], num_codebooks: int, spk_emb_id: int) -> IntArray:
+def prompt_rows(joined: Iterable[tuple[Sequence, int]], num_codebooks: int, spk_emb_id: int) -> IntArray:
     """All tokens but the last of each sequence, one after another: [num_tokens, PROMPT_TOKENS + num_codebooks]."""
-    rows: list[list[int]] = []
-    for lane, sequence in joined:
-        first, start = len(rows), sequence.cache_start
-        for position in range(sequence.num_tokens - 1):
-            kind, token = _token(sequence, position, num_codebooks, spk_emb_id)
-            rows.append([position, first, start + position, lane, kind, *token])
-    return np.array(rows, np.int32).reshape(len(rows), PROMPT_TOKENS + num_codebooks)
+    width, first = PROMPT_TOKENS + num_codebooks, 0
+    blocks = [np.zeros((0, width), np.int32)]
+    for sequence, lane in joined:
+        rows = np.zeros((sequence.num_tokens, width), np.int32)
+        rows[:, POSITION] = np.arange(len(rows))
+        rows[:, FIRST], rows[:, SPEAKER_ROW] = first, lane
+        rows[:, CACHE] = sequence.cache_start + rows[:, POSITION]
+        num_text, num_prompt = len(sequence.prompt_ids), sequence.num_prompt_tokens
+        rows[:num_text, PROMPT_TOKENS], rows[:num_text, PROMPT_INPUT] = sequence.prompt_ids, TEXT
+        if sequence.speaker is not None:
+            rows[:num_text, PROMPT_INPUT][rows[:num_text, PROMPT_TOKENS] == spk_emb_id] = SPEAKER
+        if num_prompt > num_text:
+            rows[num_text:num_prompt, PROMPT_TOKENS:] = sequence.prompt_codes
+        drawn = sequence.codes(0, sequence.num_new_tokens)
+        rows[num_prompt:, PROMPT_TOKENS : PROMPT_TOKENS + drawn.shape[1]] = drawn
+        rows[num_text:, PROMPT_INPUT] = CODES
+        rows[num_prompt:, PROMPT_INPUT] = TEXT if sequence.draws_text else CODES
+        blocks.append(rows[:-1])
+        first += len(rows) - 1
+    return np.concatenate(blocks)
 
 
 def unused_prompt_rows(first: int, end: int, num_codebooks: int, cache_token: int, lane: int) -> IntArray:

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from chattts_serving.engine.batch import Batch, IntArray
 from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.gpu.gpt import GPT
-from chattts_serving.engine.gpu.lanes import Lanes
 from chattts_serving.engine.gpu.torch_ops import Buffers, StepOps, TorchOps
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import cache_capacity, share_of_memory_gb
-from chattts_serving.engine.sequence import Kind, Sequence
+from chattts_serving.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -59,20 +59,18 @@ class _Pending:
 
     Attributes:
         drawn: what each lane draws, int32 [lanes, num_codebooks] on the host; there once `done` has happened.
-        places: for each sequence launched, its lane and how many tokens that draws.
         done: what to wait for.
     """
 
     drawn: torch.Tensor
-    places: list[tuple[int, int]]
     done: torch.cuda.Event | None
 
-    def tokens(self) -> list[tuple[int, ...]]:
+    def tokens(self) -> IntArray:
         """As `PendingStep`."""
         if self.done is not None:
             self.done.synchronize()
-        rows = self.drawn.tolist()
-        return [tuple(rows[lane][:width]) for lane, width in self.places]
+        drawn: IntArray = self.drawn.numpy()
+        return drawn
 
 
 class TorchRunner:
@@ -114,7 +112,6 @@ class TorchRunner:
             torch.cuda.set_device(model.device)  # of this thread, where kernels are launched
         self._use_graphs = on_gpu if use_graphs is None else use_graphs
         self._model, self._max_sequences = model, max_sequences
-        self._lanes = Lanes(max_sequences)
         self._lane_buckets, self._prompt_buckets = lane_buckets(max_sequences), prompt_buckets(max_prefill_tokens)
         self._buffers = self._allocate()
         unused = lanes.unused_prompt_rows(
@@ -122,7 +119,6 @@ class TorchRunner:
         )
         self._prompt = self._to_device(unused)
         self._ops = _ops(model, self._buffers)
-        self._rows_sent: list[int] = []  # what the first of `Buffers.rows` are
         self._graphs: dict[tuple[str, int], tuple[Graph, torch.Tensor]] = {}
         self._graph_memory: Any = None  # PyTorch's handle of it, which has no public type
         # Hidden states are copied beside the step that is already under way.
@@ -136,24 +132,18 @@ class TorchRunner:
         return (2 * config.num_layers + 1) * config.hidden_size * model.dtype.itemsize
 
     @torch.inference_mode()
-    def launch(self, sequences: list[Sequence]) -> _Pending:
+    def launch(self, batch: Batch) -> _Pending:
         """As `Runner`."""
-        batch = sorted(sequences, key=lambda sequence: sequence.kind is Kind.AUDIO)  # text lanes first
-        num_text = sum(sequence.kind is Kind.TEXT for sequence in batch)
-        changes = self._lanes.assign(batch)
         num_lanes = next(bucket for bucket in self._lane_buckets if bucket >= len(batch))
-        self._send(changes, self._lanes.rows(batch) + [self._max_sequences] * (num_lanes - len(batch)))
+        self._send(batch, num_lanes)
         hidden = self._run("decode", num_lanes, self._decode)
-        if num_text:
-            self._ops.sample_text(self._model.text_logits(hidden[:num_text]))
-        lane_of = {sequence: lane for lane, sequence in enumerate(batch)}
-        widths = {Kind.TEXT: 1, Kind.AUDIO: self.config.num_codebooks}
-        places = [(lane_of[sequence], widths[sequence.kind]) for sequence in sequences]
+        if batch.num_text:
+            self._ops.sample_text(self._model.text_logits(hidden[: batch.num_text]))
         drawn = self._buffers.drawn[: len(batch)]
         if self._copy_stream is None:
-            return _Pending(drawn.clone(), places, None)
+            return _Pending(drawn.clone(), None)
         copy = drawn.to("cpu", non_blocking=True)  # into pinned memory
-        return _Pending(copy, places, self._record_event())
+        return _Pending(copy, self._record_event())
 
     @torch.inference_mode()
     def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
@@ -233,26 +223,28 @@ class TorchRunner:
         self._ops.store_prompt(hidden, prompt)
         return hidden
 
-    def _send(self, changes: lanes.Changes, rows_of_lanes: list[int]) -> None:
-        """Send what a batch changes, and compute the prompts of those that join up to their last token."""
+    def _send(self, batch: Batch, num_lanes: int) -> None:
+        """Send what `batch` changes, and compute the prompts of those that join up to their last token."""
         config, buffers = self.config, self._buffers
-        if rows_of_lanes != self._rows_sent:
-            buffers.rows[: len(rows_of_lanes)].copy_(self._to_device(np.array(rows_of_lanes, np.int32)))
-            self._rows_sent = rows_of_lanes
-        if changes.moved:
-            moved = self._to_device(np.array(changes.moved, np.int32)).long()
+        if batch.is_changed:
+            rows_of_lanes = np.full(num_lanes, self._max_sequences, np.int32)
+            rows_of_lanes[: len(batch)] = batch.rows
+            buffers.rows[:num_lanes].copy_(self._to_device(rows_of_lanes))
+        if batch.moved:
+            changes = [(row, sequence.cache_start) for sequence, row in batch.moved.items()]
+            moved = self._to_device(np.array(changes, np.int32)).long()
             buffers.state[moved[:, 0], lanes.START] = moved[:, 1].int()
-        if not changes.joined:
+        if not batch.joined:
             return
-        rows = self._to_device(np.array([row for row, _ in changes.joined], np.int32)).long()
-        filled = [lanes.lane_row(one, config.num_codebooks, config.spk_emb_id) for _, one in changes.joined]
+        rows = self._to_device(np.array([*batch.joined.values()], np.int32)).long()
+        filled = [lanes.lane_row(one, config.num_codebooks, config.spk_emb_id) for one in batch.joined]
         buffers.state.index_copy_(0, rows, self._to_device(np.stack(filled)))
         nobody = np.zeros(config.hidden_size, np.float32)
-        speakers = [nobody if one.speaker is None else one.speaker for _, one in changes.joined]
+        speakers = [nobody if one.speaker is None else one.speaker for one in batch.joined]
         buffers.speakers.index_copy_(0, rows, self._to_device(np.stack(speakers)).to(buffers.speakers.dtype))
-        self._prefill(lanes.prompt_rows(changes.joined, config.num_codebooks, config.spk_emb_id))
+        self._prefill(lanes.prompt_rows(batch.joined.items(), config.num_codebooks, config.spk_emb_id))
 
-    def _prefill(self, prompt: lanes.IntArray) -> None:
+    def _prefill(self, prompt: IntArray) -> None:
         """Compute prompt tokens, filled up to a size that a graph or at least its kernels were made for."""
         num_tokens = len(prompt)
         if not num_tokens:

@@ -11,6 +11,7 @@ from chattts_serving.speech import session
 from chattts_serving.speech.reader import Reader
 from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.config import MODES, ReadingConfig
+from chattts_serving.triton.garbage import keep_what_is_loaded
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
 from chattts_serving.triton.tracing import Tracer
@@ -32,6 +33,7 @@ class TritonPythonModel:
         self._reader = Reader(partial(triton_io.call_model_async, pb_utils))
         self._metrics, self._tracer = Metrics(pb_utils), Tracer()
         self._reports = RequestReports(self._metrics, "chattts_stream", streams=True)
+        keep_what_is_loaded()
 
     async def execute(self, requests):
         """Stream every request; Triton starts this anew for requests that come meanwhile."""

@@ -9,6 +9,7 @@ from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.config import DecoderConfig
 from chattts_serving.triton.decoder import Decoder
 from chattts_serving.triton.device import device_of
+from chattts_serving.triton.garbage import keep_what_is_loaded
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import EngineReports
 
@@ -23,6 +24,7 @@ class TritonPythonModel:
         self._metrics = Metrics(pb_utils)
         config = DecoderConfig.from_triton(args["model_config"])
         self._decoder = Decoder(folder, config, device_of(args), EngineReports(self._metrics))
+        keep_what_is_loaded()
 
     def execute(self, requests):
         """Hand the requests to the engine and return at once."""

@@ -8,6 +8,7 @@ from chattts_serving.speech import session
 from chattts_serving.speech.reader import Reader
 from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.config import ReadingConfig
+from chattts_serving.triton.garbage import keep_what_is_loaded
 from chattts_serving.triton.loop_thread import LoopThread
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
@@ -24,6 +25,7 @@ class TritonPythonModel:
         self._reader = Reader(partial(triton_io.call_model_async, pb_utils))
         self._metrics, self._tracer = Metrics(pb_utils), Tracer()
         self._reports = RequestReports(self._metrics, "speech")
+        keep_what_is_loaded()
 
     def execute(self, requests):
         """Start each request and return at once."""

@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving.request import request_from_inputs
 from chattts_serving.speech.admission import Door
 from chattts_serving.triton import io as triton_io
+from chattts_serving.triton.garbage import keep_what_is_loaded
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
 from chattts_serving.voice.voices import library_text, read_library
@@ -46,6 +47,7 @@ class TritonPythonModel:
         for thread in self._threads:
             thread.start()
         sys.setswitchinterval(SWITCH_S)
+        keep_what_is_loaded()
 
     def execute(self, requests):
         """Refuse what is wrong or too much, hand the rest on, and return at once."""

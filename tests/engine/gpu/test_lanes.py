@@ -1,12 +1,9 @@
-"""Bookkeeping of lanes: which sequence has which row, what is sent, and the sizes that steps are made for."""
-
-import random
+"""What is sent of sequences that join, and the sizes that steps are made for."""
 
 import numpy as np
 import pytest
 
 from chattts_serving.engine.gpu import lanes
-from chattts_serving.engine.gpu.lanes import Lanes
 from chattts_serving.engine.gpu.runner import lane_buckets, prompt_buckets
 from chattts_serving.engine.gpu.sampler import PENALTY_WINDOW
 from chattts_serving.engine.kv_slots import Slot
@@ -20,49 +17,9 @@ def sequence(prompt=(5, 6, 7), kind=Kind.AUDIO, start=0, seed=1, **extra):
     return Sequence(kind, prompt, params, slot=Slot(start, 200), **extra)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_rows_stay_with_their_sequences_and_are_never_shared(seed):
-    """Random joins, leaves, moves and lost caches against what a table that was sent everything would hold."""
-    rng = random.Random(seed)
-    table, batch, sent = Lanes(8), [], {}
-    for _ in range(200):
-        batch = [one for one in batch if rng.random() > 0.1]
-        for one in batch:
-            if rng.random() < 0.1:
-                one.slot = Slot(rng.randrange(1_000), 200)
-            if rng.random() < 0.05:
-                one.num_cached_tokens = 0
-        while len(batch) < 8 and rng.random() < 0.5:
-            batch.insert(rng.randint(0, len(batch)), sequence(start=rng.randrange(1_000)))
-        changes = table.assign(batch)
-        sent.update({row: (one, one.slot.start) for row, one in changes.joined})
-        for row, start in changes.moved:
-            sent[row] = (sent[row][0], start)
-        rows = table.rows(batch)
-        assert len(set(rows)) == len(rows)
-        assert [sent[row] for row in rows] == [(one, one.slot.start) for one in batch]
-        assert {one for _, one in changes.joined} >= {one for one in batch if not one.num_cached_tokens}
-        for one in batch:
-            one.num_cached_tokens = one.num_tokens
-
-
-def test_nothing_is_sent_for_a_batch_that_goes_on():
-    table, batch = Lanes(2), [sequence(), sequence()]
-    table.assign(batch)
-    for one in batch:
-        one.num_cached_tokens = one.num_tokens
-    changes = table.assign(batch[::-1])
-    assert (changes.joined, changes.moved) == ([], [])
-
-
-def test_more_sequences_than_rows_are_refused():
-    with pytest.raises(ValueError, match="3 sequences in one step; allowed are 2"):
-        Lanes(2).assign([sequence() for _ in range(3)])
-
-
 def test_a_row_says_all_that_a_step_needs():
     tokens = [(number, number + 1, number + 2, number + 3) for number in range(20)]
-    one = sequence(start=40, seed=2**63 - 2, tokens=tokens)
+    one = sequence(start=40, seed=2**63 - 2, earlier=np.array(tokens))
     row = lanes.lane_row(one, 4, SPEAKER_ID)
     assert row[[lanes.START, lanes.LENGTH, lanes.STEP]].tolist() == [40, 22, 19]  # of the step before
     assert row[lanes.TOKENS : lanes.TOKENS + 4].tolist() == [19, 20, 21, 22]
@@ -93,9 +50,10 @@ def test_a_speaker_takes_the_place_of_its_token_wherever_it_is():
 
 def test_prompts_are_packed_without_their_last_tokens():
     joined = [
-        (6, sequence(prompt=(5, SPEAKER_ID, 7), start=100, speaker=np.ones(32, np.float32))),
-        (2, sequence(prompt=(9,), start=300)),
-        (4, sequence(prompt=(8,), start=400, prompt_codes=((1, 2, 3, 4),), tokens=[(5, 6, 7, 8), (9, 9, 9, 9)])),
+        (sequence(prompt=(5, SPEAKER_ID, 7), start=100, speaker=np.ones(32, np.float32)), 6),
+        (sequence(prompt=(9,), start=300), 2),
+        (sequence(prompt=(8,), start=400, prompt_codes=((1, 2, 3, 4),), earlier=np.array([[5, 6, 7, 8], [9] * 4])), 4),
+        (sequence(prompt=(8,), start=500, kind=Kind.TEXT, earlier=np.array([[30], [31]])), 7),
     ]
     assert lanes.prompt_rows(joined, 4, SPEAKER_ID).tolist() == [
         [0, 0, 100, 6, lanes.TEXT, 5, 0, 0, 0],
@@ -103,6 +61,8 @@ def test_prompts_are_packed_without_their_last_tokens():
         [0, 2, 400, 4, lanes.TEXT, 8, 0, 0, 0],
         [1, 2, 401, 4, lanes.CODES, 1, 2, 3, 4],
         [2, 2, 402, 4, lanes.CODES, 5, 6, 7, 8],
+        [0, 5, 500, 7, lanes.TEXT, 8, 0, 0, 0],
+        [1, 5, 501, 7, lanes.TEXT, 30, 0, 0, 0],
     ]
 
 

@@ -1,10 +1,11 @@
-"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|gateway|plot`."""
+"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|gpu|gateway|plot`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from chattts_serving.engine.gpt_config import Precision
@@ -19,11 +20,10 @@ def main() -> int:
     """Run one part; the exit status for the shell."""
     options = _parse()
     try:
-        PARTS[options.part](options)
+        return PARTS[options.part](options) or 0
     except ServingError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 # Each part imports what it needs when it is chosen: the engine's runs where there is torch and little else.
@@ -40,6 +40,14 @@ def _engine(options: argparse.Namespace) -> None:
         precision=Precision(options.precision),
         threads=options.threads,
     )
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    from bench.gpu import command
+
+    if options.until is not None:
+        return command.work(options.out, options.seconds, options.until, dry_run=options.dry_run)
+    return 0 if command.run(options.out, options.seconds, dry_run=options.dry_run) else 1
 
 
 def _server(options: argparse.Namespace) -> None:
@@ -109,11 +117,12 @@ def _plot(options: argparse.Namespace) -> None:
     print(plots.draw(options.files))
 
 
-PARTS = {
+PARTS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "server": _server,
     "overload": _overload,
     "compare": _compare,
     "engine": _engine,
+    "gpu": _gpu,
     "gateway": _gateway,
     "plot": _plot,
 }
@@ -216,6 +225,18 @@ def _parse() -> argparse.Namespace:
     engine.add_argument("--steps", type=int, default=20, metavar="N", help="timed steps of each point (default 20)")
     engine.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     engine.add_argument("--precision", choices=PRECISIONS, default="fp32")
+
+    gpu = parts.add_parser("gpu", help="whether the engine is right on this GPU, and where the time goes, in one run")
+    gpu.add_argument("--out", type=Path, default=Path("build", "gpu"), metavar="DIR", help="default build/gpu")
+    gpu.add_argument(
+        "--seconds", type=float, default=240.0, metavar="N", help="for all of it; what does not fit is left out (240)"
+    )
+    gpu.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="every phase with the smallest counts; wrong numbers are noted and fail nothing (on a CPU: a tiny model)",
+    )
+    gpu.add_argument("--until", type=float, help=argparse.SUPPRESS)  # of the process that does the work
 
     plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")
     plot.add_argument("files", type=Path, nargs="+", metavar="FILE.json")

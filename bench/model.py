@@ -58,7 +58,8 @@ def sequence(
     config: GPTConfig, number: int, num_prompt_tokens: int, num_new_tokens: int, kind: Kind = Kind.AUDIO
 ) -> Sequence:
     """A sequence with the seed `number` and a prompt of its own, which draws exactly `num_new_tokens`."""
-    params = SamplingParams(0.3, 0.7, 20, 1.05, num_new_tokens, num_new_tokens, seed=number, stream=0)
+    penalty = 1.05 if kind is Kind.AUDIO else 1.0
+    params = SamplingParams(0.3, 0.7, 20, penalty, num_new_tokens, num_new_tokens, seed=number, stream=0)
     prompt = tuple((7 * number + 13 * place) % PLAIN_TOKENS for place in range(num_prompt_tokens))
     speaker = np.full(config.hidden_size, config.hidden_size**-0.5, np.float32)
     return Sequence(kind, prompt, params, speaker=speaker)

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|gpu|gateway|plot`."""
+"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|gpu|pack|gateway|plot`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def _gpu(options: argparse.Namespace) -> int:
     if options.until is not None:
         return command.work(options.out, options.seconds, options.until, dry_run=options.dry_run)
     return 0 if command.run(options.out, options.seconds, dry_run=options.dry_run) else 1
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from bench import pack
+
+    pack.pack(options.out, options.repository, python=options.with_python, more=options.wheels)
 
 
 def _server(options: argparse.Namespace) -> None:
@@ -123,6 +129,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "compare": _compare,
     "engine": _engine,
     "gpu": _gpu,
+    "pack": _pack,
     "gateway": _gateway,
     "plot": _plot,
 }
@@ -226,6 +233,15 @@ def _parse() -> argparse.Namespace:
     engine.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     engine.add_argument("--precision", choices=PRECISIONS, default="fp32")
 
+    _add_machine_parts(parts)
+
+    plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")
+    plot.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
+    return parser.parse_args()
+
+
+def _add_machine_parts(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What is for a machine with a GPU."""
     gpu = parts.add_parser("gpu", help="whether the engine is right on this GPU, and where the time goes, in one run")
     gpu.add_argument("--out", type=Path, default=Path("build", "gpu"), metavar="DIR", help="default build/gpu")
     gpu.add_argument(
@@ -238,9 +254,19 @@ def _parse() -> argparse.Namespace:
     )
     gpu.add_argument("--until", type=float, help=argparse.SUPPRESS)  # of the process that does the work
 
-    plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")
-    plot.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
-    return parser.parse_args()
+    pack = parts.add_parser("pack", help="what the server needs on a machine with a GPU and without a network")
+    pack.add_argument("--out", type=Path, default=Path("build", "pack"), metavar="DIR", help="default build/pack")
+    pack.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("build", "repositories", "tiny"),
+        metavar="DIR",
+        help="an export to take along (default build/repositories/tiny)",
+    )
+    pack.add_argument(
+        "--with-python", type=Path, metavar="PREFIX", help="a Python 3.12, where the machine's has no shared library"
+    )
+    pack.add_argument("--wheels", nargs="+", default=[], metavar="NAME", help="further wheels, as pip names them")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ class TritonPythonModel:
                 prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
                 about = {"request_id": request.request_id(), "trace": self._tracer.of(request)}
                 call = partial(triton_io.call_model_async, pb_utils, **about)
-                self._loop.run(self._speak(sender, report, call, prepared))
+                wanted = set(request.requested_output_names())
+                self._loop.run(self._speak(sender, report, call, prepared, wanted))
 
     def finalize(self):
         """Give up what is still spoken."""
@@ -46,11 +47,11 @@ class TritonPythonModel:
         self._metrics.close()
         self._tracer.close()
 
-    async def _speak(self, sender, report, call, prepared):
+    async def _speak(self, sender, report, call, prepared, wanted):
         try:
             outputs = await session.speak(call, self._plan, prepared)
             triton_io.check_shared_memory(outputs["audio"].nbytes)
-            response = triton_io.success(pb_utils, outputs)
+            response = triton_io.success(pb_utils, outputs, wanted)
         except Exception as error:
             report.ended(error)
             response = triton_io.failure(pb_utils, error)

@@ -13,7 +13,7 @@ JOBS ?= 2
 MINUTES ?= 30
 REQUESTS ?= 10000
 
-.PHONY: help setup demo test lint serve up export bench load soak fuzz deploy-check
+.PHONY: help setup demo test lint serve up export bench gpu-check load soak fuzz deploy-check
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -56,6 +56,9 @@ bench: setup ## compare with the ChatTTS package in one run (ARGS="--precision b
 	$(RUN) -m export --checkpoint synthetic --out build/repositories/synthetic
 	$(RUN) -m bench compare --repository build/repositories/synthetic \
 		--precision $(if $(filter gpu,$(DEVICE)),bf16 fp16,fp32 int8) $(ARGS)
+
+gpu-check: ## whether the engine is right on this GPU, and where the time goes; needs PyTorch with Triton, no make setup
+	$(or $(wildcard $(RUN)),$(PYTHON)) -m bench gpu $(ARGS)
 
 load: CHECKPOINT = synthetic
 load: setup ## load test with locust (ARGS="--scenario spike --users 32 --minutes 3", see tests/load)

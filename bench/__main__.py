@@ -1,10 +1,11 @@
-"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|host|gateway|plot`."""
+"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|gpu|pack|host|gateway|plot`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ def main() -> int:
     """Run one part; the exit status for the shell."""
     options = _parse()
     try:
-        PARTS[options.part](options)
+        return PARTS[options.part](options) or 0
     except ServingError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 # Each part imports what it needs when it is chosen: the engine's runs where there is torch and little else.
@@ -42,6 +42,20 @@ def _engine(options: argparse.Namespace) -> None:
         precision=Precision(options.precision),
         threads=options.threads,
     )
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    from bench.gpu import command
+
+    if options.until is not None:
+        return command.work(options.out, options.seconds, options.until, dry_run=options.dry_run)
+    return 0 if command.run(options.out, options.seconds, dry_run=options.dry_run) else 1
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from bench import pack
+
+    pack.pack(options.out, options.repository, python=options.with_python, more=options.wheels)
 
 
 def _server(options: argparse.Namespace) -> None:
@@ -126,12 +140,14 @@ def _plot(options: argparse.Namespace) -> None:
     print(plots.draw(options.files))
 
 
-PARTS = {
+PARTS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "server": _server,
     "overload": _overload,
     "compare": _compare,
     "engine": _engine,
     "host": _host,
+    "gpu": _gpu,
+    "pack": _pack,
     "gateway": _gateway,
     "plot": _plot,
 }
@@ -243,6 +259,7 @@ def _parse() -> argparse.Namespace:
     engine.add_argument("--precision", choices=PRECISIONS, default="fp32")
 
     _add_host(parts)
+    _add_machine_parts(parts)
 
     plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")
     plot.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
@@ -283,6 +300,35 @@ def _add_host(parts: Any) -> None:
     )
     host.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each rate (default 10)")
     host.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="of a request (default 60)")
+
+
+def _add_machine_parts(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What is for a machine with a GPU."""
+    gpu = parts.add_parser("gpu", help="whether the engine is right on this GPU, and where the time goes, in one run")
+    gpu.add_argument("--out", type=Path, default=Path("build", "gpu"), metavar="DIR", help="default build/gpu")
+    gpu.add_argument(
+        "--seconds", type=float, default=240.0, metavar="N", help="for all of it; what does not fit is left out (240)"
+    )
+    gpu.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="every phase with the smallest counts; wrong numbers are noted and fail nothing (on a CPU: a tiny model)",
+    )
+    gpu.add_argument("--until", type=float, help=argparse.SUPPRESS)  # of the process that does the work
+
+    pack = parts.add_parser("pack", help="what the server needs on a machine with a GPU and without a network")
+    pack.add_argument("--out", type=Path, default=Path("build", "pack"), metavar="DIR", help="default build/pack")
+    pack.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("build", "repositories", "tiny"),
+        metavar="DIR",
+        help="an export to take along (default build/repositories/tiny)",
+    )
+    pack.add_argument(
+        "--with-python", type=Path, metavar="PREFIX", help="a Python 3.12, where the machine's has no shared library"
+    )
+    pack.add_argument("--wheels", nargs="+", default=[], metavar="NAME", help="further wheels, as pip names them")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Each precision has a server of its own; all are up all the time, and one system 
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,20 +15,18 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from chattts_client import TTSClient
 from tqdm import tqdm
 
 from bench import report
+from bench.chattts import CHATTTS_BATCH, load_chattts, speak_by_chattts
 from bench.plots import draw_beside
 from bench.repository import FOLDER, precision_of, sentence, with_precision
 from chattts_serving.audio import SAMPLE_RATE, num_samples
 from chattts_serving.launcher.running import running_server
-from export.chattts_package import load_chat
 
-CHATTTS_BATCH = 4  # ChatTTS 0.2.5, `max_split_batch`
 CHATTTS = "ChatTTS"
 
 
@@ -61,11 +58,9 @@ def run(
     Raises:
         ConfigError: a server does not start.
     """
-    logging.getLogger("ChatTTS").setLevel(logging.ERROR)
     precisions = list(dict.fromkeys(precisions)) or [precision_of(repository)]
-    chat = load_chat(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-    chat.logger.setLevel(logging.ERROR)
-    systems: dict[str, Callable[[int], None]] = {CHATTTS: lambda count: _speak_by_chattts(chat, count, tokens)}
+    chat = load_chattts(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    systems: dict[str, Callable[[int], None]] = {CHATTTS: lambda count: speak_by_chattts(chat, count, tokens)}
     turns = []
     with ExitStack() as servers:
         for precision in precisions:
@@ -138,19 +133,6 @@ def _median(turns: Sequence[Turn], system: str, count: int) -> float:
 
 def _audio_s(count: int, tokens: int) -> float:
     return count * num_samples(tokens) / SAMPLE_RATE
-
-
-def _speak_by_chattts(chat: Any, count: int, tokens: int) -> None:
-    params = chat.InferCodeParams(
-        spk_emb=chat.sample_random_speaker(), min_new_token=tokens, max_new_token=tokens, show_tqdm=False
-    )
-    texts = [sentence(number) for number in range(count)]
-    for start in range(0, count, CHATTTS_BATCH):
-        batch = [chat.normalizer(text) for text in texts[start : start + CHATTTS_BATCH]]
-        (result,) = chat._infer_code(batch, False, chat.device, True, params)
-        if any(len(ids) != tokens for ids in result.ids):
-            raise AssertionError(f"ChatTTS made {[len(ids) for ids in result.ids]} tokens, not {tokens}")
-        chat._decode_to_wavs(result.hiddens, True)
 
 
 def _speak_by_server(url: str, count: int, *, tokens: int) -> None:

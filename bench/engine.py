@@ -12,41 +12,32 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 
 from bench import report
+from bench.model import (
+    CHECKED_PROMPTS,
+    CHECKED_TOKENS,
+    DTYPES,
+    OFFICIAL,
+    bytes_read,
+    logit_error,
+    logits_too_far,
+    operations,
+    random_weights,
+    sequence,
+)
 from bench.plots import draw_beside
 from chattts_serving.engine.cpu.runner import CpuRunner
 from chattts_serving.engine.engine import Engine
-from chattts_serving.engine.gpt_config import GPTConfig, Precision, weight_shapes
-from chattts_serving.engine.gpu.gpt import DTYPES as HALF_DTYPES
+from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.runner import TorchRunner
 from chattts_serving.engine.runner import Runner
-from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
 
-OFFICIAL = GPTConfig(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_layers=20,
-    num_heads=12,
-    rms_norm_eps=1e-6,
-    rope_theta=10_000.0,
-    max_position_embeddings=4096,
-    num_text_tokens=21_178,
-    num_audio_tokens=626,
-    num_codebooks=4,
-    spk_emb_id=21_143,
-    ebreak_id=21_136,
-    break_0_id=21_147,
-)
 WARM_STEPS = 3
-CHECKED_PROMPTS = (1, 17, 90)  # tokens of the prompts whose sequences are compared with float32
-CHECKED_TOKENS = 16  # that each of them draws
 PREFILL_TOKENS = 4_096  # at once; one long prompt at a time would make the first sequences much longer than the last
 PRODUCT_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}  # rows; which is fastest depends on the machine
-DTYPES = {Precision.FP32: torch.float32, Precision.INT8: torch.int8, **HALF_DTYPES}  # of the weights
 COLUMNS = ("sequences", "context", "ms/step", "tokens/s", "% of bandwidth limit", "% of limit")
 
 
@@ -65,13 +56,15 @@ def run(*, batches: list[int], contexts: list[int], steps: int, precision: Preci
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[precision]
-    made = _Maker(_random_weights(), device, precision, threads)
+    made = _Maker(random_weights(OFFICIAL), device, precision, threads)
     differences = _logit_error(made)
     print(
         "logits differ from float32 by {largest:.2g} at most, {rms:.2g} rms; their size is {size:.2g} rms".format(
             **differences
         )
     )
+    if wrong := logits_too_far(precision, differences):
+        raise AssertionError(wrong)
     bandwidth, peak = _bandwidth(device), _peak_operations(device, dtype)
     print(f"memory bandwidth: {bandwidth / 1e9:.1f} GB/s; {precision.value} products: {peak / 1e12:.2f} TFLOP/s")
     default_batches, default_contexts = default_points()
@@ -79,8 +72,8 @@ def run(*, batches: list[int], contexts: list[int], steps: int, precision: Preci
     plan = [(context, batch) for context in contexts or default_contexts for batch in batches or default_batches]
     for context, batch in _with_progress(plan):
         seconds, cache_tokens = _step_seconds(made, batch, context, steps)
-        bandwidth_limit = _bytes_read(dtype, cache_tokens, made.bytes_per_token) / bandwidth
-        compute_limit = _operations(batch, cache_tokens) / peak
+        bandwidth_limit = bytes_read(OFFICIAL, dtype, cache_tokens, made.bytes_per_token) / bandwidth
+        compute_limit = operations(OFFICIAL, batch, cache_tokens) / peak
         points.append(
             {
                 "sequences": batch,
@@ -115,14 +108,6 @@ def _with_progress(plan: list[tuple[int, int]]) -> Iterable[tuple[int, int]]:
         return plan
     bar: Iterable[tuple[int, int]] = tqdm(plan, desc="engine", unit="point")
     return bar
-
-
-def _random_weights() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(shape, generator=generator) / shape[-1] ** 0.5 if len(shape) > 1 else torch.ones(shape)
-        for name, shape in weight_shapes(OFFICIAL).items()
-    }
 
 
 class _Maker:
@@ -163,50 +148,9 @@ class _Maker:
         )
 
 
-def _sequence(number: int, num_prompt_tokens: int, num_new_tokens: int) -> Sequence:
-    params = SamplingParams(0.3, 0.7, 20, 1.05, num_new_tokens, num_new_tokens, seed=number, stream=0)
-    prompt = tuple((7 * number + 13 * place) % 21_000 for place in range(num_prompt_tokens))
-    speaker = np.full(OFFICIAL.hidden_size, OFFICIAL.hidden_size**-0.5, np.float32)
-    return Sequence(Kind.AUDIO, prompt, params, speaker=speaker)
-
-
 def _logit_error(made: _Maker) -> dict[str, float]:
-    """How far the audio logits of sequences in the engine are from those in float32, over the same tokens.
-
-    The logits are those of the engine's hidden states and float32 heads.
-    """
     engine = made.engine(len(CHECKED_PROMPTS), len(CHECKED_PROMPTS) * (max(CHECKED_PROMPTS) + CHECKED_TOKENS))
-    for number, length in enumerate(CHECKED_PROMPTS):
-        engine.add(_sequence(number, length, CHECKED_TOKENS))
-    pairs = []
-    while engine.num_running or engine.num_waiting:
-        for finished in engine.step():
-            hidden = torch.from_numpy(finished.hidden).to(made.reference.device)
-            with torch.inference_mode():
-                expected = _reference_logits(made.reference, finished.sequence)
-                pairs.append((made.reference.code_logits(hidden), expected))
-    found, expected = (torch.cat(logits) for logits in zip(*pairs, strict=True))
-    difference = found - expected
-    return {
-        "largest": difference.abs().max().item(),
-        "rms": difference.square().mean().sqrt().item(),
-        "size": expected.square().mean().sqrt().item(),
-    }
-
-
-def _reference_logits(reference: GPT, sequence: Sequence) -> torch.Tensor:
-    """Logits that each token of `sequence` should have been drawn from, by one causal pass over all of them."""
-    prompt = torch.tensor(sequence.prompt_ids, device=reference.device)
-    codes = torch.tensor(sequence.tokens[:-1], device=reference.device)
-    embeddings = torch.cat([reference.embed_text(prompt), reference.embed_codes(codes)])
-    positions = torch.arange(len(embeddings), device=reference.device)
-
-    def attend(_layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in reference.split_heads(qkv, positions))
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.squeeze(0).transpose(0, 1).flatten(1)
-
-    return reference.code_logits(reference.forward(embeddings, attend)[len(prompt) - 1 :])
+    return logit_error(engine, made.reference)
 
 
 def _bandwidth(device: torch.device) -> float:
@@ -246,14 +190,14 @@ def _step_seconds(made: _Maker, batch: int, context: int, steps: int) -> tuple[f
     prefill_steps = math.ceil(batch / max(1, PREFILL_TOKENS // context))
     most = prefill_steps + WARM_STEPS + steps + 2  # more than any sequence comes to: none may end while it is timed
     engine = made.engine(batch, batch * (context + most))
-    sequences = [_sequence(number, context, most) for number in range(batch)]
-    for sequence in sequences:
-        engine.add(sequence)
+    sequences = [sequence(OFFICIAL, number, context, most) for number in range(batch)]
+    for one in sequences:
+        engine.add(one)
     while engine.num_waiting:
         engine.step()
     for _ in range(WARM_STEPS):
         engine.step()
-    cache_tokens = sum(sequence.num_tokens for sequence in sequences) + batch * steps // 2  # half way
+    cache_tokens = sum(one.num_tokens for one in sequences) + batch * steps // 2  # half way
     times = []
     for _ in range(steps):
         started = time.perf_counter()
@@ -262,22 +206,6 @@ def _step_seconds(made: _Maker, batch: int, context: int, steps: int) -> tuple[f
     if engine.num_running != batch:
         raise AssertionError(f"{engine.num_running} sequences run, not {batch}")
     return statistics.median(times), cache_tokens
-
-
-def _step_weights() -> int:
-    """Weights that every step multiplies with: those of the layers and of the audio heads."""
-    skipped = ("embed_text", "embed_code", "head_text")
-    return sum(math.prod(shape) for name, shape in weight_shapes(OFFICIAL).items() if name not in skipped)
-
-
-def _bytes_read(dtype: torch.dtype, cache_tokens: int, bytes_per_token: int) -> float:
-    """What a step cannot do without: every weight once, and the cache of each sequence."""
-    return _step_weights() * dtype.itemsize + cache_tokens * bytes_per_token
-
-
-def _operations(batch: int, cache_tokens: int) -> float:
-    """Multiplications and additions of a step: products with the weights, and attention's two with the cache."""
-    return 2 * batch * _step_weights() + 4 * cache_tokens * OFFICIAL.num_layers * OFFICIAL.hidden_size
 
 
 def _synchronize(device: torch.device) -> None:

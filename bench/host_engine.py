@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.engine import OFFICIAL
+from bench.model import OFFICIAL
 from bench.paced import Pace, PacedRunner
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import report
+from bench.gpu.panels import gpu_panels
 from chattts_serving.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def draw(paths: Sequence[Path]) -> Path:
     except ImportError as error:
         raise ConfigError(f"matplotlib is not installed ({error})") from error
     panels = PARTS[runs[0]["part"]](runs)
+    if not panels:
+        raise ConfigError(f"nothing was measured in {', '.join(map(str, paths))} that a picture could show")
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + 0.5), layout="constrained")
@@ -71,10 +74,12 @@ def _title(runs: Sequence[Run]) -> str:
     """What all runs have in common: the part, the hardware, the workload."""
     part, settings = runs[0]["part"], dict(runs[0]["settings"])
     settings["answers"] = "streams, " if all(map(_is_stream, runs)) else ""
+    settings["dry"] = " (a dry run: no figure means anything)" if settings.get("dry_run") else ""
     what = {
         "server": "server over {protocol}, {answers}{tokens} tokens a sentence",
         "engine": "decode steps of the GPT, official sizes",
         "compare": "{tokens} tokens a sentence, {rounds} turns each",
+        "gpu": "GPU check{dry}, official sizes, random weights",
         "overload": "{factor:g} times what {callers} callers get, {tokens} tokens a sentence, room for {max_requests}",
     }[part].format(**settings)
     machines = dict.fromkeys(report.hardware(run["environment"]) for run in runs)
@@ -333,4 +338,5 @@ PARTS: dict[str, Callable[[Sequence[Run]], list[Panel]]] = {
     "engine": _engine_panels,
     "compare": _compare_panels,
     "overload": _overload_panels,
+    "gpu": gpu_panels,
 }

@@ -14,14 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from chattts_serving.errors import ConfigError
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "torch",
+    "triton",
     "numpy",
+    "safetensors",
     "onnxruntime",
     "onnxruntime-gpu",
     "tritonclient",
@@ -36,7 +36,8 @@ def environment() -> dict[str, object]:
     return {
         "cpu": _cpu(),
         "cpus": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu(),
+        "driver": _driver(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),
@@ -79,12 +80,13 @@ def hardware(environment: Mapping[str, Any]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Rows in columns; floats with three digits that count, "-" for None."""
-    cells = [list(header), *([_cell(cell) for cell in row] for row in rows)]
+    cells = [list(header), *([cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value of a table."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -99,6 +101,22 @@ def _cpu() -> str:
     return platform.machine()
 
 
+def _gpu() -> str | None:
+    import torch  # noqa: PLC0415  # takes seconds, and tables need none of it
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(listed.stdout.split()), None)
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -107,7 +125,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit, with "+" where the working tree differs from it; None outside a checkout."""
+    """The commit, with "+" where the working tree differs from it; outside a checkout $BENCH_COMMIT, or None."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],  # noqa: S607
@@ -117,5 +135,5 @@ def _commit() -> str | None:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("BENCH_COMMIT")
     return described.stdout.strip()

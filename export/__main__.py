@@ -17,7 +17,8 @@ from export.checkpoint import Checkpoint
 from export.lock import locked
 from export.onnx_models import PRECISIONS
 from export.repository import Artifact, build_repository, is_up_to_date, lock_repository, update_models
-from export.synthetic import SIZES, ensure_checkpoint
+from export.sizes import SIZES
+from export.synthetic import ensure_checkpoint
 from export.voice_library import SOURCE_VOICES, VOICES_FOLDER, voices_for, why_left_out
 
 DEMO = Path(__file__).parent / "demo"

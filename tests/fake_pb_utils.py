@@ -117,9 +117,13 @@ class InferenceResponse:
 
 
 class ResponseSender:
-    """Keeps what is sent; a second FINAL, or anything after it, is an error as it is in Triton."""
+    """Keeps what is sent; a second FINAL, or anything after it, is an error as it is in Triton.
 
-    def __init__(self) -> None:
+    So is an output that the request did not ask for: Triton drops it, and from Python 3.12 on its process dies of it.
+    """
+
+    def __init__(self, wanted: list[str] | None = None) -> None:
+        self._wanted = wanted
         self.responses: list[InferenceResponse] = []
         self.final = False
         self.cancelled = False
@@ -128,6 +132,9 @@ class ResponseSender:
         if self.final:
             raise TritonModelException("a response was sent after the final one")
         if response is not None:
+            names = {tensor.name() for tensor in response.output_tensors()}
+            if self._wanted is not None and not names <= set(self._wanted):
+                raise TritonModelException(f"nobody asked for {sorted(names - set(self._wanted))}")
             self.responses.append(response)
         self.final = flags == _real.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -154,7 +161,7 @@ class InferenceRequest:
         self._parameters = parameters or {}
         self._inputs, self._outputs, self._id = inputs, requested_output_names, request_id
         self._model, self._preferred_memory = model_name, preferred_memory
-        self._sender = ResponseSender()
+        self._sender = ResponseSender(requested_output_names)
 
     def exec(self) -> InferenceResponse:
         response = called_models[self._model](self)

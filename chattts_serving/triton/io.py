@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,8 +97,15 @@ def refuse_parameters(request: Any) -> None:
         raise InvalidInputError(name, value, "nothing: there is no such input")
 
 
-def success(pb_utils: Any, outputs: Outputs) -> Any:
-    """The response of one request: `outputs` with the batch dimension in front; a str becomes a STRING of shape [1]."""
+def success(pb_utils: Any, outputs: Outputs, wanted: Collection[str] | None = None) -> Any:
+    """The response of one request: `outputs` with the batch dimension in front; a str becomes a STRING of shape [1].
+
+    A response that is sent must have none that was not asked for: `wanted` are the request's `requested_output_names`.
+    Triton 2.51 drops the others itself, and Python's objects with them, while another thread may run Python: from 3.12
+    on that ends the process.
+    """
+    if wanted is not None:
+        outputs = {name: value for name, value in outputs.items() if name in wanted}
     return pb_utils.InferenceResponse(_tensors(pb_utils, outputs))
 
 

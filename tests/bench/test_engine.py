@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import engine, report
+from bench import engine, model, report
 from chattts_serving.engine.gpt_config import Precision
 
-SMALL = replace(engine.OFFICIAL, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
+SMALL = replace(model.OFFICIAL, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +43,41 @@ def test_points_are_written_beside_their_limits(tmp_path, capsys):
     assert f"plot: {path.with_suffix('.png')}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_logits_that_are_not_those_of_float32_fail_the_run(monkeypatch, tmp_path, factor):
+    """As where a kernel is wrong: the reference has other weights than the engine."""
+    make = engine._Maker
+
+    def made(weights, *settings):
+        maker = make({name: weight * factor for name, weight in weights.items()}, *settings)
+        maker._weights = weights
+        return maker
+
+    monkeypatch.setattr(engine, "_Maker", made)
+    with pytest.raises(AssertionError, match=r"fp32 logits differ from float32 by .* allowed are"):
+        run_small()
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_precision_has_a_tolerance():
+    assert set(model.LOGIT_TOLERANCE) == set(Precision)
+    fine = {"rms": 0.04, "largest": 0.2, "size": 1.0}
+    assert model.logits_too_far(Precision.BF16, fine) is None
+    assert "allowed are 0.008 and 0.05" in model.logits_too_far(Precision.FP16, fine)
+    assert model.logits_too_far(Precision.BF16, fine | {"largest": float("nan")})
+
+
 def test_limits_of_a_step():
     weights = 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32 + 4 * 626 * 32  # layers, last norm, audio heads
-    assert engine._step_weights() == weights
-    assert engine._bytes_read(torch.float32, 100, 7) == 4 * weights + 700
-    assert engine._bytes_read(torch.int8, 0, 7) == weights
-    assert engine._operations(3, 100) == 2 * 3 * weights + 100 * 2 * (2 * 32 + 2 * 32)
+    assert model.step_weights(SMALL) == weights
+    assert model.bytes_read(SMALL, torch.float32, 100, 7) == 4 * weights + 700
+    assert model.bytes_read(SMALL, torch.int8, 0, 7) == weights
+    assert model.operations(SMALL, 3, 100) == 2 * 3 * weights + 100 * 2 * (2 * 32 + 2 * 32)
 
 
 def test_all_sequences_run_while_steps_are_timed_however_long_their_prompts_take(monkeypatch):
     monkeypatch.setattr(engine, "PREFILL_TOKENS", 16)
-    made = engine._Maker(engine._random_weights(), torch.device("cpu"), Precision.FP32, 1)
+    made = engine._Maker(model.random_weights(SMALL), torch.device("cpu"), Precision.FP32, 1)
     seconds, cache_tokens = engine._step_seconds(made, 9, 8, 3)  # its own check is that nine run in the end
     assert seconds > 0
     # Two prompts a step: the first pair has a token more than the second, and so on; then three steps to warm up.

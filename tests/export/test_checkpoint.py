@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 from chattts_serving.errors import ConfigError
 from export.checkpoint import Checkpoint
 from export.layout import GPT_CONFIG_FILE, OFFICIAL_FILES, TENSOR_FILES, tensor_shapes
-from export.synthetic import SIZES
+from export.sizes import SIZES
 
 
 def edit_config(directory, **changes):

@@ -23,7 +23,8 @@ from export.convnext import Weights
 from export.dvae import decoder_delay
 from export.layout import DECODER_FILE, DVAE_FILE, VOCOS_FILE, tensor_shapes
 from export.onnx_models import decoder_model, encoder_model, export_onnx_models, vocos_model
-from export.synthetic import SIZES, write_checkpoint
+from export.sizes import SIZES
+from export.synthetic import write_checkpoint
 from tests import fake_pb_utils as pb
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from export.__main__ import main
 from export.lock import locked
 from export.parity import ParityResult
 from export.repository import ARTIFACT_MODELS, LOCK_FILE, ROOT, SERVING_SOURCES, SOURCE_REPOSITORY, STAMP_FILE
-from export.synthetic import SIZES
+from export.sizes import SIZES
 from export.voice_library import SOURCE_VOICES, VOICES_FILE, voices_for
 
 ONNX_MODELS = ("dvae_decoder", "vocos", "dvae_encoder")

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from chattts_serving.errors import ConfigError
 from export.chattts_package import import_chattts
 from export.layout import DECODER_FILE, DVAE_FILE, EMBED_FILE, TENSOR_FILES, VOCOS_FILE, tensor_shapes
-from export.synthetic import MARKER_FILE, SIZES, ensure_checkpoint, write_checkpoint
+from export.sizes import SIZES
+from export.synthetic import MARKER_FILE, ensure_checkpoint, write_checkpoint
 from export.synthetic_tokenizer import BERT_TOKENS, CHATTTS_TOKENS, wordpiece_vocabulary, write_tokenizer
 
 

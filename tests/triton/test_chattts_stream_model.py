@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chattts_serving.speech import session
@@ -39,3 +41,26 @@ def test_a_cancelled_stream_ends_later_where_triton_could_crash_else(
     model.finalize()
     assert waited == seconds
     assert request.get_response_sender().final
+
+
+def test_a_chunk_has_what_its_caller_asked_for_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = {
+        "audio": np.zeros(512, np.float32),
+        "num_tokens": np.array([2], np.int32),
+        "is_final": np.array([True]),
+        "used_speaker": "a voice",
+    }
+
+    async def stream_one(
+        _call: object, _plan: object, _inputs: object, send: Callable[..., None], _gone: object
+    ) -> None:
+        send(outputs)
+
+    model = pb.load_model(MODEL).TritonPythonModel()
+    model.initialize({"model_config": "{}"})
+    request = pb.InferenceRequest([], ["is_final", "audio"])
+    monkeypatch.setattr(session, "stream", stream_one)
+    asyncio.run(model.execute([request]))
+    model.finalize()
+    (response,) = request.get_response_sender().responses
+    assert [tensor.name() for tensor in response.output_tensors()] == ["audio", "is_final"]

@@ -50,7 +50,7 @@ class TritonPythonModel:
             return await triton_io.call_model_async(pb_utils, model, inputs, outputs, **about)
 
     async def _stream(self, request, report):
-        sender, ended = request.get_response_sender(), False
+        sender, ended, wanted = request.get_response_sender(), False, set(request.requested_output_names())
 
         def send(response, *, last):
             nonlocal ended
@@ -60,7 +60,7 @@ class TritonPythonModel:
 
         def send_chunk(outputs):
             report.heard(outputs)
-            send(triton_io.success(pb_utils, outputs), last=bool(outputs["is_final"]))
+            send(triton_io.success(pb_utils, outputs, wanted), last=bool(outputs["is_final"]))
 
         try:
             triton_io.refuse_parameters(request)

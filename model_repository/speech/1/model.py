@@ -43,7 +43,8 @@ class TritonPythonModel:
                 trace = self._tracer.of(request)
                 call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id(), trace=trace)
                 models = session.Models(call, self._reader, trace.span)
-                self._loop.run(self._speak(sender, report, models, prepared))
+                wanted = set(request.requested_output_names())
+                self._loop.run(self._speak(sender, report, models, prepared, wanted))
 
     def finalize(self):
         """Give up what is still spoken."""
@@ -51,11 +52,11 @@ class TritonPythonModel:
         self._metrics.close()
         self._tracer.close()
 
-    async def _speak(self, sender, report, models, prepared):
+    async def _speak(self, sender, report, models, prepared, wanted):
         try:
             outputs = await session.speak(models, self._plan, prepared)
             triton_io.check_shared_memory(outputs["audio"].nbytes)
-            response = triton_io.success(pb_utils, outputs)
+            response = triton_io.success(pb_utils, outputs, wanted)
         except Exception as error:
             report.ended(error)
             response = triton_io.failure(pb_utils, error)

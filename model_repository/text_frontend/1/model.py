@@ -41,7 +41,7 @@ class TritonPythonModel:
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
         self._door = Door(int(re.findall(r"\d+", args["model_instance_name"])[-1]))  # "text_frontend_0_1"
-        self._waiting = queue.SimpleQueue()  # (sender, report, request, stays); None ends the thread
+        self._waiting = queue.SimpleQueue()  # (sender, report, request, stays, wanted); None ends the thread
         self._refused = queue.SimpleQueue()  # (sender, report, error); None ends the thread
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._work, self._refuse)]
         for thread in self._threads:
@@ -53,11 +53,12 @@ class TritonPythonModel:
         """Refuse what is wrong or too much, hand the rest on, and return at once."""
         for request in requests:
             sender = request.get_response_sender()
-            if set(request.requested_output_names()) == {"voices"}:
+            wanted = set(request.requested_output_names())
+            if wanted == {"voices"}:
                 triton_io.send_last(pb_utils, sender, triton_io.success(pb_utils, {"voices": self._voices}))
                 continue
             report = self._reports.arrived(request)
-            stays = NEEDED not in request.requested_output_names()
+            stays = NEEDED not in wanted
             try:
                 triton_io.refuse_parameters(request)
                 synthesis = request_from_inputs(triton_io.read_scalars(request))
@@ -65,7 +66,7 @@ class TritonPythonModel:
             except Exception as error:
                 self._refused.put((sender, report, error))
             else:
-                self._waiting.put((sender, report, synthesis, stays))
+                self._waiting.put((sender, report, synthesis, stays, wanted))
 
     def finalize(self):
         """End the threads."""
@@ -76,9 +77,9 @@ class TritonPythonModel:
 
     def _work(self):
         while (one := self._waiting.get()) is not None:
-            sender, report, synthesis, stays = one
+            sender, report, synthesis, stays, wanted = one
             try:
-                response = triton_io.success(pb_utils, self._prepare(synthesis))
+                response = triton_io.success(pb_utils, self._prepare(synthesis), wanted)
             except Exception as error:
                 self._door.leave(passes=False, stays=stays)
                 self._refused.put((sender, report, error))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from chattts_client import AsyncTTSClient, SynthesisOptions
 from chattts_client.audio_file import save
+from chattts_client.options import Mode
 
 from bench.repository import with_precision
 from chattts_serving.audio import SAMPLE_RATE
@@ -27,8 +28,9 @@ from training.sentences import held_out
 
 Audio = npt.NDArray[np.float32]
 Said = tuple[str, int]  # a voice, and the place of a held-out sentence
-Way = Literal["one at a time", "streamed", "16 at once"]
-WAYS: tuple[Way, ...] = ("one at a time", "streamed", "16 at once")
+Way = Literal["one at a time", "streamed", "low latency", "16 at once"]
+WAYS: tuple[Way, ...] = ("one at a time", "streamed", "low latency", "16 at once")
+MODES: dict[Way, Mode] = {"streamed": "exact", "low latency": "low_latency"}
 AT_ONCE = 16
 MOST_TOKENS = 400  # of a sentence, 8.5 s
 NUM_COEFFICIENTS = 20
@@ -96,9 +98,9 @@ async def _spoken(server: RunningServer, said: list[Said], way: Way, temperature
             speaker=voice, seed=number, temperature=temperature, skip_refine=True, max_new_tokens=MOST_TOKENS
         )
         async with places:
-            if way != "streamed":
+            if way not in MODES:
                 return (await client.synthesize(text, options)).audio
-            chunks = [chunk.audio async for chunk in client.stream(text, options)]
+            chunks = [chunk.audio async for chunk in client.stream(text, options, mode=MODES[way])]
             return np.concatenate(chunks)
 
     async with AsyncTTSClient(server.grpc_url, timeout=120) as client:

@@ -21,6 +21,7 @@ SENTENCES = range(0, len(held_out()), 2)  # listening to one takes half a second
 EVERYTHING = [(voice, number) for voice in VOICES for number in SENTENCES]
 BEST, EACH = 0.25, 0.35  # of the words may be heard wrong
 INT8_POINTS = 0.04
+LOW_LATENCY_POINTS = 0.02
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,14 @@ def test_int8_is_understood_as_well(demo, understood, tmp_path):
         found = heard(spoken(server, EVERYTHING, "16 at once"))
     print(f"MEASURED: words heard wrong, int8: {rates(found, VOICES)}")
     assert word_error_rate(found.values()) <= word_error_rate(understood.values()) + INT8_POINTS
+
+
+def test_low_latency_is_understood_as_well(demo, understood):
+    some = EVERYTHING[::2]
+    found = word_error_rate(heard(spoken(demo.server, some, "low latency")).values())
+    exact = word_error_rate(understood[said] for said in some)
+    print(f"MEASURED: words heard wrong, low latency: {found:.3f}, exact: {exact:.3f}")
+    assert found <= exact + LOW_LATENCY_POINTS
 
 
 def test_voices_are_told_apart(together):

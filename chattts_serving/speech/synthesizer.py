@@ -6,8 +6,6 @@ chunk is next, is in `open_request`.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import os
 import queue
@@ -31,6 +29,7 @@ from chattts_serving.errors import (
 from chattts_serving.speech.admission import Room, RoomSign, check_not_drained, drained_until
 from chattts_serving.speech.observer import Load, Observer, Step
 from chattts_serving.speech.open_request import Opening, OpenRequest, Part, PromptBuilder, Reply
+from chattts_serving.speech.waiting_reads import WaitingReads
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +83,7 @@ class Synthesizer:
         self._arrivals: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
         self._requests: dict[str, OpenRequest] = {}  # the open requests by name
         self._num_open = {False: 0, True: 0}  # of those, by whether they are of the batch
-        self._due: list[
-            tuple[int, int, OpenRequest]
-        ] = []  # a heap: a step, a number of its own, whose read waits for it
-        self._num_due = itertools.count()
+        self._waiting_reads = WaitingReads()  # for tokens
         self._owners: dict[Sequence, tuple[OpenRequest, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
         self._observer = observer
@@ -173,7 +169,8 @@ class Synthesizer:
             self._look_around()
             for one in [] if self._engine.is_idle else self._step():
                 self._advance(one)
-            self._answer_due()
+            for request in self._waiting_reads.take(self._engine.num_steps_read):
+                self._answer_read(request)
         with suppress(queue.Empty):
             while True:
                 arrival = self._arrivals.get_nowait()
@@ -289,35 +286,22 @@ class Synthesizer:
         request.running[place] = sequence
         self._owners[sequence] = request, place
 
-    def _answer_due(self) -> None:
-        """Answer the reads whose chunks are there by now."""
-        while self._due and self._due[0][0] <= self._engine.num_steps_read:
-            step, _, request = heapq.heappop(self._due)
-            if request.due == step:  # else it was answered in the meantime
-                self._answer_read(request)
-
     def _answer_read(self, request: OpenRequest) -> None:
         """Answer the read that waits, if there is one and its chunk is there."""
-        request.due = None
         if request.reply is None:
             return
         with self._answers_for(request):
             part = request.next_part(self._engine.hidden)
             if part is None:
-                self._await_tokens(request)
+                missing = request.num_missing()  # None: whatever brings the chunk answers the read
+                if missing is not None:
+                    self._waiting_reads.put(request, self._engine.num_steps_read + missing)  # one a step at most
                 return
             if part.chunk.is_final:
                 self._end(request, part)
                 return
             self._start_waiting(request)
             self._reply(request, part)
-
-    def _await_tokens(self, request: OpenRequest) -> None:
-        """Have the read that waits answered once its tokens may be there; whatever else brings its chunk answers it."""
-        missing = request.num_missing()
-        if missing is not None:
-            request.due = self._engine.num_steps_read + missing  # a step brings one at most
-            heapq.heappush(self._due, (request.due, next(self._num_due), request))
 
     @contextmanager
     def _answers_for(self, request: OpenRequest) -> Iterator[None]:
@@ -398,7 +382,7 @@ class Synthesizer:
 
     def _reply(self, request: OpenRequest, outcome: Part | ServingError) -> None:
         """The one place that answers reads of open requests."""
-        request.due = None
+        self._waiting_reads.drop(request)
         reply, request.reply = request.reply, None
         request.idle_since = time.monotonic()
         if reply is not None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import queue
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from bench.model import OFFICIAL
-from bench.paced import Pace, PacedRunner
+from bench.paced import Pace, PacedRunner, PacedStep
+from chattts_serving.engine.batch import Batch
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
 from chattts_serving.request import MAX_NEW_TOKENS, GenerationRequest, SamplingOptions
@@ -29,6 +31,26 @@ PROMPT = (5,) * 40
 # As the models `speech` and `chattts_stream` read.
 PLANS = {"whole": ReadingPlan((512,), 512, sentences_ahead=16), "streams": ReadingPlan((16, 24, 32, 48), 256)}
 COLUMNS = ("sequences", "what", "batch", "us/step", "us/sentence", "sentences/s a core")
+
+
+class _Timed(PacedRunner):
+    """Takes the time of each launch.
+
+    Attributes:
+        thread_seconds: CPU time of the thread that launches, at each launch.
+        batch_sizes: sequences of each launch.
+    """
+
+    def __init__(self, tokens: int, batch: int) -> None:
+        super().__init__(OFFICIAL, Pace(tokens, ((1, 0.0),)), batch)
+        self.thread_seconds: list[float] = []
+        self.batch_sizes: list[int] = []
+
+    def launch(self, batch: Batch) -> PacedStep:
+        """As `Runner`."""
+        self.thread_seconds.append(time.thread_time())
+        self.batch_sizes.append(len(batch))
+        return super().launch(batch)
 
 
 class _NoText:
@@ -48,7 +70,7 @@ def measure(batches: list[int], tokens: int, advance: Callable[[], object]) -> l
     rows = []
     for batch in batches:
         for what in ("engine alone", *PLANS):
-            runner = PacedRunner(OFFICIAL, Pace(tokens, ((1, 0.0),)), batch)
+            runner = _Timed(tokens, batch)
             if what == "engine alone":
                 _step_alone(runner, batch, tokens)
             else:
@@ -63,7 +85,7 @@ def num_rows(batches: list[int]) -> int:
     return len(batches) * (1 + len(PLANS))
 
 
-def _row(runner: PacedRunner, batch: int, what: str, tokens: int) -> dict[str, object]:
+def _row(runner: _Timed, batch: int, what: str, tokens: int) -> dict[str, object]:
     """Of the steps from the first full batch to the last one."""
     full = [number for number, size in enumerate(runner.batch_sizes) if size >= FULL * batch]
     first, last = full[0], full[-1]
@@ -74,11 +96,11 @@ def _row(runner: PacedRunner, batch: int, what: str, tokens: int) -> dict[str, o
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _engine(runner: PacedRunner, batch: int) -> Engine:
+def _engine(runner: _Timed, batch: int) -> Engine:
     return Engine(runner, max_sequences=batch, max_prefill_tokens=PREFILL_TOKENS)
 
 
-def _step_alone(runner: PacedRunner, batch: int, tokens: int) -> None:
+def _step_alone(runner: _Timed, batch: int, tokens: int) -> None:
     """Sentences that follow each other, in a batch that is always full, and that nobody reads."""
     engine, number = _engine(runner, batch), 0
     while len(runner.batch_sizes) < STEPS:
@@ -94,7 +116,7 @@ def _most_tokens(number: int, batch: int, tokens: int) -> int:
     return 1 + tokens * (number + 1) // batch if number < batch else tokens + 1
 
 
-def _speak(runner: PacedRunner, batch: int, tokens: int, plan: ReadingPlan) -> None:
+def _speak(runner: _Timed, batch: int, tokens: int, plan: ReadingPlan) -> None:
     """A few more requests of one sentence than fit into the batch, a new one for each that is read to its end."""
     synthesizer = Synthesizer(
         lambda: _engine(runner, batch),

@@ -54,10 +54,11 @@ class Pace:
         return cls(values["tokens"], tuple((size, ms) for size, ms in values["steps"]))
 
 
-class _Pending:
+class PacedStep:
     """A step on its way: what each lane draws, and when that is there (`time.perf_counter`)."""
 
     def __init__(self, drawn: npt.NDArray[np.int32], done: float) -> None:
+        """It is launched."""
         self._drawn, self._done = drawn, done
 
     def tokens(self) -> npt.NDArray[np.int32]:
@@ -77,8 +78,6 @@ class PacedRunner:
         """Nothing is launched."""
         self.config = config
         self.num_cache_tokens = max_sequences * SLOT_TOKENS + config.max_position_embeddings
-        self.thread_seconds: list[float] = []  # CPU time of the thread that launches, at each launch
-        self.batch_sizes: list[int] = []  # of each launch
         self._pace = pace
         generator = np.random.default_rng(0)
         most = min(config.eos_code, config.ebreak_id)
@@ -89,15 +88,13 @@ class PacedRunner:
         self._first, self._next, self._end = (np.zeros(max_sequences, np.int32) for _ in range(3))
         self._is_free_at = 0.0
 
-    def launch(self, batch: Batch) -> _Pending:
+    def launch(self, batch: Batch) -> PacedStep:
         """As `Runner`."""
-        self.thread_seconds.append(time.thread_time())
-        self.batch_sizes.append(len(batch))
         for sequence, row in batch.joined.items():
             self._join(row, sequence)
         if batch.joined:  # what a GPU would be sent
             lanes.prompt_rows(batch.joined.items(), self.config.num_codebooks, self.config.spk_emb_id)
-        return _Pending(self._draw(batch.rows), self._done(len(batch)))
+        return PacedStep(self._draw(batch.rows), self._done(len(batch)))
 
     def generated_hidden(self, _sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
         """As `Runner`: those of every sequence are alike."""

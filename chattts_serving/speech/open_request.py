@@ -95,7 +95,6 @@ class OpenRequest:
         num_samples: samples read, pauses included.
         sentence_start: of `num_samples`, those before the sentence that is read.
         reply: of the read that waits; None between two reads.
-        due: the engine's step before which its chunk cannot be there, while a read waits for tokens.
         idle_since: when the last read was answered, s (monotonic).
         error: why the request ended, for the next read.
     """
@@ -115,7 +114,6 @@ class OpenRequest:
     num_samples: int = 0
     sentence_start: int = 0
     reply: Reply | None = None
-    due: int | None = None
     idle_since: float = field(default_factory=time.monotonic)
     error: ServingError | None = None
 

@@ -27,9 +27,9 @@ from chattts_serving.errors import (
     ShuttingDownError,
 )
 from chattts_serving.speech.admission import Room, RoomSign, check_not_drained, drained_until
-from chattts_serving.speech.due import DueReads
 from chattts_serving.speech.observer import Load, Observer, Step
 from chattts_serving.speech.open_request import Opening, OpenRequest, Part, PromptBuilder, Reply
+from chattts_serving.speech.waiting_reads import WaitingReads
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Synthesizer:
         self._arrivals: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
         self._requests: dict[str, OpenRequest] = {}  # the open requests by name
         self._num_open = {False: 0, True: 0}  # of those, by whether they are of the batch
-        self._due = DueReads()
+        self._waiting_reads = WaitingReads()  # for tokens
         self._owners: dict[Sequence, tuple[OpenRequest, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
         self._observer = observer
@@ -169,7 +169,7 @@ class Synthesizer:
             self._look_around()
             for one in [] if self._engine.is_idle else self._step():
                 self._advance(one)
-            for request in self._due.pop(self._engine.num_steps_read):
+            for request in self._waiting_reads.take(self._engine.num_steps_read):
                 self._answer_read(request)
         with suppress(queue.Empty):
             while True:
@@ -288,13 +288,14 @@ class Synthesizer:
 
     def _answer_read(self, request: OpenRequest) -> None:
         """Answer the read that waits, if there is one and its chunk is there."""
-        request.due = None
         if request.reply is None:
             return
         with self._answers_for(request):
             part = request.next_part(self._engine.hidden)
             if part is None:
-                self._due.add(request, self._engine.num_steps_read)
+                missing = request.num_missing()  # None: whatever brings the chunk answers the read
+                if missing is not None:
+                    self._waiting_reads.put(request, self._engine.num_steps_read + missing)  # one a step at most
                 return
             if part.chunk.is_final:
                 self._end(request, part)
@@ -381,7 +382,7 @@ class Synthesizer:
 
     def _reply(self, request: OpenRequest, outcome: Part | ServingError) -> None:
         """The one place that answers reads of open requests."""
-        request.due = None
+        self._waiting_reads.drop(request)
         reply, request.reply = request.reply, None
         request.idle_since = time.monotonic()
         if reply is not None:

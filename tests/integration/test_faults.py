@@ -354,15 +354,15 @@ FAILURES = Path({folder!r}) / "failures"
 launch = CpuRunner.launch
 
 
-def failing(self, sequences):
+def failing(self, batch):
     left = int(FAILURES.read_text())
     if left:
         FAILURES.write_text(str(left - 1))
         raise RuntimeError("a fault to order")
-    for sequence in sequences:
+    for sequence in batch.sequences:
         if sequence.params.seed == {poisoned_seed} and sequence.speaker is not None:
             sequence.speaker = np.full_like(sequence.speaker, np.nan)
-    return launch(self, sequences)
+    return launch(self, batch)
 
 
 CpuRunner.launch = failing

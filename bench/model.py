@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.gpt_config import GPTConfig, Precision, weight_shapes
@@ -132,7 +133,8 @@ def _reference_logits(reference: GPT, sequence: Sequence) -> torch.Tensor:
 
     def attend(_layer: int, qkv: torch.Tensor) -> torch.Tensor:
         q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in reference.split_heads(qkv, positions))
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        with sdpa_kernel(SDPBackend.MATH):  # the others may round on a GPU
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return out.squeeze(0).transpose(0, 1).flatten(1)
 
     return reference.code_logits(reference.forward(embeddings, attend)[len(prompt) - 1 :])

@@ -3,7 +3,7 @@
 #   sh PACK/install.sh ENVIRONMENT [CHECKPOINT ...]
 # makes the folder ENVIRONMENT, in which the server finds what it needs, the machine's own packages last, and
 # build/repositories/NAME of the repository that came along. Each CHECKPOINT (synthetic, tiny, demo, a folder) is exported
-# there too. PYTHON names the machine's Python 3.12; default python3. ENVIRONMENT/bin/bench-python runs all the rest.
+# there too. PYTHON names the machine's Python 3.12; default python3. Exports and ChatTTS run in ENVIRONMENT/bin/bench-python.
 set -eu
 fail() { echo "install.sh: $*" >&2; exit 1; }
 [ $# -ge 1 ] || fail "which folder shall the environment be in? sh PACK/install.sh ENVIRONMENT [CHECKPOINT ...]"
@@ -44,7 +44,7 @@ cat "$pack"/tritonserver.tar.xz.* | tar --extract --xz --directory="$site"
   printf '%s\n%s\n' "$PWD" "$PWD/client"
   echo "$machine" | tr : '\n'
 } >"$site/machine.pth"
-# What is no model heeds PYTHONPATH, and takes the machine's NumPy, for which its SciPy and others were made.
+# What is no model heeds PYTHONPATH: with it, exports and ChatTTS find the NumPy that the machine's SciPy was made for.
 cat >"$environment/bin/bench-python" <<END
 #!/bin/sh
 PYTHONPATH='$machine' exec '$environment/bin/python' "\$@"
@@ -77,4 +77,4 @@ find_installation()
 names = ("chattts-triton", "torch", "numpy", "onnxruntime", "nvidia-pytriton")
 print("ready:", ", ".join(f"{name} {version(name)}" for name in names))
 END
-echo "for example: $environment/bin/bench-python -m bench server --repository build/repositories/NAME"
+echo "for example: $environment/bin/python -m bench server --repository build/repositories/NAME"

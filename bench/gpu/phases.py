@@ -103,7 +103,7 @@ def _run(phase: Phase[T], machine: T, record: Record, left: float, *, forgiving:
         state, reason = SKIPPED, str(error)
     except Exception as error:  # whatever it is, the other phases matter as much
         traceback.print_exc()
-        state, reason = FAILED, f"{type(error).__name__}: {error}"
+        state, reason = FAILED, " ".join(f"{type(error).__name__}: {error}".split())
     if entry["failures"] and not forgiving:
         state = FAILED
     entry |= {"state": state, "reason": reason, "seconds": time.monotonic() - started}

@@ -1,15 +1,15 @@
 #!/bin/sh
 # The packages that the project needs, without the project: a layer of an image that stays when the project's files change.
 #   docker/packages.sh FOLDER EXTRA[,EXTRA...] MODULE[,MODULE...] [UNNEEDED...]
-# MODULEs are what the image imports; they must be there in the end, and they alone are compiled. UNNEEDED are packages
-# that others ask for and no MODULE imports. The project is found beside FOLDER.
+# MODULEs are what the image imports, and must be there in the end. UNNEEDED are packages that others ask for and no
+# MODULE imports. The project is found beside FOLDER.
 set -eu
 folder=$1 extras=$2 modules=$3
 shift 3
 cd "$(dirname "$0")/.."
 mkdir -p client/chattts_client
 touch README.md LICENSE client/README.md client/LICENSE # pyproject.toml names them
-PIP_NO_COMPILE=1 docker/install.sh "$folder" "$extras"
+docker/install.sh "$folder" "$extras"
 python=$folder/bin/python
 "$python" -m pip uninstall --quiet --yes chattts-triton chattts-client "$@"
 packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

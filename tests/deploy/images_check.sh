@@ -125,7 +125,7 @@ serve() { # NAME, flags of podman
     --volume "$work/models:/models:ro" chattts-triton:cpu --http-port="$http" --grpc-port="$grpc" --metrics-port="$metrics" \
     --host=127.0.0.1 > /dev/null 2> "$work/run.log" || skip "podman cannot run a container: $(tail -1 "$work/run.log")"
   podman run --detach --name "$name-gateway" "${hard[@]}" "$@" --tmpfs /tmp --env "CHATTTS_API_KEYS=ci=$key" \
-    chattts-triton:gateway --host=127.0.0.1 --triton="127.0.0.1:$grpc" --port="$web" > /dev/null
+    chattts-triton:gateway --host=127.0.0.1 --triton="127.0.0.1:$grpc" --port="$web" > /dev/null 2>> "$work/run.log"
   for _ in $(seq 240); do
     ! $python -c "import gateway.process as p; exit(not p.answers('http://127.0.0.1:$web/health/ready'))" || break
     sleep 0.5

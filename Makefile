@@ -13,7 +13,7 @@ JOBS ?= 2
 MINUTES ?= 30
 REQUESTS ?= 10000
 
-.PHONY: help setup demo test lint serve up export bench gpu-check load soak fuzz deploy-check
+.PHONY: help setup demo test lint serve up export bench gpu-check load soak fuzz deploy-check images-check
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -73,3 +73,6 @@ fuzz: setup ## REQUESTS (10000) random and broken requests over real sockets
 
 deploy-check: setup ## check images, manifests, rules and balancer (with kubectl, promtool, haproxy where they are)
 	$(RUN) -m pytest tests/deploy $(ARGS)
+
+images-check: setup ## build the cpu and gateway images and run them (as root, with buildah and podman; skipped elsewhere)
+	PYTHON=$(RUN) tests/deploy/images_check.sh

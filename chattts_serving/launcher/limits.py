@@ -73,7 +73,7 @@ class MemoryLimit:
         named = f"the container's limit, {min(limits) / 1e9:.2f} GB," if limits else "the machine's memory"
         return (
             f"error: the kernel ended a process because {named} was used up: raise it, or lower kv_cache_gb of "
-            "gpt_decoder (README.md says what a server takes)"
+            "gpt_decoder (docker/README.md says what a server takes)"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from chattts_serving.launcher.limits import threads_needed
 from chattts_serving.launcher.options import parse_arguments
 from chattts_serving.triton import reports
 from gateway.process import running_gateway
@@ -64,13 +65,17 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
 def test_what_the_build_needs_is_in_its_context() -> None:
     ignored = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    packages = re.search(r"^include = \[(.*)\]$", project, re.MULTILINE)
-    assert packages
-    roots = {name.strip(' "*') for name in packages[1].split(",")}
-    files = {"pyproject.toml", "constraints.txt", "docker/install.sh", "backends", "docker/haproxy/haproxy.cfg"}
-    assert roots | files <= allowed
+    assert {"chattts_serving", "client", "gateway", "backends", "tests/load"} <= allowed
+    assert not [
+        path for path in ("export", "model_repository", "voices") if path in allowed
+    ]  # nothing is exported there
     assert all((ROOT / path).exists() for path in allowed)
+    dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    copied = {
+        path for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE) for path in line.split()
+    }
+    inside = (*allowed, *(str(path.relative_to(ROOT)) for path in (ROOT / "client").iterdir()))
+    assert copied - {"."} <= set(inside)
 
 
 @pytest.mark.parametrize("image", OVERLAYS)
@@ -110,6 +115,18 @@ def test_every_image_tells_onnx_runtime_to_send_nothing() -> None:
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.tls.yaml"])
 def test_compose_files_fit_the_compose_specification(file: str) -> None:
     checked("check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / file)
+
+
+def test_prometheus_reads_the_gateway_although_it_has_keys() -> None:
+    """It has none of them."""
+    (gateway,) = pod_of("chattts-gateway", built("cpu"))["containers"]
+    for arguments in (compose()["services"]["gateway"]["command"], gateway["args"]):
+        assert "--public-metrics" in arguments
+
+
+def test_a_server_of_compose_may_have_the_threads_that_it_needs() -> None:
+    allowed = compose()["x-server"]["pids_limit"]
+    assert allowed >= threads_needed(len(list((ROOT / "model_repository").iterdir())), 256)
 
 
 def test_compose_publishes_on_the_loopback_alone() -> None:

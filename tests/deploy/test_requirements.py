@@ -30,7 +30,7 @@ def makefile_sets() -> dict[str, str]:
 
 def image_sets() -> list[str]:
     """Extras by commas that the images install."""
-    return re.findall(r"docker/install\.sh \S+ (\S+)", (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8"))
+    return re.findall(r"docker/packages\.sh \S+ (\S+)", (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8"))
 
 
 WITHOUT_PYTORCH = makefile_sets()["RUNTIME"].replace("$(DEVICE)", "cpu") + ",gateway"

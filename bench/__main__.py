@@ -39,6 +39,7 @@ def _engine(options: argparse.Namespace) -> None:
         steps=options.steps,
         precision=Precision(options.precision),
         threads=options.threads,
+        variant=tuple(options.variant),
     )
 
 
@@ -216,6 +217,13 @@ def _parse() -> argparse.Namespace:
     engine.add_argument("--steps", type=int, default=20, metavar="N", help="timed steps of each point (default 20)")
     engine.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     engine.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    engine.add_argument(
+        "--variant",
+        nargs="+",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="other ways to compute a step on a GPU: chattts_serving/engine/gpu/variants.py",
+    )
 
     plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")
     plot.add_argument("files", type=Path, nargs="+", metavar="FILE.json")

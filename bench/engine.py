@@ -23,8 +23,10 @@ from chattts_serving.engine.gpt_config import GPTConfig, Precision, weight_shape
 from chattts_serving.engine.gpu.gpt import DTYPES as HALF_DTYPES
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.runner import TorchRunner
+from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.runner import Runner
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
+from chattts_serving.errors import ConfigError
 
 OFFICIAL = GPTConfig(
     hidden_size=768,
@@ -57,15 +59,29 @@ def default_points() -> tuple[list[int], list[int]]:
     return [1, 4, 16, 64], [300]
 
 
-def run(*, batches: list[int], contexts: list[int], steps: int, precision: Precision, threads: int) -> None:
+def run(
+    *,
+    batches: list[int],
+    contexts: list[int],
+    steps: int,
+    precision: Precision,
+    threads: int,
+    variant: tuple[str, ...] = (),
+) -> None:
     """Check the numbers against float32, measure, print the table, write JSON and plot.
 
-    Empty `batches` or `contexts` are those of `default_points`.
+    Empty `batches` or `contexts` are those of `default_points`; `variant` is as `Variant.parse` takes it.
+
+    Raises:
+        ConfigError: `variant` has something else, or there is no GPU for it.
     """
+    chosen = Variant.parse(variant)
+    if chosen != Variant() and not torch.cuda.is_available():
+        raise ConfigError(f"variant is {chosen}; it changes steps on a GPU, and there is none")
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[precision]
-    made = _Maker(_random_weights(), device, precision, threads)
+    made = _Maker(_random_weights(), device, precision, threads, chosen)
     differences = _logit_error(made)
     print(
         "logits differ from float32 by {largest:.2g} at most, {rms:.2g} rms; their size is {size:.2g} rms".format(
@@ -95,6 +111,8 @@ def run(*, batches: list[int], contexts: list[int], steps: int, precision: Preci
         )
     print(report.table(COLUMNS, [[point[column] for column in COLUMNS] for point in points]))
     settings = {"precision": precision.value, "threads": threads, "steps": steps, "device": str(device)}
+    if chosen != Variant():
+        settings["variant"] = " ".join(variant)
     results = {
         "settings": settings,
         "logit_error": differences,
@@ -129,10 +147,16 @@ class _Maker:
     """Makes runners of one model, as the server would."""
 
     def __init__(
-        self, weights: dict[str, torch.Tensor], device: torch.device, precision: Precision, threads: int
+        self,
+        weights: dict[str, torch.Tensor],
+        device: torch.device,
+        precision: Precision,
+        threads: int,
+        variant: Variant | None = None,
     ) -> None:
         self.reference = GPT(OFFICIAL, weights, device)  # in float32
         self._weights, self._device, self._precision, self._threads = weights, device, precision, threads
+        self._variant = variant
         self._model = None if device.type == "cpu" else GPT(OFFICIAL, weights, device, precision)
 
     @property
@@ -159,7 +183,11 @@ class _Maker:
                 num_threads=self._threads,
             )
         return TorchRunner(
-            self._model, kv_cache_gb=kv_cache_gb, max_sequences=max_sequences, max_prefill_tokens=PREFILL_TOKENS
+            self._model,
+            kv_cache_gb=kv_cache_gb,
+            max_sequences=max_sequences,
+            max_prefill_tokens=PREFILL_TOKENS,
+            variant=self._variant,
         )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from bench import engine, report
 from chattts_serving.engine.gpt_config import Precision
+from chattts_serving.errors import ConfigError
 
 SMALL = replace(engine.OFFICIAL, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
 
@@ -85,3 +86,9 @@ def test_speeds_are_of_this_machine(monkeypatch, dtype):
     assert 1e8 < engine._peak_operations(cpu, dtype) < 1e15
     if dtype is torch.float32:
         assert 1e8 < engine._bandwidth(cpu) < 1e13
+
+
+def test_a_variant_of_a_gpus_steps_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"variant is Variant\(cache_chunk=64.*; it changes steps on a GPU"):
+        run_small(variant=("cache_chunk=64",))

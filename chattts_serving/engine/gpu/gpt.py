@@ -6,7 +6,8 @@ Architecture: Touvron et al. 2023 (LLaMA); weight names are those that `python -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -99,18 +100,19 @@ class GPT:
         self._norm: dict[str, torch.Tensor] = {}  # each [hidden]
         self._half_head: dict[str, torch.Tensor] = {}  # heads in 16 bits, each [vocabulary, hidden]
         self.embed_table: dict[str, torch.Tensor] = {}
-        for name, tensor in weights.items():
-            moved = tensor.to(device, self.dtype)
-            if name.startswith("embed"):
-                self.embed_table[name] = moved
-            elif tensor.dim() == 1:
-                self._norm[name] = moved
-            elif name.startswith("head") and precision in DTYPES:
-                self._half_head[name] = moved
-            else:
-                self._matrix[name] = moved
-        self.rope_cos, self.rope_sin = (torch.from_numpy(table).to(device) for table in rope_tables(config))
-        self._codebook_offsets = torch.arange(config.num_codebooks, device=device) * config.num_audio_tokens
+        with _stream_of_its_own(device):
+            for name, tensor in weights.items():
+                moved = tensor.to(device, self.dtype)
+                if name.startswith("embed"):
+                    self.embed_table[name] = moved
+                elif tensor.dim() == 1:
+                    self._norm[name] = moved
+                elif name.startswith("head") and precision in DTYPES:
+                    self._half_head[name] = moved
+                else:
+                    self._matrix[name] = moved
+            self.rope_cos, self.rope_sin = (torch.from_numpy(table).to(device) for table in rope_tables(config))
+            self._codebook_offsets = torch.arange(config.num_codebooks, device=device) * config.num_audio_tokens
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str, precision: Precision = Precision.FP32) -> GPT:
@@ -189,6 +191,19 @@ class GPT:
         if head in self._half_head:  # rounded to 16 bits, many logits of a row would be equal
             return torch.mm(hidden, self._half_head[head].T, out_dtype=torch.float32)
         return self._linear(head, hidden)
+
+
+@contextmanager
+def _stream_of_its_own(device: torch.device) -> Iterator[None]:
+    """What is in it uses a new stream of a GPU, not the default one, and is done when it ends."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

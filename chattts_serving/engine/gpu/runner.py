@@ -20,6 +20,7 @@ from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.lanes import Lanes
 from chattts_serving.engine.gpu.torch_ops import Buffers, StepOps, TorchOps
+from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import cache_capacity
 from chattts_serving.engine.sequence import Kind, Sequence
@@ -87,8 +88,11 @@ class TorchRunner:
         max_prefill_tokens: int,
         steps_ahead: int | None = None,
         use_graphs: bool | None = None,
+        variant: Variant | None = None,
     ) -> None:
         """Allocate everything that steps need; it never grows.
+
+        On a GPU it belongs to the thread that makes it, whose current stream it sets.
 
         Args:
             model: the weights.
@@ -97,6 +101,7 @@ class TorchRunner:
             max_prefill_tokens: prompt tokens of one step, a single longer prompt excepted.
             steps_ahead: as `Runner`; None is 1 on a GPU and 0 on a CPU.
             use_graphs: whether `warm_up` captures CUDA graphs; None is where there is a GPU.
+            variant: how steps are computed on a GPU; None as by default.
 
         Raises:
             ConfigError: `kv_cache_gb` is no number above 0.
@@ -105,8 +110,8 @@ class TorchRunner:
         self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(model))
         on_gpu = model.device.type == "cuda"
         self.steps_ahead = int(on_gpu) if steps_ahead is None else steps_ahead
-        if on_gpu and model.device.index is not None:
-            torch.cuda.set_device(model.device)  # of this thread, where kernels are launched
+        # Hidden states are copied beside the step that is already under way.
+        self._copy_stream = _use_streams(model.device) if on_gpu else None
         self._use_graphs = on_gpu if use_graphs is None else use_graphs
         self._model, self._max_sequences = model, max_sequences
         self._lanes = Lanes(max_sequences)
@@ -116,12 +121,10 @@ class TorchRunner:
             0, self._prompt_buckets[-1], config.num_codebooks, self.num_cache_tokens, max_sequences
         )
         self._prompt = self._to_device(unused)
-        self._ops = _ops(model, self._buffers)
+        self._ops = _ops(model, self._buffers, variant)
         self._rows_sent: list[int] = []  # what the first of `Buffers.rows` are
         self._graphs: dict[tuple[str, int], tuple[Graph, torch.Tensor]] = {}
         self._graph_memory: Any = None  # PyTorch's handle of it, which has no public type
-        # Hidden states are copied beside the step that is already under way.
-        self._copy_stream = torch.cuda.Stream(model.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._last_move: torch.cuda.Event | None = None
 
     @staticmethod
@@ -299,9 +302,22 @@ class TorchRunner:
         return event
 
 
-def _ops(model: GPT, buffers: Buffers) -> StepOps:
+def _use_streams(device: torch.device) -> torch.cuda.Stream:
+    """Give this thread a stream of its own for steps; the stream for copies.
+
+    The default stream is shared with whatever else this process has the GPU do. Steps go first where both have work.
+    """
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    steps = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    steps.wait_stream(torch.cuda.current_stream(device))
+    torch.cuda.set_stream(steps)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _ops(model: GPT, buffers: Buffers, variant: Variant | None) -> StepOps:
     if model.device.type == "cuda":
         from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415  # only there is Triton installed
 
-        return TritonOps(model, buffers)
+        return TritonOps(model, buffers, variant)
     return TorchOps(model, buffers)

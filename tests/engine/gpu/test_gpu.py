@@ -61,6 +61,17 @@ def test_graphs_compute_what_the_steps_compute(precision, order_seed):
     check_bits(sequences, hidden, others, expected)
 
 
+def test_a_run_waits_for_nothing_on_the_default_stream():
+    machine = gpu_engine()
+    run(machine, mixed_sequences())
+    default = torch.cuda.default_stream()
+    with torch.cuda.stream(default):
+        torch.cuda._sleep(4_000_000_000)  # cycles: about two seconds
+    run(machine, mixed_sequences())
+    assert not default.query()
+    torch.cuda.synchronize()
+
+
 def test_reading_a_step_later_changes_nothing():
     sequences, others = mixed_sequences(), mixed_sequences()
     hidden = run(gpu_engine(steps_ahead=1), sequences)

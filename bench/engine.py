@@ -156,7 +156,7 @@ class _Maker:
     ) -> None:
         self.reference = GPT(OFFICIAL, weights, device)  # in float32
         self._weights, self._device, self._precision, self._threads = weights, device, precision, threads
-        self._variant = variant
+        self._variant = variant or Variant()
         self._model = None if device.type == "cpu" else GPT(OFFICIAL, weights, device, precision)
 
     @property
@@ -171,7 +171,12 @@ class _Maker:
         cache_tokens = max(cache_tokens, OFFICIAL.max_position_embeddings) + 1
         runner = self._runner(max_sequences, cache_tokens * self.bytes_per_token / 1e9)
         runner.warm_up()
-        return Engine(runner, max_sequences=max_sequences, max_prefill_tokens=PREFILL_TOKENS)
+        return Engine(
+            runner,
+            max_sequences=max_sequences,
+            max_prefill_tokens=PREFILL_TOKENS,
+            join_every=self._variant.join_every,
+        )
 
     def _runner(self, max_sequences: int, kv_cache_gb: float) -> Runner:
         if self._model is None:

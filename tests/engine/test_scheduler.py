@@ -10,8 +10,8 @@ def sequence(prompt=10, max_new=1_000, priority=Priority.INTERACTIVE):
     return Sequence(Kind.AUDIO, tuple(range(prompt)), params, priority=priority)
 
 
-def scheduler(cache=2_000, max_sequences=64, max_prefill=10_000, moves=None):
-    config = SchedulerConfig(max_sequences, max_prefill, cache, max_position_embeddings=2_000)
+def scheduler(cache=2_000, max_sequences=64, max_prefill=10_000, moves=None, join_every=1):
+    config = SchedulerConfig(max_sequences, max_prefill, cache, max_position_embeddings=2_000, join_every=join_every)
     return Scheduler(config, lambda *move: moves.append(move) if moves is not None else None)
 
 
@@ -30,6 +30,26 @@ def test_first_come_first_served():
     assert queue.schedule() == [first, second]
     queue.remove(first)
     assert queue.schedule() == [second, third]
+
+
+def test_who_comes_while_others_run_waits_for_a_group_at_most():
+    queue = scheduler(join_every=3)
+    first, second, third, fourth, fifth = (sequence() for _ in range(5))
+    queue.add(first)
+    assert queue.schedule() == [first]  # nobody runs
+    queue.add(second)
+    assert queue.schedule() == [first]
+    queue.add(third)
+    assert queue.schedule() == [first]
+    assert queue.schedule() == [first, second, third]
+    for _ in range(5):
+        assert queue.schedule() == [first, second, third]
+    queue.add(fourth)
+    assert queue.schedule() == [first, second, third, fourth]  # the last group is long ago
+    queue.add(fifth)
+    for one in (first, second, third, fourth):
+        queue.remove(one)
+    assert queue.schedule() == [fifth]
 
 
 def test_interactive_sequences_go_first_and_push_the_youngest_of_the_batch_out():

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from chattts_serving.engine.sequence import Kind, Sequence
 
 logger = logging.getLogger(__name__)
 
+Size = int | tuple[int, int]  # lanes, or tokens of a prompt, or both
 MIN_PROMPT_BUCKET = 64  # tokens; prompts below it cost no less
 
 
@@ -122,8 +124,9 @@ class TorchRunner:
         )
         self._prompt = self._to_device(unused)
         self._ops = _ops(model, self._buffers, variant)
+        self._one_pass = variant is not None and variant.one_pass
         self._rows_sent: list[int] = []  # what the first of `Buffers.rows` are
-        self._graphs: dict[tuple[str, int], tuple[Graph, torch.Tensor]] = {}
+        self._graphs: dict[tuple[str, Size], tuple[Graph, torch.Tensor]] = {}
         self._graph_memory: Any = None  # PyTorch's handle of it, which has no public type
         self._last_move: torch.cuda.Event | None = None
 
@@ -140,8 +143,8 @@ class TorchRunner:
         num_text = sum(sequence.kind is Kind.TEXT for sequence in batch)
         changes = self._lanes.assign(batch)
         num_lanes = next(bucket for bucket in self._lane_buckets if bucket >= len(batch))
-        self._send(changes, self._lanes.rows(batch) + [self._max_sequences] * (num_lanes - len(batch)))
-        hidden = self._run("decode", num_lanes, self._decode)
+        prompt = self._send(changes, self._lanes.rows(batch) + [self._max_sequences] * (num_lanes - len(batch)))
+        hidden = self._compute(num_lanes, prompt)
         if num_text:
             self._ops.sample_text(self._model.text_logits(hidden[:num_text]))
         lane_of = {sequence: lane for lane, sequence in enumerate(batch)}
@@ -186,10 +189,13 @@ class TorchRunner:
             self._graphs["decode", size] = self._capture(self._decode, size)
         for size in reversed(self._prompt_buckets):
             self._graphs["prompt", size] = self._capture(self._compute_prompt, size)
+        if self._one_pass:
+            for sizes in product(reversed(self._lane_buckets), reversed(self._prompt_buckets)):
+                self._graphs["both", sizes] = self._capture(self._decode_and_prompt, sizes)
         self._warm_up_text()
         logger.info("%d CUDA graphs captured in %.1f s", len(self._graphs), time.monotonic() - started)
 
-    def _capture(self, step: Callable[[int], torch.Tensor], size: int) -> tuple[Graph, torch.Tensor]:
+    def _capture(self, step: Callable[[Any], torch.Tensor], size: Size) -> tuple[Graph, torch.Tensor]:
         """A graph of `step(size)`, and what the step returns; all graphs share their memory."""
         step(size)  # compiles kernels and lets cuBLAS choose, which must not happen in a capture
         torch.cuda.synchronize(self._model.device)
@@ -204,7 +210,7 @@ class TorchRunner:
         hidden = torch.zeros(1, self.config.hidden_size, dtype=self._model.dtype, device=self._model.device)
         self._ops.sample_text(self._model.text_logits(hidden))
 
-    def _run(self, name: str, size: int, step: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    def _run(self, name: str, size: Size, step: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         """Replay the graph of a step, or compute it where there is none; its hidden states [size, hidden]."""
         if (name, size) not in self._graphs:
             return step(size)
@@ -219,6 +225,22 @@ class TorchRunner:
         self._ops.sample_codes(self._model.code_logits(hidden))
         return hidden
 
+    def _decode_and_prompt(self, sizes: tuple[int, int]) -> torch.Tensor:
+        """As `_decode` and `_compute_prompt` of the two sizes, with each weight read once."""
+        num_lanes, num_tokens = sizes
+        ops, prompt = self._ops, self._prompt[:num_tokens]
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            return ops.attend_both(layer, qkv, prompt)
+
+        embeddings = torch.cat([ops.embed_lanes(num_lanes), ops.embed_prompt(prompt)])
+        hidden = self._model.forward(embeddings, attend, ops)
+        ops.store_prompt(hidden[num_lanes:], prompt)
+        hidden = hidden[:num_lanes]
+        ops.store_lanes(hidden)
+        ops.sample_codes(self._model.code_logits(hidden))
+        return hidden
+
     def _compute_prompt(self, num_tokens: int) -> torch.Tensor:
         """Fill the cache with the first tokens of `_prompt`; hidden states [num_tokens, hidden]."""
         return self._compute_tokens(self._prompt[:num_tokens])
@@ -231,8 +253,8 @@ class TorchRunner:
         self._ops.store_prompt(hidden, prompt)
         return hidden
 
-    def _send(self, changes: lanes.Changes, rows_of_lanes: list[int]) -> None:
-        """Send what a batch changes, and compute the prompts of those that join up to their last token."""
+    def _send(self, changes: lanes.Changes, rows_of_lanes: list[int]) -> lanes.IntArray | None:
+        """Send what a batch changes; the prompts of those that join, up to their last token, or None."""
         config, buffers = self.config, self._buffers
         if rows_of_lanes != self._rows_sent:
             buffers.rows[: len(rows_of_lanes)].copy_(self._to_device(np.array(rows_of_lanes, np.int32)))
@@ -241,38 +263,46 @@ class TorchRunner:
             moved = self._to_device(np.array(changes.moved, np.int32)).long()
             buffers.state[moved[:, 0], lanes.START] = moved[:, 1].int()
         if not changes.joined:
-            return
+            return None
         rows = self._to_device(np.array([row for row, _ in changes.joined], np.int32)).long()
         filled = [lanes.lane_row(one, config.num_codebooks, config.spk_emb_id) for _, one in changes.joined]
         buffers.state.index_copy_(0, rows, self._to_device(np.stack(filled)))
         nobody = np.zeros(config.hidden_size, np.float32)
         speakers = [nobody if one.speaker is None else one.speaker for _, one in changes.joined]
         buffers.speakers.index_copy_(0, rows, self._to_device(np.stack(speakers)).to(buffers.speakers.dtype))
-        self._prefill(lanes.prompt_rows(changes.joined, config.num_codebooks, config.spk_emb_id))
+        prompt = lanes.prompt_rows(changes.joined, config.num_codebooks, config.spk_emb_id)
+        return prompt if len(prompt) else None
+
+    def _compute(self, num_lanes: int, prompt: lanes.IntArray | None) -> torch.Tensor:
+        """Compute prompt tokens and the lanes' tokens; hidden states of these, [num_lanes, hidden]."""
+        if prompt is not None and self._one_pass and len(prompt) <= self._prompt_buckets[-1]:
+            size = self._fill(prompt)
+            return self._run("both", (num_lanes, size), self._decode_and_prompt)
+        if prompt is not None:
+            self._prefill(prompt)
+        return self._run("decode", num_lanes, self._decode)
 
     def _prefill(self, prompt: lanes.IntArray) -> None:
         """Compute prompt tokens, filled up to a size that a graph or at least its kernels were made for."""
-        num_tokens = len(prompt)
-        if not num_tokens:
-            return
+        largest = self._prompt_buckets[-1]
         if not self._graphs:
             self._compute_tokens(self._to_device(prompt))
-            return
-        largest = self._prompt_buckets[-1]
-        size = next((bucket for bucket in self._prompt_buckets if bucket >= num_tokens), None)
+        elif len(prompt) > largest:
+            self._compute_tokens(self._to_device(self._padded(prompt, -(-len(prompt) // largest) * largest)))
+        else:
+            self._run("prompt", self._fill(prompt), self._compute_prompt)
+
+    def _fill(self, prompt: lanes.IntArray) -> int:
+        """Write `prompt` to `_prompt`, filled up to a size that a graph was made for; that size."""
+        size = next(bucket for bucket in self._prompt_buckets if bucket >= len(prompt))
+        self._prompt[:size].copy_(self._to_device(self._padded(prompt, size)))
+        return size
+
+    def _padded(self, prompt: lanes.IntArray, size: int) -> lanes.IntArray:
         padding = lanes.unused_prompt_rows(
-            num_tokens,
-            size or -(-num_tokens // largest) * largest,
-            self.config.num_codebooks,
-            self.num_cache_tokens,
-            self._max_sequences,
+            len(prompt), size, self.config.num_codebooks, self.num_cache_tokens, self._max_sequences
         )
-        padded = self._to_device(np.concatenate([prompt, padding]))
-        if size is None:
-            self._compute_tokens(padded)
-            return
-        self._prompt[:size].copy_(padded)
-        self._run("prompt", size, self._compute_prompt)
+        return np.concatenate([prompt, padding])
 
     def _allocate(self) -> Buffers:
         config, dtype, device = self.config, self._model.dtype, self._model.device

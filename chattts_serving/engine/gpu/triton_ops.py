@@ -99,9 +99,21 @@ class TritonOps:
 
     def attend_prompt(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """As `StepOps`."""
+        out = self._new_hidden(len(qkv))
+        self._attend_prompt(layer, qkv, prompt, out)
+        return out
+
+    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """As `StepOps`."""
+        out, num_lanes = self._new_hidden(len(qkv)), len(qkv) - len(prompt)
+        self._attend_prompt(layer, qkv[num_lanes:], prompt, out[num_lanes:])
+        self._attend_lanes(layer, qkv[:num_lanes], out[:num_lanes])
+        return out
+
+    def _attend_prompt(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor, out: torch.Tensor) -> None:
         model, num_tokens, columns = self._model, len(qkv), prompt.shape[1]
         keys, values = self._buffers.keys[layer], self._buffers.values[layer]
-        queries, out = self._new_hidden(num_tokens), self._new_hidden(num_tokens)
+        queries = self._new_hidden(num_tokens)
         block = PROMPT_BLOCK_FP32 if qkv.dtype == torch.float32 else PROMPT_BLOCK
         triton_attention.cache_prompt[(num_tokens, self._config.num_heads)](
             qkv,
@@ -118,7 +130,6 @@ class TritonOps:
         triton_attention.attend_prompt[(triton.cdiv(num_tokens, block), self._config.num_heads)](
             queries, prompt, keys, values, out, num_tokens, self._scale, COLUMNS=columns, **self._heads, BLOCK=block
         )
-        return out
 
     def store_prompt(self, hidden: torch.Tensor, prompt: torch.Tensor) -> None:
         """As `StepOps`."""
@@ -159,9 +170,13 @@ class TritonOps:
 
     def attend_lanes(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """As `StepOps`."""
+        out = self._new_hidden(len(qkv))
+        self._attend_lanes(layer, qkv, out)
+        return out
+
+    def _attend_lanes(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> None:
         model, buffers, num_lanes = self._model, self._buffers, len(qkv)
         num_heads, in_place = self._config.num_heads, self._variant.merge_in_place
-        out = self._new_hidden(num_lanes)
         chunk = {**self._heads, "CHUNK": self._variant.cache_chunk}
         triton_attention.attend_lanes[(num_heads, min(self._most_chunks(num_lanes), self._most_programs))](
             qkv,
@@ -184,7 +199,6 @@ class TritonOps:
             triton_attention.merge_parts[(num_heads, num_lanes)](
                 self._partial, self._chunks, self._firsts, out, **chunk, PARTS=PARTS, num_warps=1
             )
-        return out
 
     def store_lanes(self, hidden: torch.Tensor) -> None:
         """As `StepOps`."""

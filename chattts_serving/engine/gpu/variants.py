@@ -17,11 +17,15 @@ class Variant:
         cache_chunk: cached tokens that one program of a decode step's attention takes; a multiple of 32.
         cache_stages: blocks of the cache that such a program loads ahead, 1 for none.
         merge_in_place: whether the program that ends last merges a lane's chunks, rather than a kernel of its own.
+        one_pass: whether the prompts of those who join go through the products together with the lanes' tokens.
+        join_every: steps from one group of those who join to the next, while others run; for `Engine`.
     """
 
     cache_chunk: int = 128
     cache_stages: int = 1
     merge_in_place: bool = False
+    one_pass: bool = False
+    join_every: int = 1
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -33,6 +37,8 @@ class Variant:
             raise ConfigError(f"cache_chunk is {self.cache_chunk}; allowed are multiples of 32")
         if not 1 <= self.cache_stages <= 8:
             raise ConfigError(f"cache_stages is {self.cache_stages}; allowed is 1 to 8")
+        if self.join_every < 1:
+            raise ConfigError(f"join_every is {self.join_every}; allowed is 1 or more")
 
     @classmethod
     def parse(cls, settings: Iterable[str]) -> Variant:

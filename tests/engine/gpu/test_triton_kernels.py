@@ -342,10 +342,11 @@ def check_buffers_but_unused(found, expected):
 
 
 @in_the_interpreter
-def test_an_engine_with_the_kernels_draws_the_same_tokens():
+@pytest.mark.parametrize("variant", [Variant(), Variant(cache_chunk=32, merge_in_place=True, one_pass=True)])
+def test_an_engine_with_the_kernels_draws_the_same_tokens(variant):
     from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415
 
-    machine, sequences = random_engine(steps_ahead=1), mixed_sequences()[1:4]
+    machine, sequences = random_engine(steps_ahead=1, variant=variant), mixed_sequences()[1:4]
     runner = machine._runner
-    runner._ops = TritonOps(runner._model, runner._buffers)
+    runner._ops = TritonOps(runner._model, runner._buffers, variant)
     check_equal(sequences, run(machine, sequences), alone()[1:4])

@@ -19,6 +19,7 @@ def test_settings_change_what_they_name():
         ("cache_chunk=many", r"variant 'cache_chunk=many' has the value 'many'; allowed are whole numbers"),
         ("merge_in_place", r"variant 'merge_in_place' has the value ''; allowed are 0 and 1"),
         ("cache_chunk=48", r"cache_chunk is 48; allowed are multiples of 32"),
+        ("join_every=0", r"join_every is 0; allowed is 1 or more"),
         ("cache_stages=0", r"cache_stages is 0; allowed is 1 to 8"),
     ],
 )

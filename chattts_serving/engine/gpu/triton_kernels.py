@@ -38,12 +38,15 @@ def rms_norm(x, weight, normed, eps, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def add_rms_norm(x, delta, weight, total, normed, eps, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+def add_rms_norm(x, delta, weight, total, normed, eps, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
+    """`delta` is [PARTS, rows, HIDDEN]."""
     row = tl.program_id(0).to(tl.int64) * HIDDEN
     column = tl.arange(0, BLOCK)
     mask = column < HIDDEN
     value = tl.load(x + row + column, mask=mask, other=0.0).to(tl.float32)
-    value += tl.load(delta + row + column, mask=mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(PARTS):
+        place = part * tl.num_programs(0).to(tl.int64) * HIDDEN + row + column
+        value += tl.load(delta + place, mask=mask, other=0.0).to(tl.float32)
     rounded = value.to(total.dtype.element_ty)
     tl.store(total + row + column, rounded, mask=mask)
     value = rounded.to(tl.float32)

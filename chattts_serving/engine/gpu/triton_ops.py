@@ -8,6 +8,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from chattts_serving.engine.gpu import triton_attention, triton_kernels, triton_sampling
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.torch_ops import Buffers
+from chattts_serving.engine.gpu.triton_layer_ops import TritonLayerOps
 from chattts_serving.engine.gpu.variants import Variant
 
 CACHE_BLOCK = 32  # tokens of the cache that a program takes at once
@@ -16,14 +17,13 @@ CACHE_PROGRAMS = 4096  # that attend at most, so that one that ends is followed 
 PARTS = 16  # chunks that are merged at once
 PROMPT_BLOCK = 64  # prompt tokens that a program takes at once, in 16 bits
 PROMPT_BLOCK_FP32 = 32
-SILU_BLOCK = 1024
 TILE = 2048  # tokens of a vocabulary that a program takes at once
 FEW_CANDIDATES = 64  # as most requests leave: top-k is 20 by default
 MOST_CANDIDATES = 1024  # requests may ask for 626; the rest is for equal logits
 CODE_WARPS, TEXT_WARPS = 4, 8
 
 
-class TritonOps:
+class TritonOps(TritonLayerOps):
     """`StepOps` as GPU kernels."""
 
     def __init__(self, model: GPT, buffers: Buffers, variant: Variant | None = None) -> None:
@@ -31,6 +31,7 @@ class TritonOps:
         config = model.config
         self._model, self._buffers, self._config = model, buffers, config
         self._variant = variant or Variant()
+        super().__init__(self._variant)
         self._hidden_block = triton.next_power_of_2(config.hidden_size)
         self._scale = config.head_dim**-0.5
         self._heads = {"HEADS": config.num_heads, "HEAD_DIM": config.head_dim}
@@ -64,30 +65,6 @@ class TritonOps:
         chunk = self._variant.cache_chunk
         by_length = num_lanes * -(-self._config.max_position_embeddings // chunk)
         return min(by_length, num_lanes + (self._num_cache_tokens + num_lanes) // chunk)
-
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """As `LayerOps`."""
-        normed = torch.empty_like(x)
-        triton_kernels.rms_norm[(len(x),)](x, weight, normed, eps, HIDDEN=x.shape[1], BLOCK=self._hidden_block)
-        return normed
-
-    def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `LayerOps`."""
-        total, normed = torch.empty_like(x), torch.empty_like(x)
-        triton_kernels.add_rms_norm[(len(x),)](
-            x, delta, weight, total, normed, eps, HIDDEN=x.shape[1], BLOCK=self._hidden_block
-        )
-        return total, normed
-
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """As `LayerOps`."""
-        size = gate_up.shape[1] // 2
-        out = gate_up.new_empty(len(gate_up), size)
-        grid = (len(gate_up), triton.cdiv(size, SILU_BLOCK))
-        triton_kernels.silu_mul[grid](gate_up, out, INTERMEDIATE=size, BLOCK=SILU_BLOCK)
-        return out
 
     def embed_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         """As `StepOps`."""

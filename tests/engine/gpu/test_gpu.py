@@ -67,6 +67,7 @@ def test_graphs_compute_what_the_steps_compute(precision, order_seed):
     [
         Variant(cache_chunk=32, cache_stages=3),
         Variant(cache_chunk=32, merge_in_place=True),
+        Variant(own_products=True),
         Variant(one_pass=True, join_every=3),
     ],
 )

@@ -233,19 +233,31 @@ def test_neighbours_change_no_bit_of_a_prompts_attention():
 
 
 @in_the_interpreter
-@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES.values()])
-def test_what_a_layer_does_between_products(dtype):
-    reference, kernels, _, _ = both(random_model(HEADS, dtype), random_lanes(HEADS, [1]), 1)
-    generator = torch.Generator().manual_seed(3)
-    x, delta = (torch.randn(7, 96, generator=generator).to(dtype) for _ in range(2))
-    weight = torch.randn(96, generator=generator).to(dtype)
-    check_close(kernels.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6), dtype)
-    for one, other in zip(
-        kernels.add_rms_norm(x, delta, weight, 1e-6), reference.add_rms_norm(x, delta, weight, 1e-6), strict=True
-    ):
-        check_close(one, other, dtype)
-    gate_up = torch.randn(7, 2 * 1_100, generator=generator).to(dtype)
-    check_close(kernels.silu_mul(gate_up), reference.silu_mul(gate_up), dtype)
+@pytest.mark.parametrize(
+    ("dtype", "own_products", "num_rows"),
+    [
+        *((dtype, False, 7) for dtype in (torch.float32, *DTYPES.values())),
+        # The interpreter cannot multiply bfloat16 matrices.
+        *((dtype, True, num_rows) for dtype in (torch.float32, torch.float16) for num_rows in (1, 70)),
+    ],
+)
+def test_what_a_layer_does_outside_attention(dtype, own_products, num_rows):
+    """The sum of a product of six parts, and of one whose inputs cannot be split."""
+    variant = Variant(own_products=own_products)
+    reference, kernels, _, _ = both(random_model(HEADS), random_lanes(HEADS, [1]), 1, variant)
+    x, inner = noise(num_rows, 96).to(dtype), noise(num_rows, 768, seed=3).to(dtype)
+    norm = noise(96).to(dtype)
+    check_close(kernels.rms_norm(x, norm, 1e-6), reference.rms_norm(x, norm, 1e-6), dtype)
+    matrix = (noise(192, 96, seed=4) / 10).to(dtype)
+    check_close(kernels.linear(x, matrix), reference.linear(x, matrix), dtype)
+    check_close(kernels.gated_linear(x, matrix), reference.gated_linear(x, matrix), dtype)
+    for size in (768, 32):
+        down = (noise(96, size, seed=5) / size**0.5).to(dtype)
+        results = (
+            ops.linear_add_rms_norm(inner[:, :size].contiguous(), down, x, norm, 1e-6) for ops in (kernels, reference)
+        )
+        for one, other in zip(*results, strict=True):
+            check_close(one, other, dtype)
 
 
 @in_the_interpreter
@@ -342,7 +354,9 @@ def check_buffers_but_unused(found, expected):
 
 
 @in_the_interpreter
-@pytest.mark.parametrize("variant", [Variant(), Variant(cache_chunk=32, merge_in_place=True, one_pass=True)])
+@pytest.mark.parametrize(
+    "variant", [Variant(), Variant(cache_chunk=32, merge_in_place=True, own_products=True, one_pass=True)]
+)
 def test_an_engine_with_the_kernels_draws_the_same_tokens(variant):
     from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415
 

@@ -33,14 +33,20 @@ def main() -> int:
 def _engine(options: argparse.Namespace) -> None:
     from bench import engine
 
-    engine.run(
-        batches=options.batches,
-        contexts=options.contexts,
-        steps=options.steps,
-        precision=Precision(options.precision),
-        threads=options.threads,
-        variant=tuple(options.variant),
-    )
+    variants = [(), *map(tuple, options.variant)]
+    for variant in variants:
+        engine.check_variant(variant)
+    for variant in variants:
+        if options.variant:
+            print(f"variant: {' '.join(variant) or 'default'}")
+        engine.run(
+            batches=options.batches,
+            contexts=options.contexts,
+            steps=options.steps,
+            precision=Precision(options.precision),
+            threads=options.threads,
+            variant=variant,
+        )
 
 
 def _server(options: argparse.Namespace) -> None:
@@ -220,9 +226,11 @@ def _parse() -> argparse.Namespace:
     engine.add_argument(
         "--variant",
         nargs="+",
+        action="append",
         default=[],
         metavar="NAME=NUMBER",
-        help="other ways to compute a step on a GPU: chattts_serving/engine/gpu/variants.py",
+        help="another way to compute a step on a GPU (chattts_serving/engine/gpu/variants.py), measured after the "
+        "default; may be repeated",
     )
 
     plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")

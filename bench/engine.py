@@ -59,6 +59,18 @@ def default_points() -> tuple[list[int], list[int]]:
     return [1, 4, 16, 64], [300]
 
 
+def check_variant(settings: tuple[str, ...]) -> Variant:
+    """What `settings`, as `Variant.parse` takes them, choose.
+
+    Raises:
+        ConfigError: they are wrong, or there is no GPU for them.
+    """
+    variant = Variant.parse(settings)
+    if settings and not torch.cuda.is_available():
+        raise ConfigError(f"variant is {' '.join(settings)}; it changes steps on a GPU, and there is none")
+    return variant
+
+
 def run(
     *,
     batches: list[int],
@@ -70,18 +82,12 @@ def run(
 ) -> None:
     """Check the numbers against float32, measure, print the table, write JSON and plot.
 
-    Empty `batches` or `contexts` are those of `default_points`; `variant` is as `Variant.parse` takes it.
-
-    Raises:
-        ConfigError: `variant` has something else, or there is no GPU for it.
+    Empty `batches` or `contexts` are those of `default_points`; `variant` is for `check_variant`.
     """
-    chosen = Variant.parse(variant)
-    if chosen != Variant() and not torch.cuda.is_available():
-        raise ConfigError(f"variant is {chosen}; it changes steps on a GPU, and there is none")
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[precision]
-    made = _Maker(_random_weights(), device, precision, threads, chosen)
+    made = _Maker(_random_weights(), device, precision, threads, check_variant(variant))
     differences = _logit_error(made)
     print(
         "logits differ from float32 by {largest:.2g} at most, {rms:.2g} rms; their size is {size:.2g} rms".format(
@@ -111,7 +117,7 @@ def run(
         )
     print(report.table(COLUMNS, [[point[column] for column in COLUMNS] for point in points]))
     settings = {"precision": precision.value, "threads": threads, "steps": steps, "device": str(device)}
-    if chosen != Variant():
+    if variant:
         settings["variant"] = " ".join(variant)
     results = {
         "settings": settings,

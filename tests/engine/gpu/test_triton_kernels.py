@@ -110,7 +110,7 @@ def both(model, state, num_lanes, variant=None):
 
 def check_close(found, expected, dtype):
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
-    torch.testing.assert_close(found.float(), expected.float(), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(found.float(), expected.float(), atol=tolerance, rtol=tolerance, equal_nan=True)
 
 
 def check_buffers(found, expected, dtype):
@@ -159,10 +159,11 @@ def test_neighbours_change_no_bit_of_a_lanes_attention(monkeypatch, variant):
 
 
 @in_the_interpreter
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("where", ["cache", "qkv"])
-def test_a_lane_of_nan_stays_alone(where):
-    """Chunks of one lane hold NaN, or it computes NaN, or they lie in the cache past everybody's end."""
-    reference, kernels, expected, found = both(random_model(HEADS), random_lanes(HEADS, [40, 70, 90]), 3, VARIANTS[0])
+def test_a_lane_of_nan_stays_alone(where, variant):
+    """A chunk of one lane holds NaN, or it computes NaN; and all of the cache past everybody's end is NaN."""
+    reference, kernels, expected, found = both(random_model(HEADS), random_lanes(HEADS, [40, 70, 90]), 3, variant)
     begin(kernels, reference, 3)
     qkv = noise(3, 3 * HEADS.hidden_size)
     for buffers in (expected, found):
@@ -248,6 +249,7 @@ def test_what_a_layer_does_outside_attention(dtype, own_products, num_rows):
     x, inner = noise(num_rows, 96).to(dtype), noise(num_rows, 768, seed=3).to(dtype)
     norm = noise(96).to(dtype)
     check_close(kernels.rms_norm(x, norm, 1e-6), reference.rms_norm(x, norm, 1e-6), dtype)
+    x[2:3] = float("nan")  # of one row, in whose block are others
     matrix = (noise(192, 96, seed=4) / 10).to(dtype)
     check_close(kernels.linear(x, matrix), reference.linear(x, matrix), dtype)
     check_close(kernels.gated_linear(x, matrix), reference.gated_linear(x, matrix), dtype)
@@ -312,6 +314,20 @@ def test_codes_are_drawn_as_in_pytorch(vocabulary, num_lanes):
     kernels.sample_codes(logits)
     reference.sample_codes(logits)
     assert (found.drawn == -7).all(1).sum() == 1
+    check_buffers_but_unused(found, expected)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("kind", ["codes", "text"])
+def test_more_equal_scores_than_are_sorted_as_few_are_all_candidates(kind):
+    """Half of the tokens are as likely as the least that top-k keeps."""
+    config = GPTConfig(**(vars(HEADS) | {"num_audio_tokens": 200, "num_text_tokens": 200}))
+    state = sampling_lanes(config, 6, lanes.CODES if kind == "codes" else lanes.TEXT, seed=5)
+    state[:-1, lanes.TOP_K] = 20
+    reference, kernels, expected, found = both(random_model(config), state, 6)
+    logits = (noise(6, 4, 200) > 0).float() if kind == "codes" else (noise(6, 200) > 0).float()
+    for ops in (kernels, reference):
+        getattr(ops, f"sample_{kind}")(logits)
     check_buffers_but_unused(found, expected)
 
 

@@ -35,6 +35,9 @@ class LayerOps(Protocol):
     def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """x [n, in] times weight [out, in], transposed: [n, out]."""
 
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As `linear`, in float32: rounded to 16 bits, many logits of a row would be equal."""
+
     def linear_add_rms_norm(
         self, inner: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +58,10 @@ class TorchLayerOps:
         """As `LayerOps`."""
         return F.linear(x, weight)
 
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As `LayerOps`."""
+        return float32_linear(x, weight)
+
     def linear_add_rms_norm(
         self, inner: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +73,13 @@ class TorchLayerOps:
         """As `LayerOps`."""
         gate, up = F.linear(x, weight).chunk(2, dim=-1)
         return F.silu(gate) * up
+
+
+def float32_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The product of `LayerOps.logits`, by a library."""
+    if weight.dtype is torch.float32:
+        return F.linear(x, weight)
+    return torch.mm(x, weight.T, out_dtype=torch.float32)
 
 
 TORCH_LAYER_OPS = TorchLayerOps()
@@ -105,7 +119,6 @@ class GPT:
         self.dtype = DTYPES.get(precision, torch.float32)
         self._matrix: dict[str, torch.Tensor] = {}  # each [out, in]
         self._norm: dict[str, torch.Tensor] = {}  # each [hidden]
-        self._half_head: dict[str, torch.Tensor] = {}  # heads in 16 bits, each [vocabulary, hidden]
         self.embed_table: dict[str, torch.Tensor] = {}
         with _stream_of_its_own(device):
             for name, tensor in weights.items():
@@ -114,8 +127,6 @@ class GPT:
                     self.embed_table[name] = moved
                 elif tensor.dim() == 1:
                     self._norm[name] = moved
-                elif name.startswith("head") and precision in DTYPES:
-                    self._half_head[name] = moved
                 else:
                     self._matrix[name] = moved
             self.rope_cos, self.rope_sin = (torch.from_numpy(table).to(device) for table in rope_tables(config))
@@ -182,18 +193,14 @@ class GPT:
         q, k, v = (part.reshape(heads) for part in qkv.chunk(3, dim=-1))
         return _rotate(q, cos, sin).to(qkv.dtype), _rotate(k, cos, sin).to(qkv.dtype), v
 
-    def text_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def text_logits(self, hidden: torch.Tensor, ops: LayerOps = TORCH_LAYER_OPS) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, num_text_tokens]."""
-        return self._logits("head_text", hidden)
+        return ops.logits(hidden, self._matrix["head_text"])
 
-    def code_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def code_logits(self, hidden: torch.Tensor, ops: LayerOps = TORCH_LAYER_OPS) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, num_codebooks, num_audio_tokens]."""
-        return self._logits("head_code", hidden).view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
-
-    def _logits(self, head: str, hidden: torch.Tensor) -> torch.Tensor:
-        if head in self._half_head:  # rounded to 16 bits, many logits of a row would be equal
-            return torch.mm(hidden, self._half_head[head].T, out_dtype=torch.float32)
-        return F.linear(hidden, self._matrix[head])
+        logits = ops.logits(hidden, self._matrix["head_code"])
+        return logits.view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ class TorchRunner:
         prompt = self._send(batch, num_lanes)
         hidden = self._compute(num_lanes, prompt)
         if batch.num_text:
-            self._ops.sample_text(self._model.text_logits(hidden[: batch.num_text]))
+            self._ops.sample_text(self._model.text_logits(hidden[: batch.num_text], self._ops))
         drawn = self._buffers.drawn[: len(batch)]
         if self._copy_stream is None:
             return _Pending(drawn.clone(), None)
@@ -203,7 +203,7 @@ class TorchRunner:
     def _warm_up_text(self) -> None:
         """Compile what draws text, which is no part of a graph; the lanes are unused ones."""
         hidden = torch.zeros(1, self.config.hidden_size, dtype=self._model.dtype, device=self._model.device)
-        self._ops.sample_text(self._model.text_logits(hidden))
+        self._ops.sample_text(self._model.text_logits(hidden, self._ops))
 
     def _run(self, name: str, size: Size, step: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         """Replay the graph of a step, or compute it where there is none; its hidden states [size, hidden]."""
@@ -217,7 +217,7 @@ class TorchRunner:
         """Compute the newest token of each lane and draw the next audio codes; hidden states [num_lanes, hidden]."""
         hidden = self._model.forward(self._ops.embed_lanes(num_lanes), self._ops.attend_lanes, self._ops)
         self._ops.store_lanes(hidden)
-        self._ops.sample_codes(self._model.code_logits(hidden))
+        self._ops.sample_codes(self._model.code_logits(hidden, self._ops))
         return hidden
 
     def _decode_and_prompt(self, sizes: tuple[int, int]) -> torch.Tensor:
@@ -233,7 +233,7 @@ class TorchRunner:
         ops.store_prompt(hidden[num_lanes:], prompt)
         hidden = hidden[:num_lanes]
         ops.store_lanes(hidden)
-        ops.sample_codes(self._model.code_logits(hidden))
+        ops.sample_codes(self._model.code_logits(hidden, ops))
         return hidden
 
     def _compute_prompt(self, num_tokens: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 from chattts_serving.engine.gpu import triton_kernels, triton_products
+from chattts_serving.engine.gpu.gpt import float32_linear
 from chattts_serving.engine.gpu.variants import Variant
 
 SILU_BLOCK = 1024
@@ -34,14 +35,18 @@ class TritonLayerOps:
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """As `LayerOps`."""
-        return self._product(x, weight, 1)[0] if self._is_own(x, weight) else F.linear(x, weight)
+        return self._product(x, weight, x.dtype)[0] if self._is_own(x, weight) else F.linear(x, weight)
+
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As `LayerOps`."""
+        return self._product(x, weight, torch.float32)[0] if self._is_own(x, weight) else float32_linear(x, weight)
 
     def linear_add_rms_norm(
         self, inner: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `LayerOps`; our own product leaves its parts to be added."""
         if self._is_own(inner, matrix):
-            delta = self._product(inner, matrix, MOST_PARTS)
+            delta = self._product(inner, matrix, torch.float32, MOST_PARTS)
         else:
             delta = F.linear(inner, matrix).unsqueeze(0)
         total, normed, hidden = torch.empty_like(x), torch.empty_like(x), x.shape[1]
@@ -55,7 +60,7 @@ class TritonLayerOps:
         size = len(weight) // 2
         out = x.new_empty(len(x), size)
         if self._is_own(x, weight[:size]):
-            triton_products.gated_linear[(size // PRODUCT_COLUMNS, triton.cdiv(len(x), PRODUCT_ROWS))](
+            triton_products.gated_linear[(triton.cdiv(size, PRODUCT_COLUMNS), triton.cdiv(len(x), PRODUCT_ROWS))](
                 x, weight, out, len(x), IN=x.shape[1], OUT=size, **_blocks(x)
             )
         else:
@@ -65,20 +70,17 @@ class TritonLayerOps:
         return out
 
     def _is_own(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
-        is_whole = weight.shape[0] % PRODUCT_COLUMNS == 0 and weight.shape[1] % 16 == 0
-        return self._own_products and len(x) <= MOST_PRODUCT_ROWS and is_whole
+        return self._own_products and len(x) <= MOST_PRODUCT_ROWS and weight.shape[1] % 16 == 0
 
     @staticmethod
-    def _product(x: torch.Tensor, weight: torch.Tensor, most_parts: int) -> torch.Tensor:
-        """Parts of a product, which have to be added: [parts, n, out], float32 where there are several."""
+    def _product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, most_parts: int = 1) -> torch.Tensor:
+        """Parts of a product, which have to be added: [parts, n, out]."""
         (num_out, num_in), blocks = weight.shape, _blocks(x)
         num_blocks = num_in // blocks["BLOCK_K"]
         parts = next(parts for parts in range(most_parts, 0, -1) if num_blocks % parts == 0)
-        dtype = x.dtype if parts == 1 else torch.float32
         out = torch.empty(parts, len(x), num_out, dtype=dtype, device=x.device)
-        triton_products.linear[(num_out // PRODUCT_COLUMNS, triton.cdiv(len(x), PRODUCT_ROWS), parts)](
-            x, weight, out, len(x), IN=num_in, OUT=num_out, PART=num_in // parts, **blocks
-        )
+        grid = (triton.cdiv(num_out, PRODUCT_COLUMNS), triton.cdiv(len(x), PRODUCT_ROWS), parts)
+        triton_products.linear[grid](x, weight, out, len(x), IN=num_in, OUT=num_out, PART=num_in // parts, **blocks)
         return out
 
 

@@ -30,15 +30,16 @@ def linear(
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row = (row < num_rows)[:, None]
+    read = tl.minimum(column, OUT - 1)  # what lies past the last output is computed and left out
     inner = tl.program_id(2) * PART + tl.arange(0, BLOCK_K)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for _ in tl.range(0, PART, BLOCK_K, num_stages=STAGES):
         values = tl.load(x + row[:, None] * IN + inner[None, :], mask=is_row, other=0.0)
-        weights = tl.load(weight + column[None, :] * IN + inner[:, None])
+        weights = tl.load(weight + read[None, :] * IN + inner[:, None])
         total = tl.dot(values, weights, total, input_precision="ieee")
         inner += BLOCK_K
     place = (tl.program_id(2) * num_rows + row[:, None]) * OUT + column[None, :]
-    tl.store(out + place, total, mask=is_row)
+    tl.store(out + place, total, mask=is_row & (column < OUT)[None, :])
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -58,13 +59,15 @@ def gated_linear(
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row = (row < num_rows)[:, None]
+    read = tl.minimum(column, OUT - 1)  # what lies past the last output is computed and left out
     inner = tl.arange(0, BLOCK_K)
     gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for _ in tl.range(0, IN, BLOCK_K, num_stages=STAGES):
         values = tl.load(x + row[:, None] * IN + inner[None, :], mask=is_row, other=0.0)
-        place = weight + column[None, :] * IN + inner[:, None]
+        place = weight + read[None, :] * IN + inner[:, None]
         gate = tl.dot(values, tl.load(place), gate, input_precision="ieee")
         up = tl.dot(values, tl.load(place + OUT * IN), up, input_precision="ieee")
         inner += BLOCK_K
-    tl.store(out + row[:, None] * OUT + column[None, :], gate / (1.0 + tl.exp(-gate)) * up, mask=is_row)
+    mask = is_row & (column < OUT)[None, :]
+    tl.store(out + row[:, None] * OUT + column[None, :], gate / (1.0 + tl.exp(-gate)) * up, mask=mask)

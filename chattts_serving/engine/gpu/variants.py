@@ -17,7 +17,7 @@ class Variant:
         cache_chunk: cached tokens that one program of a decode step's attention takes; a multiple of 32.
         cache_stages: blocks of the cache that such a program loads ahead, 1 for none.
         merge_in_place: whether the program that ends last merges a lane's chunks, rather than a kernel of its own.
-        own_products: whether the products of a layer, for few rows, are kernels of our own that do what follows, too.
+        own_products: whether products, for few rows, are kernels of our own, which in a layer do what follows, too.
         one_pass: whether the prompts of those who join go through the products together with the lanes' tokens.
         join_every: steps from one group of those who join to the next, while others run; for `Engine`.
     """

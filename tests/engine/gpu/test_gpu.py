@@ -138,16 +138,21 @@ def test_16_bits_are_near_float32(precision):
         assert np.linalg.norm(hidden[one] - expected) < 0.05 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("own_products", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_most_seeded_runs_are_the_same_among_neighbours(precision, record_property):
-    """Rounding may differ with the size of the batch, so in 16 bits a draw can flip; how often is reported."""
+def test_most_seeded_runs_are_the_same_among_neighbours(precision, own_products, record_property):
+    """A library's rounding may differ with the size of the batch, so in 16 bits a draw can flip; how often is reported.
+
+    Our own products round alike, so all are the same.
+    """
+    variant = Variant(own_products=own_products)
     together = [sequence(prompt=(5, 6, 7 + seed % 9), seed=seed, max_new=40) for seed in range(48)]
-    run(gpu_engine(precision), together)
-    machine, same = gpu_engine(precision), 0
+    run(gpu_engine(precision, variant=variant), together)
+    machine, same = gpu_engine(precision, variant=variant), 0
     for seed, one in enumerate(together):
         other = sequence(prompt=(5, 6, 7 + seed % 9), seed=seed, max_new=40)
         run(machine, [other])
         same += one.tokens == other.tokens
     record_property("identical_runs", same / len(together))
     print(f"{precision.value}: {same} of {len(together)} seeded runs are the same alone and among others")
-    assert same >= (1 if precision is Precision.FP32 else WANTED_IDENTICAL) * len(together)
+    assert same >= (1 if precision is Precision.FP32 or own_products else WANTED_IDENTICAL) * len(together)

@@ -253,6 +253,10 @@ def test_what_a_layer_does_outside_attention(dtype, own_products, num_rows):
     matrix = (noise(192, 96, seed=4) / 10).to(dtype)
     check_close(kernels.linear(x, matrix), reference.linear(x, matrix), dtype)
     check_close(kernels.gated_linear(x, matrix), reference.gated_linear(x, matrix), dtype)
+    if own_products or dtype is torch.float32:  # PyTorch's product of 16 bits into 32 is for GPUs
+        logits = kernels.logits(x, matrix[:50])
+        assert logits.dtype is torch.float32
+        check_close(logits, torch.nn.functional.linear(x.float(), matrix[:50].float()), dtype)
     for size in (768, 32):
         down = (noise(96, size, seed=5) / size**0.5).to(dtype)
         results = (
@@ -260,6 +264,23 @@ def test_what_a_layer_does_outside_attention(dtype, own_products, num_rows):
         )
         for one, other in zip(*results, strict=True):
             check_close(one, other, dtype)
+
+
+@in_the_interpreter
+def test_neighbours_change_no_bit_of_our_own_products():
+    _, kernels, _, _ = both(random_model(HEADS), random_lanes(HEADS, [1]), 1, Variant(own_products=True))
+    x, inner, norm, matrix = noise(70, 96), noise(70, 768, seed=3), noise(96), noise(192, 96, seed=4)
+    down, results = noise(96, 768, seed=5), []
+    for rows in (slice(66, 67), slice(0, 70)):
+        results.append(
+            [
+                kernels.linear(x[rows], matrix)[-4:][:1],
+                kernels.gated_linear(x[rows], matrix)[-4:][:1],
+                *(part[-4:][:1] for part in kernels.linear_add_rms_norm(inner[rows], down, x[rows], norm, 1e-6)),
+            ]
+        )
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 @in_the_interpreter

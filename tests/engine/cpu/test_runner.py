@@ -148,13 +148,13 @@ def test_the_needle_test_finds_an_engine_that_neighbours_disturb(fault, monkeypa
     machine = cpu_engine()
     launch = machine._runner.launch
 
-    def disturbed(sequences):
+    def disturbed(batch):
         if fault == "random numbers":
-            for place, one in enumerate(sequences):
+            for place, one in enumerate(batch.sequences):
                 one.params = dataclasses.replace(one.params, stream=place)
-        elif len(sequences) > 4:
+        elif len(batch) > 4:
             machine._runner._hidden *= np.float32(1 + 1e-7)
-        return launch(sequences)
+        return launch(batch)
 
     monkeypatch.setattr(machine._runner, "launch", disturbed)
     params = SamplingParams(0.8, 0.9, 20, 1.05, 25, 40, seed=11, stream=0)

@@ -35,13 +35,20 @@ def main() -> int:
 def _engine(options: argparse.Namespace) -> None:
     from bench import engine
 
-    engine.run(
-        batches=options.batches,
-        contexts=options.contexts,
-        steps=options.steps,
-        precision=Precision(options.precision),
-        threads=options.threads,
-    )
+    variants = [(), *map(tuple, options.variant)]
+    for variant in variants:
+        engine.check_variant(variant)
+    for variant in variants:
+        if options.variant:
+            print(f"variant: {' '.join(variant) or 'default'}")
+        engine.run(
+            batches=options.batches,
+            contexts=options.contexts,
+            steps=options.steps,
+            precision=Precision(options.precision),
+            threads=options.threads,
+            variant=variant,
+        )
 
 
 def _gpu(options: argparse.Namespace) -> int:
@@ -257,6 +264,15 @@ def _parse() -> argparse.Namespace:
     engine.add_argument("--steps", type=int, default=20, metavar="N", help="timed steps of each point (default 20)")
     engine.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     engine.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    engine.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="another way to compute a step on a GPU (chattts_serving/engine/gpu/variants.py), measured after the "
+        "default; may be repeated",
+    )
 
     _add_host(parts)
     _add_machine_parts(parts)

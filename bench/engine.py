@@ -33,7 +33,9 @@ from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.runner import TorchRunner
+from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.runner import Runner
+from chattts_serving.errors import ConfigError
 
 WARM_STEPS = 3
 PREFILL_TOKENS = 4_096  # at once; one long prompt at a time would make the first sequences much longer than the last
@@ -48,15 +50,35 @@ def default_points() -> tuple[list[int], list[int]]:
     return [1, 4, 16, 64], [300]
 
 
-def run(*, batches: list[int], contexts: list[int], steps: int, precision: Precision, threads: int) -> None:
+def check_variant(settings: tuple[str, ...]) -> Variant:
+    """What `settings`, as `Variant.parse` takes them, choose.
+
+    Raises:
+        ConfigError: they are wrong, or there is no GPU for them.
+    """
+    variant = Variant.parse(settings)
+    if settings and not torch.cuda.is_available():
+        raise ConfigError(f"variant is {' '.join(settings)}; it changes steps on a GPU, and there is none")
+    return variant
+
+
+def run(
+    *,
+    batches: list[int],
+    contexts: list[int],
+    steps: int,
+    precision: Precision,
+    threads: int,
+    variant: tuple[str, ...] = (),
+) -> None:
     """Check the numbers against float32, measure, print the table, write JSON and plot.
 
-    Empty `batches` or `contexts` are those of `default_points`.
+    Empty `batches` or `contexts` are those of `default_points`; `variant` is for `check_variant`.
     """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[precision]
-    made = _Maker(random_weights(OFFICIAL), device, precision, threads)
+    made = _Maker(random_weights(OFFICIAL), device, precision, threads, check_variant(variant))
     differences = _logit_error(made)
     print(
         "logits differ from float32 by {largest:.2g} at most, {rms:.2g} rms; their size is {size:.2g} rms".format(
@@ -88,6 +110,8 @@ def run(*, batches: list[int], contexts: list[int], steps: int, precision: Preci
         )
     print(report.table(COLUMNS, [[point[column] for column in COLUMNS] for point in points]))
     settings = {"precision": precision.value, "threads": threads, "steps": steps, "device": str(device)}
+    if variant:
+        settings["variant"] = " ".join(variant)
     results = {
         "settings": settings,
         "logit_error": differences,
@@ -114,10 +138,16 @@ class _Maker:
     """Makes runners of one model, as the server would."""
 
     def __init__(
-        self, weights: dict[str, torch.Tensor], device: torch.device, precision: Precision, threads: int
+        self,
+        weights: dict[str, torch.Tensor],
+        device: torch.device,
+        precision: Precision,
+        threads: int,
+        variant: Variant | None = None,
     ) -> None:
         self.reference = GPT(OFFICIAL, weights, device)  # in float32
         self._weights, self._device, self._precision, self._threads = weights, device, precision, threads
+        self._variant = variant or Variant()
         self._model = None if device.type == "cpu" else GPT(OFFICIAL, weights, device, precision)
 
     @property
@@ -132,7 +162,12 @@ class _Maker:
         cache_tokens = max(cache_tokens, OFFICIAL.max_position_embeddings) + 1
         runner = self._runner(max_sequences, cache_tokens * self.bytes_per_token / 1e9)
         runner.warm_up()
-        return Engine(runner, max_sequences=max_sequences, max_prefill_tokens=PREFILL_TOKENS)
+        return Engine(
+            runner,
+            max_sequences=max_sequences,
+            max_prefill_tokens=PREFILL_TOKENS,
+            join_every=self._variant.join_every,
+        )
 
     def _runner(self, max_sequences: int, kv_cache_gb: float) -> Runner:
         if self._model is None:
@@ -144,7 +179,11 @@ class _Maker:
                 num_threads=self._threads,
             )
         return TorchRunner(
-            self._model, kv_cache_gb=kv_cache_gb, max_sequences=max_sequences, max_prefill_tokens=PREFILL_TOKENS
+            self._model,
+            kv_cache_gb=kv_cache_gb,
+            max_sequences=max_sequences,
+            max_prefill_tokens=PREFILL_TOKENS,
+            variant=self._variant,
         )
 
 

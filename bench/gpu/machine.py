@@ -199,8 +199,8 @@ class Machine:
             (model.text_logits, ops.sample_text) if kind is Kind.TEXT else (model.code_logits, ops.sample_codes)
         )
         with torch.inference_mode():
-            logits = head(hidden)
-        return lambda: head(hidden), lambda: draw(logits)
+            logits = head(hidden, ops)
+        return lambda: head(hidden, ops), lambda: draw(logits)
 
     @cached_property
     def _weights(self) -> dict[str, torch.Tensor]:

@@ -50,13 +50,14 @@ class _InFlight:
 class Engine:
     """The model with its cache, and the sequences that it works on."""
 
-    def __init__(self, runner: Runner, *, max_sequences: int, max_prefill_tokens: int) -> None:
+    def __init__(self, runner: Runner, *, max_sequences: int, max_prefill_tokens: int, join_every: int = 1) -> None:
         """Take over `runner`.
 
         Args:
             runner: the model with its cache.
             max_sequences: sequences that run at once.
             max_prefill_tokens: prompt tokens computed in one step.
+            join_every: steps from one group of those who join to the next.
 
         Raises:
             ConfigError: a limit is out of its range, or the cache is too small for one sequence of full length.
@@ -71,6 +72,7 @@ class Engine:
             max_prefill_tokens=max_prefill_tokens,
             kv_cache_tokens=runner.num_cache_tokens,
             max_position_embeddings=config.max_position_embeddings,
+            join_every=join_every,
         )
         self._scheduler = Scheduler(scheduler_config, runner.move_cache)
         self._batch = Batch(max_sequences)

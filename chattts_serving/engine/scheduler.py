@@ -32,12 +32,14 @@ class SchedulerConfig:
             that run; one sequence is always let in, however long its prompt.
         kv_cache_tokens: tokens that the cache holds.
         max_position_embeddings: the longest sequence that the model knows.
+        join_every: steps from one group that is let in to the next, while others run: who comes in between waits.
     """
 
     max_sequences: int
     max_prefill_tokens: int
     kv_cache_tokens: int
     max_position_embeddings: int
+    join_every: int = 1
 
     def __post_init__(self) -> None:
         """Check the limits.
@@ -45,7 +47,7 @@ class SchedulerConfig:
         Raises:
             ConfigError: a limit is not positive, or the cache cannot hold one sequence of full length.
         """
-        for name in ("max_sequences", "max_prefill_tokens", "max_position_embeddings"):
+        for name in ("max_sequences", "max_prefill_tokens", "max_position_embeddings", "join_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
         if self.kv_cache_tokens < self.max_position_embeddings:
@@ -79,6 +81,7 @@ class Scheduler:
         self._move_cache = move_cache
         self._slots = KVSlots(config.kv_cache_tokens)
         self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in Priority}
+        self._steps_since_join = 0
         self._running: list[Sequence] = []  # by priority, oldest first: the last one is the first to go
         self._num_steps = 0
         self._full: dict[int, dict[Sequence, None]] = {}  # by the step before which their slots must grow, or earlier
@@ -114,7 +117,9 @@ class Scheduler:
         changes = self._changes = Changes()
         for sequence in self._full.pop(self._num_steps, ()):
             self._make_room(sequence)
-        self._admit()
+        self._steps_since_join += 1
+        if not self._running or self._steps_since_join >= self._config.join_every:
+            self._admit()
         return changes
 
     def remove(self, sequence: Sequence) -> None:
@@ -145,6 +150,7 @@ class Scheduler:
             insort(self._running, queue.popleft(), key=lambda one: one.priority)
             self._changes.joined.append(sequence)
             self._await_full(sequence, sequence.slot)
+            self._steps_since_join = 0
 
     def _slot_for(self, sequence: Sequence) -> Slot | None:
         """A slot for one that waits, at the cost of those of lower priority; None where there is no room."""

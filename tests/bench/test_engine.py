@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from bench import engine, model, report
+from bench.__main__ import main
 from chattts_serving.engine.gpt_config import Precision
+from chattts_serving.errors import ConfigError
 
 SMALL = replace(model.OFFICIAL, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
 
@@ -109,3 +111,24 @@ def test_speeds_are_of_this_machine(monkeypatch, dtype):
     assert 1e8 < engine._peak_operations(cpu, dtype) < 1e15
     if dtype is torch.float32:
         assert 1e8 < engine._bandwidth(cpu) < 1e13
+
+
+def test_a_variant_of_a_gpus_steps_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"variant is cache_chunk=64; it changes steps on a GPU, and there is none"):
+        run_small(variant=("cache_chunk=64",))
+
+
+def test_variants_are_measured_after_the_default(monkeypatch, capsys):
+    """In one call, and none where one of them is wrong."""
+    runs = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(engine, "run", lambda **settings: runs.append(settings["variant"]))
+    command = ["bench", "engine", "--variant", "cache_chunk=64", "merge_in_place=1", "--variant", "own_products=1"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 0
+    assert runs == [(), ("cache_chunk=64", "merge_in_place=1"), ("own_products=1",)]
+    monkeypatch.setattr(sys, "argv", [*command, "--variant", "chunks=1"])
+    assert main() == 1
+    assert len(runs) == 3
+    assert "variant 'chunks=1' sets 'chunks'" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.gpt_config import GPTConfig, Precision, weight_shapes
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.runner import TorchRunner
+from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.sequence import Sequence
 
 CONFIG = GPTConfig(
@@ -50,6 +51,7 @@ def random_engine(
     max_prefill_tokens: int = 512,
     steps_ahead: int = 0,
     device: str = "cpu",
+    variant: Variant | None = None,
 ) -> Engine:
     """An engine with the model of `random_gpt` and a cache of `cache_tokens` tokens."""
     model = random_gpt(device=device, precision=precision)
@@ -60,8 +62,10 @@ def random_engine(
         max_sequences=max_sequences,
         max_prefill_tokens=max_prefill_tokens,
         steps_ahead=steps_ahead,
+        variant=variant,
     )
-    return Engine(runner, max_sequences=max_sequences, max_prefill_tokens=max_prefill_tokens)
+    join_every = variant.join_every if variant else 1
+    return Engine(runner, max_sequences=max_sequences, max_prefill_tokens=max_prefill_tokens, join_every=join_every)
 
 
 def seat(sequence: Sequence) -> None:

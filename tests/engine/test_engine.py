@@ -8,6 +8,7 @@ import torch
 
 from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.engine.gpu.runner import TorchRunner
+from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.runner import cache_capacity
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import ConfigError
@@ -254,6 +255,32 @@ def test_steps_of_fixed_sizes_change_nothing(monkeypatch, steps_ahead):
     replayed = {key for key, (graph, _) in runner._graphs.items() if graph.num_replays}
     assert {name for name, _ in replayed} == {"decode", "prompt"}
     assert ("decode", 8) in replayed  # six sequences
+
+
+@pytest.mark.parametrize("use_graphs", [False, True])
+def test_prompts_that_join_the_pass_of_those_who_run_change_nothing(monkeypatch, use_graphs):
+    """In groups, among them prompts longer than any size that graphs are captured for."""
+    monkeypatch.setattr(
+        TorchRunner, "_capture", lambda _runner, step, size: (one := RecordedStep(step, size), one.hidden)
+    )
+    machine = random_engine(
+        max_prefill_tokens=64, max_sequences=5, steps_ahead=1, variant=Variant(one_pass=True, join_every=4)
+    )
+    runner, sequences, hidden = machine._runner, mixed_sequences(), {}
+    runner._use_graphs = use_graphs
+    runner.warm_up()
+    sequences.append(sequence(prompt=tuple(range(5, 40)) * 2, seed=6, max_new=20))
+    for one in sequences:
+        machine.add(one)
+        hidden |= {finished.sequence: finished.hidden for finished in machine.step() + machine.step()}
+    hidden |= drain(machine)
+    check_equal(sequences[:-1], {one: hidden[one] for one in sequences[:-1]}, alone())
+    if use_graphs:
+        replays = {name: 0 for name, _ in runner._graphs}
+        for (name, _), (graph, _) in runner._graphs.items():
+            replays[name] += graph.num_replays
+        assert replays["prompt"] == 0
+        assert 1 < replays["both"] < len(sequences) - 1
 
 
 def test_a_removed_sequence_leaves_its_neighbours_alone(steps_ahead):

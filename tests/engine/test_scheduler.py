@@ -31,8 +31,8 @@ class Queue(Scheduler):
                 read(one)
 
 
-def scheduler(cache=2_000, max_sequences=64, max_prefill=10_000, moves=None):
-    config = SchedulerConfig(max_sequences, max_prefill, cache, max_position_embeddings=2_000)
+def scheduler(cache=2_000, max_sequences=64, max_prefill=10_000, moves=None, join_every=1):
+    config = SchedulerConfig(max_sequences, max_prefill, cache, max_position_embeddings=2_000, join_every=join_every)
     return Queue(config, lambda *move: moves.append(move) if moves is not None else None)
 
 
@@ -44,6 +44,26 @@ def test_first_come_first_served():
     assert queue.batch() == [first, second]
     queue.remove(first)
     assert queue.batch() == [second, third]
+
+
+def test_who_comes_while_others_run_waits_for_a_group_at_most():
+    queue = scheduler(join_every=3)
+    first, second, third, fourth, fifth = (sequence() for _ in range(5))
+    queue.add(first)
+    assert queue.batch() == [first]  # nobody runs
+    queue.add(second)
+    assert queue.batch() == [first]
+    queue.add(third)
+    assert queue.batch() == [first]
+    assert queue.batch() == [first, second, third]
+    for _ in range(5):
+        assert queue.batch() == [first, second, third]
+    queue.add(fourth)
+    assert queue.batch() == [first, second, third, fourth]  # the last group is long ago
+    queue.add(fifth)
+    for one in (first, second, third, fourth):
+        queue.remove(one)
+    assert queue.batch() == [fifth]
 
 
 def test_interactive_sequences_go_first_and_push_the_youngest_of_the_batch_out():

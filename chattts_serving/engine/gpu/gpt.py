@@ -6,7 +6,8 @@ Architecture: Touvron et al. 2023 (LLaMA); weight names are those that `python -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -26,18 +27,24 @@ DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 class LayerOps(Protocol):
-    """What a layer does between its matrix products; x is [num_tokens, hidden], sums are float32."""
+    """What a layer does outside attention; x is [num_tokens, hidden], sums are float32."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMSNorm of x (Zhang and Sennrich 2019)."""
 
-    def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + delta, and its RMSNorm."""
+    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x [n, in] times weight [out, in], transposed: [n, out]."""
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """gate_up [n, 2 * intermediate] -> silu(gate) * up, [n, intermediate]."""
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As `linear`, in float32: rounded to 16 bits, many logits of a row would be equal."""
+
+    def linear_add_rms_norm(
+        self, inner: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + linear(inner, matrix), and its RMSNorm."""
+
+    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """gate and up, the halves of linear(x, weight [2 * intermediate, in]) -> silu(gate) * up, [n, intermediate]."""
 
 
 class TorchLayerOps:
@@ -47,17 +54,32 @@ class TorchLayerOps:
         """As `LayerOps`."""
         return F.rms_norm(x, weight.shape, weight, eps)
 
-    def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As `LayerOps`."""
+        return F.linear(x, weight)
+
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As `LayerOps`."""
+        return float32_linear(x, weight)
+
+    def linear_add_rms_norm(
+        self, inner: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `LayerOps`."""
-        x = x + delta
+        x = x + F.linear(inner, matrix)
         return x, self.rms_norm(x, weight, eps)
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """As `LayerOps`."""
-        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = F.linear(x, weight).chunk(2, dim=-1)
         return F.silu(gate) * up
+
+
+def float32_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The product of `LayerOps.logits`, by a library."""
+    if weight.dtype is torch.float32:
+        return F.linear(x, weight)
+    return torch.mm(x, weight.T, out_dtype=torch.float32)
 
 
 TORCH_LAYER_OPS = TorchLayerOps()
@@ -97,20 +119,18 @@ class GPT:
         self.dtype = DTYPES.get(precision, torch.float32)
         self._matrix: dict[str, torch.Tensor] = {}  # each [out, in]
         self._norm: dict[str, torch.Tensor] = {}  # each [hidden]
-        self._half_head: dict[str, torch.Tensor] = {}  # heads in 16 bits, each [vocabulary, hidden]
         self.embed_table: dict[str, torch.Tensor] = {}
-        for name, tensor in weights.items():
-            moved = tensor.to(device, self.dtype)
-            if name.startswith("embed"):
-                self.embed_table[name] = moved
-            elif tensor.dim() == 1:
-                self._norm[name] = moved
-            elif name.startswith("head") and precision in DTYPES:
-                self._half_head[name] = moved
-            else:
-                self._matrix[name] = moved
-        self.rope_cos, self.rope_sin = (torch.from_numpy(table).to(device) for table in rope_tables(config))
-        self._codebook_offsets = torch.arange(config.num_codebooks, device=device) * config.num_audio_tokens
+        with _stream_of_its_own(device):
+            for name, tensor in weights.items():
+                moved = tensor.to(device, self.dtype)
+                if name.startswith("embed"):
+                    self.embed_table[name] = moved
+                elif tensor.dim() == 1:
+                    self._norm[name] = moved
+                else:
+                    self._matrix[name] = moved
+            self.rope_cos, self.rope_sin = (torch.from_numpy(table).to(device) for table in rope_tables(config))
+            self._codebook_offsets = torch.arange(config.num_codebooks, device=device) * config.num_audio_tokens
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str, precision: Precision = Precision.FP32) -> GPT:
@@ -150,11 +170,10 @@ class GPT:
         next_norms = [*input_norms[1:], self._norm["norm"]]
         normed = ops.rms_norm(x, input_norms[0], eps)
         for layer, next_norm in enumerate(next_norms):
-            prefix = f"layers.{layer}."
-            attended = attend(layer, self._linear(prefix + "qkv", normed))
-            x, normed = ops.add_rms_norm(x, self._linear(prefix + "o", attended), self._norm[prefix + "post_norm"], eps)
-            inner = ops.silu_mul(self._linear(prefix + "gate_up", normed))
-            x, normed = ops.add_rms_norm(x, self._linear(prefix + "down", inner), next_norm, eps)
+            qkv, o, gate_up, down = (self._matrix[f"layers.{layer}.{name}"] for name in ("qkv", "o", "gate_up", "down"))
+            attended = attend(layer, ops.linear(normed, qkv))
+            x, normed = ops.linear_add_rms_norm(attended, o, x, self._norm[f"layers.{layer}.post_norm"], eps)
+            x, normed = ops.linear_add_rms_norm(ops.gated_linear(normed, gate_up), down, x, next_norm, eps)
         return normed
 
     def split_heads(
@@ -174,21 +193,27 @@ class GPT:
         q, k, v = (part.reshape(heads) for part in qkv.chunk(3, dim=-1))
         return _rotate(q, cos, sin).to(qkv.dtype), _rotate(k, cos, sin).to(qkv.dtype), v
 
-    def text_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def text_logits(self, hidden: torch.Tensor, ops: LayerOps = TORCH_LAYER_OPS) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, num_text_tokens]."""
-        return self._logits("head_text", hidden)
+        return ops.logits(hidden, self._matrix["head_text"])
 
-    def code_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def code_logits(self, hidden: torch.Tensor, ops: LayerOps = TORCH_LAYER_OPS) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, num_codebooks, num_audio_tokens]."""
-        return self._logits("head_code", hidden).view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
+        logits = ops.logits(hidden, self._matrix["head_code"])
+        return logits.view(-1, self.config.num_codebooks, self.config.num_audio_tokens)
 
-    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._matrix[name])
 
-    def _logits(self, head: str, hidden: torch.Tensor) -> torch.Tensor:
-        if head in self._half_head:  # rounded to 16 bits, many logits of a row would be equal
-            return torch.mm(hidden, self._half_head[head].T, out_dtype=torch.float32)
-        return self._linear(head, hidden)
+@contextmanager
+def _stream_of_its_own(device: torch.device) -> Iterator[None]:
+    """What is in it uses a new stream of a GPU, not the default one, and is done when it ends."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

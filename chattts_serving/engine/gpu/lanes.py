@@ -112,10 +112,9 @@ def prompt_rows(joined: Iterable[tuple[Sequence, int]], num_codebooks: int, spk_
 
 
 def unused_prompt_rows(first: int, end: int, num_codebooks: int, cache_token: int, lane: int) -> IntArray:
-    """Tokens `first` to `end - 1` that pad a prompt: sequences of one token each, at `cache_token`."""
+    """Tokens `first` to `end - 1` that pad a prompt: a sequence that is at `cache_token` all the time."""
     rows = np.zeros((end - first, PROMPT_TOKENS + num_codebooks), np.int32)
-    rows[:, FIRST] = np.arange(first, end)
-    rows[:, CACHE], rows[:, SPEAKER_ROW] = cache_token, lane
+    rows[:, FIRST], rows[:, CACHE], rows[:, SPEAKER_ROW] = first, cache_token, lane
     return rows
 
 

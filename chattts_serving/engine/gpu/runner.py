@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,12 +21,14 @@ from chattts_serving.engine.batch import Batch, IntArray
 from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.torch_ops import Buffers, StepOps, TorchOps
+from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import cache_capacity, share_of_memory_gb
 from chattts_serving.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
+Size = int | tuple[int, int]  # lanes, or tokens of a prompt, or both
 MIN_PROMPT_BUCKET = 64  # tokens; prompts below it cost no less
 
 
@@ -85,8 +88,11 @@ class TorchRunner:
         max_prefill_tokens: int,
         steps_ahead: int | None = None,
         use_graphs: bool | None = None,
+        variant: Variant | None = None,
     ) -> None:
         """Allocate everything that steps need; it never grows.
+
+        On a GPU it belongs to the thread that makes it, whose current stream it sets.
 
         Args:
             model: the weights.
@@ -96,6 +102,7 @@ class TorchRunner:
             max_prefill_tokens: prompt tokens of one step, a single longer prompt excepted.
             steps_ahead: as `Runner`; None is 1 on a GPU and 0 on a CPU.
             use_graphs: whether `warm_up` captures CUDA graphs; None is where there is a GPU.
+            variant: how steps are computed on a GPU; None as by default.
 
         Raises:
             ConfigError: `kv_cache_gb` is no number above 0.
@@ -108,8 +115,8 @@ class TorchRunner:
             kv_cache_gb = share_of_memory_gb(free_bytes, most_tokens, self.bytes_per_token(model))
         self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(model))
         self.steps_ahead = int(on_gpu) if steps_ahead is None else steps_ahead
-        if on_gpu and model.device.index is not None:
-            torch.cuda.set_device(model.device)  # of this thread, where kernels are launched
+        # Hidden states are copied beside the step that is already under way.
+        self._copy_stream = _use_streams(model.device) if on_gpu else None
         self._use_graphs = on_gpu if use_graphs is None else use_graphs
         self._model, self._max_sequences = model, max_sequences
         self._lane_buckets, self._prompt_buckets = lane_buckets(max_sequences), prompt_buckets(max_prefill_tokens)
@@ -118,11 +125,10 @@ class TorchRunner:
             0, self._prompt_buckets[-1], config.num_codebooks, self.num_cache_tokens, max_sequences
         )
         self._prompt = self._to_device(unused)
-        self._ops = _ops(model, self._buffers)
-        self._graphs: dict[tuple[str, int], tuple[Graph, torch.Tensor]] = {}
+        self._ops = _ops(model, self._buffers, variant)
+        self._one_pass = variant is not None and variant.one_pass
+        self._graphs: dict[tuple[str, Size], tuple[Graph, torch.Tensor]] = {}
         self._graph_memory: Any = None  # PyTorch's handle of it, which has no public type
-        # Hidden states are copied beside the step that is already under way.
-        self._copy_stream = torch.cuda.Stream(model.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._last_move: torch.cuda.Event | None = None
 
     @staticmethod
@@ -135,10 +141,10 @@ class TorchRunner:
     def launch(self, batch: Batch) -> _Pending:
         """As `Runner`."""
         num_lanes = next(bucket for bucket in self._lane_buckets if bucket >= len(batch))
-        self._send(batch, num_lanes)
-        hidden = self._run("decode", num_lanes, self._decode)
+        prompt = self._send(batch, num_lanes)
+        hidden = self._compute(num_lanes, prompt)
         if batch.num_text:
-            self._ops.sample_text(self._model.text_logits(hidden[: batch.num_text]))
+            self._ops.sample_text(self._model.text_logits(hidden[: batch.num_text], self._ops))
         drawn = self._buffers.drawn[: len(batch)]
         if self._copy_stream is None:
             return _Pending(drawn.clone(), None)
@@ -178,10 +184,13 @@ class TorchRunner:
             self._graphs["decode", size] = self._capture(self._decode, size)
         for size in reversed(self._prompt_buckets):
             self._graphs["prompt", size] = self._capture(self._compute_prompt, size)
+        if self._one_pass:
+            for sizes in product(reversed(self._lane_buckets), reversed(self._prompt_buckets)):
+                self._graphs["both", sizes] = self._capture(self._decode_and_prompt, sizes)
         self._warm_up_text()
         logger.info("%d CUDA graphs captured in %.1f s", len(self._graphs), time.monotonic() - started)
 
-    def _capture(self, step: Callable[[int], torch.Tensor], size: int) -> tuple[Graph, torch.Tensor]:
+    def _capture(self, step: Callable[[Any], torch.Tensor], size: Size) -> tuple[Graph, torch.Tensor]:
         """A graph of `step(size)`, and what the step returns; all graphs share their memory."""
         step(size)  # compiles kernels and lets cuBLAS choose, which must not happen in a capture
         torch.cuda.synchronize(self._model.device)
@@ -194,9 +203,9 @@ class TorchRunner:
     def _warm_up_text(self) -> None:
         """Compile what draws text, which is no part of a graph; the lanes are unused ones."""
         hidden = torch.zeros(1, self.config.hidden_size, dtype=self._model.dtype, device=self._model.device)
-        self._ops.sample_text(self._model.text_logits(hidden))
+        self._ops.sample_text(self._model.text_logits(hidden, self._ops))
 
-    def _run(self, name: str, size: int, step: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    def _run(self, name: str, size: Size, step: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         """Replay the graph of a step, or compute it where there is none; its hidden states [size, hidden]."""
         if (name, size) not in self._graphs:
             return step(size)
@@ -208,7 +217,23 @@ class TorchRunner:
         """Compute the newest token of each lane and draw the next audio codes; hidden states [num_lanes, hidden]."""
         hidden = self._model.forward(self._ops.embed_lanes(num_lanes), self._ops.attend_lanes, self._ops)
         self._ops.store_lanes(hidden)
-        self._ops.sample_codes(self._model.code_logits(hidden))
+        self._ops.sample_codes(self._model.code_logits(hidden, self._ops))
+        return hidden
+
+    def _decode_and_prompt(self, sizes: tuple[int, int]) -> torch.Tensor:
+        """As `_decode` and `_compute_prompt` of the two sizes, with each weight read once."""
+        num_lanes, num_tokens = sizes
+        ops, prompt = self._ops, self._prompt[:num_tokens]
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            return ops.attend_both(layer, qkv, prompt)
+
+        embeddings = torch.cat([ops.embed_lanes(num_lanes), ops.embed_prompt(prompt)])
+        hidden = self._model.forward(embeddings, attend, ops)
+        ops.store_prompt(hidden[num_lanes:], prompt)
+        hidden = hidden[:num_lanes]
+        ops.store_lanes(hidden)
+        ops.sample_codes(self._model.code_logits(hidden, ops))
         return hidden
 
     def _compute_prompt(self, num_tokens: int) -> torch.Tensor:
@@ -223,8 +248,8 @@ class TorchRunner:
         self._ops.store_prompt(hidden, prompt)
         return hidden
 
-    def _send(self, batch: Batch, num_lanes: int) -> None:
-        """Send what `batch` changes, and compute the prompts of those that join up to their last token."""
+    def _send(self, batch: Batch, num_lanes: int) -> IntArray | None:
+        """Send what `batch` changes; the prompts of those that join, up to their last token, or None."""
         config, buffers = self.config, self._buffers
         if batch.is_changed:
             rows_of_lanes = np.full(num_lanes, self._max_sequences, np.int32)
@@ -235,38 +260,46 @@ class TorchRunner:
             moved = self._to_device(np.array(changes, np.int32)).long()
             buffers.state[moved[:, 0], lanes.START] = moved[:, 1].int()
         if not batch.joined:
-            return
+            return None
         rows = self._to_device(np.array([*batch.joined.values()], np.int32)).long()
         filled = [lanes.lane_row(one, config.num_codebooks, config.spk_emb_id) for one in batch.joined]
         buffers.state.index_copy_(0, rows, self._to_device(np.stack(filled)))
         nobody = np.zeros(config.hidden_size, np.float32)
         speakers = [nobody if one.speaker is None else one.speaker for one in batch.joined]
         buffers.speakers.index_copy_(0, rows, self._to_device(np.stack(speakers)).to(buffers.speakers.dtype))
-        self._prefill(lanes.prompt_rows(batch.joined.items(), config.num_codebooks, config.spk_emb_id))
+        prompt = lanes.prompt_rows(batch.joined.items(), config.num_codebooks, config.spk_emb_id)
+        return prompt if len(prompt) else None
+
+    def _compute(self, num_lanes: int, prompt: IntArray | None) -> torch.Tensor:
+        """Compute prompt tokens and the lanes' tokens; hidden states of these, [num_lanes, hidden]."""
+        if prompt is not None and self._one_pass and len(prompt) <= self._prompt_buckets[-1]:
+            size = self._fill(prompt)
+            return self._run("both", (num_lanes, size), self._decode_and_prompt)
+        if prompt is not None:
+            self._prefill(prompt)
+        return self._run("decode", num_lanes, self._decode)
 
     def _prefill(self, prompt: IntArray) -> None:
         """Compute prompt tokens, filled up to a size that a graph or at least its kernels were made for."""
-        num_tokens = len(prompt)
-        if not num_tokens:
-            return
+        largest = self._prompt_buckets[-1]
         if not self._graphs:
             self._compute_tokens(self._to_device(prompt))
-            return
-        largest = self._prompt_buckets[-1]
-        size = next((bucket for bucket in self._prompt_buckets if bucket >= num_tokens), None)
+        elif len(prompt) > largest:
+            self._compute_tokens(self._to_device(self._padded(prompt, -(-len(prompt) // largest) * largest)))
+        else:
+            self._run("prompt", self._fill(prompt), self._compute_prompt)
+
+    def _fill(self, prompt: IntArray) -> int:
+        """Write `prompt` to `_prompt`, filled up to a size that a graph was made for; that size."""
+        size = next(bucket for bucket in self._prompt_buckets if bucket >= len(prompt))
+        self._prompt[:size].copy_(self._to_device(self._padded(prompt, size)))
+        return size
+
+    def _padded(self, prompt: IntArray, size: int) -> IntArray:
         padding = lanes.unused_prompt_rows(
-            num_tokens,
-            size or -(-num_tokens // largest) * largest,
-            self.config.num_codebooks,
-            self.num_cache_tokens,
-            self._max_sequences,
+            len(prompt), size, self.config.num_codebooks, self.num_cache_tokens, self._max_sequences
         )
-        padded = self._to_device(np.concatenate([prompt, padding]))
-        if size is None:
-            self._compute_tokens(padded)
-            return
-        self._prompt[:size].copy_(padded)
-        self._run("prompt", size, self._compute_prompt)
+        return np.concatenate([prompt, padding])
 
     def _allocate(self) -> Buffers:
         config, dtype, device = self.config, self._model.dtype, self._model.device
@@ -296,9 +329,22 @@ class TorchRunner:
         return event
 
 
-def _ops(model: GPT, buffers: Buffers) -> StepOps:
+def _use_streams(device: torch.device) -> torch.cuda.Stream:
+    """Give this thread a stream of its own for steps; the stream for copies.
+
+    The default stream is shared with whatever else this process has the GPU do. Steps go first where both have work.
+    """
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    steps = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    steps.wait_stream(torch.cuda.current_stream(device))
+    torch.cuda.set_stream(steps)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _ops(model: GPT, buffers: Buffers, variant: Variant | None) -> StepOps:
     if model.device.type == "cuda":
         from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415  # only there is Triton installed
 
-        return TritonOps(model, buffers)
+        return TritonOps(model, buffers, variant)
     return TorchOps(model, buffers)

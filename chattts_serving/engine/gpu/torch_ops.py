@@ -45,6 +45,9 @@ class StepOps(LayerOps, Protocol):
     def attend_prompt(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """Write keys and values of whole prompts into the cache and attend within each, [n, hidden]."""
 
+    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """`attend_lanes` for the first rows of `qkv`, after `attend_prompt` for the others; [len(qkv), hidden]."""
+
     def store_prompt(self, hidden: torch.Tensor, prompt: torch.Tensor) -> None:
         """Keep hidden states [n, hidden]."""
 
@@ -87,6 +90,12 @@ class TorchOps(TorchLayerOps):
         lengths = torch.unique_consecutive(prompt[:, lanes.FIRST], return_counts=True)[1].tolist()
         parts = (torch.split(part, lengths) for part in (q, k, v))
         return torch.cat([_attend(*one, is_causal=True) for one in zip(*parts, strict=True)])
+
+    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """As `StepOps`."""
+        num_lanes = len(qkv) - len(prompt)
+        attended = self.attend_prompt(layer, qkv[num_lanes:], prompt)
+        return torch.cat([self.attend_lanes(layer, qkv[:num_lanes]), attended])
 
     def store_prompt(self, hidden: torch.Tensor, prompt: torch.Tensor) -> None:
         """As `StepOps`."""

@@ -1,39 +1,37 @@
-"""A step's operations as GPU kernels: sizes, grids and block shapes for `triton_kernels`."""
+"""A step's operations as GPU kernels: sizes, grids and block shapes."""
 
 from __future__ import annotations
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from chattts_serving.engine.gpu import triton_kernels
+from chattts_serving.engine.gpu import triton_attention, triton_kernels, triton_sampling
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.torch_ops import Buffers
+from chattts_serving.engine.gpu.triton_layer_ops import TritonLayerOps
+from chattts_serving.engine.gpu.variants import Variant
 
 CACHE_BLOCK = 32  # tokens of the cache that a program takes at once
-CACHE_WARPS = 2  # with blocks of 32, registers leave room for eight programs on a multiprocessor (compiled for sm_90)
-PROMPT_BLOCK = 64  # prompt tokens that a program takes at once
-SILU_BLOCK = 1024
-MAX_CANDIDATES = 1024  # text tokens that top-k may keep; requests ask for 626 at most, the rest is for equal logits
-TEXT_WARPS = 16  # of the program that holds a lane's 21,178 text logits
-MAX_SPLITS = 16
-PROGRAMS_WANTED = 1024  # about eight for each multiprocessor of an H100: enough loads under way
+CACHE_WARPS = 2  # with blocks of 32, registers leave room for ten programs on a multiprocessor (compiled for sm_90)
+CACHE_PROGRAMS = 4096  # that attend at most, so that one that ends is followed by another; longer lists go round
+PARTS = 16  # chunks that are merged at once
+PROMPT_BLOCK = 64  # prompt tokens that a program takes at once, in 16 bits
+PROMPT_BLOCK_FP32 = 32
+TILE = 2048  # tokens of a vocabulary that a program takes at once
+FEW_CANDIDATES = 64  # as most requests leave: top-k is 20 by default
+MOST_CANDIDATES = 1024  # requests may ask for 626; the rest is for equal logits
+CODE_WARPS, TEXT_WARPS = 4, 8
 
 
-def num_splits(num_lanes: int, num_heads: int) -> int:
-    """Parts that a lane's cache is split into, so that few lanes keep the whole GPU busy; a power of two."""
-    splits = 1
-    while splits < MAX_SPLITS and 2 * splits * num_lanes * num_heads <= PROGRAMS_WANTED:
-        splits *= 2
-    return splits
-
-
-class TritonOps:
+class TritonOps(TritonLayerOps):
     """`StepOps` as GPU kernels."""
 
-    def __init__(self, model: GPT, buffers: Buffers) -> None:
-        """The operations of `model` on `buffers`."""
+    def __init__(self, model: GPT, buffers: Buffers, variant: Variant | None = None) -> None:
+        """The operations of `model` on `buffers`; `variant` says how to compute them, None as by default."""
         config = model.config
         self._model, self._buffers, self._config = model, buffers, config
+        self._variant = variant or Variant()
+        super().__init__(self._variant)
         self._hidden_block = triton.next_power_of_2(config.hidden_size)
         self._scale = config.head_dim**-0.5
         self._heads = {"HEADS": config.num_heads, "HEAD_DIM": config.head_dim}
@@ -45,30 +43,28 @@ class TritonOps:
             "BLOCK": self._hidden_block,
         }
         self._width = buffers.state.shape[1]
+        self._num_cache_tokens = len(buffers.hidden) - 1
+        self._most_programs = max(1, CACHE_PROGRAMS // config.num_heads)  # of one head
+        self._allocate_lists(len(buffers.rows))
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """As `LayerOps`."""
-        normed = torch.empty_like(x)
-        triton_kernels.rms_norm[(len(x),)](x, weight, normed, eps, HIDDEN=x.shape[1], BLOCK=self._hidden_block)
-        return normed
+    def _allocate_lists(self, max_lanes: int) -> None:
+        """What `triton_attention` counts chunks with, and where it leaves what is merged later."""
+        heads, head_dim = self._config.num_heads, self._config.head_dim
+        most = self._most_chunks(max_lanes)
 
-    def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `LayerOps`."""
-        total, normed = torch.empty_like(x), torch.empty_like(x)
-        triton_kernels.add_rms_norm[(len(x),)](
-            x, delta, weight, total, normed, eps, HIDDEN=x.shape[1], BLOCK=self._hidden_block
-        )
-        return total, normed
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=self._model.device)
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """As `LayerOps`."""
-        size = gate_up.shape[1] // 2
-        out = gate_up.new_empty(len(gate_up), size)
-        grid = (len(gate_up), triton.cdiv(size, SILU_BLOCK))
-        triton_kernels.silu_mul[grid](gate_up, out, INTERMEDIATE=size, BLOCK=SILU_BLOCK)
-        return out
+        self._chunks = ints(most + triton.next_power_of_2(self._most_programs), 4)
+        self._firsts = ints(max_lanes)
+        self._arrived = ints(max_lanes, heads)
+        self._partial = torch.empty((most, heads, head_dim + 2), dtype=torch.float32, device=self._model.device)
+
+    def _most_chunks(self, num_lanes: int) -> int:
+        """Chunks that a step can have, each lane being one token longer than what it has in the cache."""
+        chunk = self._variant.cache_chunk
+        by_length = num_lanes * -(-self._config.max_position_embeddings // chunk)
+        return min(by_length, num_lanes + (self._num_cache_tokens + num_lanes) // chunk)
 
     def embed_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         """As `StepOps`."""
@@ -80,10 +76,23 @@ class TritonOps:
 
     def attend_prompt(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """As `StepOps`."""
+        out = self._new_hidden(len(qkv))
+        self._attend_prompt(layer, qkv, prompt, out)
+        return out
+
+    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """As `StepOps`."""
+        out, num_lanes = self._new_hidden(len(qkv)), len(qkv) - len(prompt)
+        self._attend_prompt(layer, qkv[num_lanes:], prompt, out[num_lanes:])
+        self._attend_lanes(layer, qkv[:num_lanes], out[:num_lanes])
+        return out
+
+    def _attend_prompt(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor, out: torch.Tensor) -> None:
         model, num_tokens, columns = self._model, len(qkv), prompt.shape[1]
         keys, values = self._buffers.keys[layer], self._buffers.values[layer]
-        queries, out = self._new_hidden(num_tokens), self._new_hidden(num_tokens)
-        triton_kernels.cache_prompt[(num_tokens, self._config.num_heads)](
+        queries = self._new_hidden(num_tokens)
+        block = PROMPT_BLOCK_FP32 if qkv.dtype == torch.float32 else PROMPT_BLOCK
+        triton_attention.cache_prompt[(num_tokens, self._config.num_heads)](
             qkv,
             prompt,
             keys,
@@ -95,20 +104,9 @@ class TritonOps:
             **self._heads,
             num_warps=1,
         )
-        triton_kernels.attend_prompt[(triton.cdiv(num_tokens, PROMPT_BLOCK), self._config.num_heads)](
-            queries,
-            prompt,
-            keys,
-            values,
-            out,
-            num_tokens,
-            self._scale,
-            COLUMNS=columns,
-            **self._heads,
-            BLOCK_Q=PROMPT_BLOCK,
-            BLOCK_K=PROMPT_BLOCK,
+        triton_attention.attend_prompt[(triton.cdiv(num_tokens, block), self._config.num_heads)](
+            queries, prompt, keys, values, out, num_tokens, self._scale, COLUMNS=columns, **self._heads, BLOCK=block
         )
-        return out
 
     def store_prompt(self, hidden: torch.Tensor, prompt: torch.Tensor) -> None:
         """As `StepOps`."""
@@ -134,39 +132,50 @@ class TritonOps:
             WIDTH=self._width,
             **self._sizes,
         )
+        triton_attention.list_chunks[(1,)](
+            buffers.state,
+            buffers.rows,
+            self._chunks,
+            self._firsts,
+            num_lanes,
+            WIDTH=self._width,
+            CHUNK=self._variant.cache_chunk,
+            LANES=triton.next_power_of_2(len(buffers.rows)),
+            PROGRAMS=triton.next_power_of_2(self._most_programs),
+        )
         return out
 
     def attend_lanes(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """As `StepOps`."""
+        out = self._new_hidden(len(qkv))
+        self._attend_lanes(layer, qkv, out)
+        return out
+
+    def _attend_lanes(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> None:
         model, buffers, num_lanes = self._model, self._buffers, len(qkv)
-        num_heads, head_dim = self._config.num_heads, self._config.head_dim
-        splits = num_splits(num_lanes, num_heads)
-        out = self._new_hidden(num_lanes)
-        partial = torch.empty(
-            (num_lanes, num_heads, splits, head_dim + 2) if splits > 1 else (1,),
-            dtype=torch.float32,
-            device=qkv.device,
-        )
-        sizes = {"WIDTH": self._width, **self._heads, "BLOCK": CACHE_BLOCK, "SPLITS": splits}
-        triton_kernels.attend_lanes[(num_lanes, num_heads, splits)](
+        num_heads, in_place = self._config.num_heads, self._variant.merge_in_place
+        chunk = {**self._heads, "CHUNK": self._variant.cache_chunk}
+        triton_attention.attend_lanes[(num_heads, min(self._most_chunks(num_lanes), self._most_programs))](
             qkv,
-            buffers.state,
-            buffers.rows,
+            self._chunks,
             buffers.keys[layer],
             buffers.values[layer],
             model.rope_cos,
             model.rope_sin,
             out,
-            partial,
+            self._partial,
+            self._arrived,
             self._scale,
-            **sizes,
+            **chunk,
+            BLOCK=CACHE_BLOCK,
+            STAGES=self._variant.cache_stages,
+            PARTS=PARTS if in_place else 0,
             num_warps=CACHE_WARPS,
         )
-        if splits > 1:
-            triton_kernels.merge_parts[(num_lanes, num_heads)](
-                partial, buffers.state, buffers.rows, out, **sizes, num_warps=1
+        if not in_place:
+            triton_attention.merge_parts[(num_heads, num_lanes)](
+                self._partial, self._chunks, self._firsts, out, **chunk, PARTS=PARTS, num_warps=1
             )
-        return out
 
     def store_lanes(self, hidden: torch.Tensor) -> None:
         """As `StepOps`."""
@@ -184,36 +193,38 @@ class TritonOps:
     def sample_codes(self, logits: torch.Tensor) -> None:
         """As `StepOps`."""
         num_lanes, num_codebooks, vocabulary = logits.shape
-        triton_kernels.sample_codes[(num_lanes, num_codebooks)](
-            logits,
-            self._buffers.state,
-            self._buffers.rows,
-            self._buffers.drawn,
-            WIDTH=self._width,
-            CODEBOOKS=num_codebooks,
-            VOCABULARY=vocabulary,
-            BLOCK=triton.next_power_of_2(vocabulary),
+        triton_sampling.sample_codes[(num_lanes, num_codebooks)](
+            logits, *self._drawing(logits), **self._drawing_sizes(vocabulary), num_warps=CODE_WARPS
         )
 
     def sample_text(self, logits: torch.Tensor) -> None:
         """As `StepOps`."""
         num_lanes, vocabulary = logits.shape
-        block = triton.next_power_of_2(vocabulary)
-        num_candidates = min(block, MAX_CANDIDATES)
-        triton_kernels.sample_text[(num_lanes,)](
+        triton_sampling.sample_text[(num_lanes,)](
             logits,
-            self._buffers.state,
-            self._buffers.rows,
-            self._buffers.drawn,
-            torch.empty(num_lanes, 2, num_candidates, dtype=torch.int32, device=logits.device),
+            *self._drawing(logits),
             self._config.ebreak_id,
-            WIDTH=self._width,
-            CODEBOOKS=self._config.num_codebooks,
-            VOCABULARY=vocabulary,
-            BLOCK=block,
-            CANDIDATES=num_candidates,
+            **self._drawing_sizes(vocabulary),
             num_warps=TEXT_WARPS,
         )
+
+    def _drawing(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What is drawn for, where to, and scratch."""
+        buffers, most = self._buffers, self._drawing_sizes(logits.shape[-1])["MOST"]
+        orders = torch.empty_like(logits, dtype=torch.int32)
+        candidates = torch.empty((*logits.shape[:-1], most), dtype=torch.int64, device=logits.device)
+        return buffers.state, buffers.rows, buffers.drawn, orders, candidates
+
+    def _drawing_sizes(self, vocabulary: int) -> dict[str, int]:
+        most = max(triton.next_power_of_2(vocabulary), 2 * FEW_CANDIDATES)  # Triton 3.6 compiles no equal sizes
+        return {
+            "WIDTH": self._width,
+            "CODEBOOKS": self._config.num_codebooks,
+            "VOCABULARY": vocabulary,
+            "TILE": min(TILE, most),
+            "FEW": FEW_CANDIDATES,
+            "MOST": min(MOST_CANDIDATES, most),
+        }
 
     def _new_hidden(self, num_tokens: int) -> torch.Tensor:
         return torch.empty(num_tokens, self._config.hidden_size, dtype=self._model.dtype, device=self._model.device)

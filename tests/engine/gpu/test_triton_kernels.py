@@ -16,6 +16,7 @@ from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.gpu.gpt import DTYPES, GPT
 from chattts_serving.engine.gpu.sampler import PENALTY_WINDOW
 from chattts_serving.engine.gpu.torch_ops import Buffers, TorchOps
+from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.sequence import NO_TOKEN
 from tests.engine.models import CONFIG, random_engine
 from tests.engine.test_engine import alone, check_equal, mixed_sequences, run
@@ -76,28 +77,40 @@ def random_lanes(config, lengths, seed=0, **columns):
     return torch.from_numpy(state)
 
 
-def both(model, state, num_lanes):
+def noise(*shape, seed=2):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def begin(kernels, reference, num_lanes):
+    """Begin a step, at the lengths that the lanes have."""
+    for ops in (kernels, reference):
+        ops._buffers.state[:-1, lanes.LENGTH] -= 1
+        ops.embed_lanes(num_lanes)
+
+
+def both(model, state, num_lanes, variant=None):
     """The operations in PyTorch and as kernels, each on buffers of their own with equal random content."""
     from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415  # the interpreter is chosen by now
 
     config, generator = model.config, torch.Generator().manual_seed(1)
 
-    def noise(*shape):
+    def content(*shape):
         return torch.randn(shape, generator=generator).to(model.dtype)
 
     cache = (config.num_layers, CACHE_TOKENS + 1, config.num_heads, config.head_dim)
     rows = torch.full((num_lanes,), len(state) - 1, dtype=torch.int32)
     rows[: len(state) - 1] = torch.arange(len(state) - 1).flip(0)
     drawn = torch.full((num_lanes, config.num_codebooks), -7, dtype=torch.int32)
-    hidden = noise(CACHE_TOKENS + 1, config.hidden_size)
-    buffers = Buffers(state, rows, noise(len(state), config.hidden_size), noise(*cache), noise(*cache), hidden, drawn)
+    hidden = content(CACHE_TOKENS + 1, config.hidden_size)
+    keys, values = content(*cache), content(*cache)
+    buffers = Buffers(state, rows, content(len(state), config.hidden_size), keys, values, hidden, drawn)
     copy = Buffers(*(tensor.clone() for tensor in vars(buffers).values()))
-    return TorchOps(model, buffers), TritonOps(model, copy), buffers, copy
+    return TorchOps(model, buffers), TritonOps(model, copy, variant), buffers, copy
 
 
 def check_close(found, expected, dtype):
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
-    torch.testing.assert_close(found.float(), expected.float(), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(found.float(), expected.float(), atol=tolerance, rtol=tolerance, equal_nan=True)
 
 
 def check_buffers(found, expected, dtype):
@@ -109,21 +122,59 @@ def check_buffers(found, expected, dtype):
     check_close(found.hidden[:-1], expected.hidden[:-1], dtype)
 
 
+VARIANTS = [Variant(cache_chunk=32), Variant(cache_chunk=64, cache_stages=2, merge_in_place=True)]
+
+
 @in_the_interpreter
 @pytest.mark.parametrize(
-    ("num_lanes", "num_parts", "dtype"),
-    [(5, 16, torch.float32), (5, 16, torch.bfloat16), (70, 4, torch.float16), (180, 1, torch.float32)],
+    ("num_lanes", "variant", "dtype"),
+    [(6, VARIANTS[0], torch.float32), (6, VARIANTS[1], torch.bfloat16), (70, Variant(), torch.float16)],
 )
-def test_attention_over_ragged_lengths(num_lanes, num_parts, dtype):
-    """Lengths around the blocks; all lanes but five are unused."""
-    from chattts_serving.engine.gpu.triton_ops import num_splits  # noqa: PLC0415
-
-    assert num_splits(num_lanes, HEADS.num_heads) == num_parts
+def test_attention_over_ragged_lengths(num_lanes, variant, dtype):
+    """Lengths around blocks and chunks; all lanes but six are unused. Each variant attends twice."""
     model = random_model(HEADS, dtype)
-    reference, kernels, expected, found = both(model, random_lanes(HEADS, [1, 2, 33, 66, 300]), num_lanes)
-    qkv = torch.randn(num_lanes, 3 * HEADS.hidden_size, generator=torch.Generator().manual_seed(2)).to(dtype)
-    check_close(kernels.attend_lanes(0, qkv)[:5], reference.attend_lanes(0, qkv)[:5], dtype)
+    state = random_lanes(HEADS, [1, 2, 32, 33, 66, 300])
+    reference, kernels, expected, found = both(model, state, num_lanes, variant)
+    begin(kernels, reference, num_lanes)
+    for seed in range(2):
+        qkv = noise(num_lanes, 3 * HEADS.hidden_size, seed=seed).to(dtype)
+        check_close(kernels.attend_lanes(0, qkv)[:6], reference.attend_lanes(0, qkv)[:6], dtype)
     check_buffers(found, expected, dtype)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("variant", [Variant(cache_chunk=64), VARIANTS[1]])
+def test_neighbours_change_no_bit_of_a_lanes_attention(monkeypatch, variant):
+    """Alone, among lanes of all lengths, and where programs take several chunks each."""
+    model, length, results = random_model(HEADS), 201, []
+    for lengths, programs in (([length], 4096), ([length, 1, 2, 70, 300], 4096), ([length, 300, 1], 9)):
+        monkeypatch.setattr("chattts_serving.engine.gpu.triton_ops.CACHE_PROGRAMS", programs)
+        reference, kernels, _, _ = both(model, random_lanes(HEADS, lengths), len(lengths), variant)
+        begin(kernels, reference, len(lengths))
+        qkv = noise(len(lengths), 3 * HEADS.hidden_size)
+        qkv[-1] = noise(1, 3 * HEADS.hidden_size, seed=7)[0]  # the first row of the table is the last lane's
+        results.append(kernels.attend_lanes(0, qkv)[-1])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("where", ["cache", "qkv"])
+def test_a_lane_of_nan_stays_alone(where, variant):
+    """A chunk of one lane holds NaN, or it computes NaN; and all of the cache past everybody's end is NaN."""
+    reference, kernels, expected, found = both(random_model(HEADS), random_lanes(HEADS, [40, 70, 90]), 3, variant)
+    begin(kernels, reference, 3)
+    qkv = noise(3, 3 * HEADS.hidden_size)
+    for buffers in (expected, found):
+        buffers.values[0, 40 + 70 + 90 :] = buffers.keys[0, 40 + 70 + 90 :] = float("nan")
+        if where == "cache":
+            buffers.values[0, 40 + 50] = float("nan")
+    if where == "qkv":
+        qkv[1] = float("nan")
+    attended = [ops.attend_lanes(0, qkv).isnan() for ops in (kernels, reference)]
+    assert attended[0].all(1).tolist() == attended[0].any(1).tolist() == [False, True, False]
+    assert torch.equal(*attended)
 
 
 @in_the_interpreter
@@ -131,16 +182,8 @@ def test_attention_over_ragged_lengths(num_lanes, num_parts, dtype):
 def test_attention_within_packed_prompts(dtype):
     model = random_model(HEADS, dtype)
     reference, kernels, expected, found = both(model, random_lanes(HEADS, [1]), 1)
-    parts = []
-    for length, start in ((3, 200), (90, 300), (1, 10), (66, 100)):
-        first = sum(map(len, parts))
-        position = np.arange(length)
-        parts.append(np.zeros((length, lanes.PROMPT_TOKENS + HEADS.num_codebooks), np.int32))
-        parts[-1][:, lanes.POSITION], parts[-1][:, lanes.FIRST] = position, first
-        parts[-1][:, lanes.CACHE] = start + position
-    parts.append(lanes.unused_prompt_rows(160, 192, HEADS.num_codebooks, CACHE_TOKENS, 1))
-    prompt = torch.from_numpy(np.concatenate(parts))
-    qkv = torch.randn(192, 3 * HEADS.hidden_size, generator=torch.Generator().manual_seed(2)).to(dtype)
+    prompt = torch.cat([packed((3, 200), (90, 300), (1, 10), (66, 100)), padding(160, 192)])
+    qkv = noise(192, 3 * HEADS.hidden_size).to(dtype)
     check_close(kernels.attend_prompt(0, qkv, prompt)[:160], reference.attend_prompt(0, qkv, prompt)[:160], dtype)
     hidden = qkv[:, : HEADS.hidden_size].contiguous()
     kernels.store_prompt(hidden, prompt)
@@ -148,20 +191,96 @@ def test_attention_within_packed_prompts(dtype):
     check_buffers(found, expected, dtype)
 
 
+def packed(*sequences):
+    """Prompts side by side, each of (tokens, where its cache begins)."""
+    parts = []
+    for length, start in sequences:
+        parts.append(np.zeros((length, lanes.PROMPT_TOKENS + HEADS.num_codebooks), np.int32))
+        parts[-1][:, lanes.FIRST] = sum(map(len, parts[:-1]))
+        parts[-1][:, lanes.POSITION] = np.arange(length)
+        parts[-1][:, lanes.CACHE] = start + np.arange(length)
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def padding(first, end):
+    return torch.from_numpy(lanes.unused_prompt_rows(first, end, HEADS.num_codebooks, CACHE_TOKENS, 1))
+
+
 @in_the_interpreter
-@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES.values()])
-def test_what_a_layer_does_between_products(dtype):
-    reference, kernels, _, _ = both(random_model(HEADS, dtype), random_lanes(HEADS, [1]), 1)
-    generator = torch.Generator().manual_seed(3)
-    x, delta = (torch.randn(7, 96, generator=generator).to(dtype) for _ in range(2))
-    weight = torch.randn(96, generator=generator).to(dtype)
-    check_close(kernels.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6), dtype)
-    for one, other in zip(
-        kernels.add_rms_norm(x, delta, weight, 1e-6), reference.add_rms_norm(x, delta, weight, 1e-6), strict=True
-    ):
-        check_close(one, other, dtype)
-    gate_up = torch.randn(7, 2 * 1_100, generator=generator).to(dtype)
-    check_close(kernels.silu_mul(gate_up), reference.silu_mul(gate_up), dtype)
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_prompt_of_nan_stays_alone(broken):
+    """All of one prompt but its first token; the next one's block of queries, and of keys, is the same."""
+    reference, kernels, _, _ = both(random_model(HEADS), random_lanes(HEADS, [1]), 1)
+    lengths = (9, 12, 7)
+    prompt = packed(*zip(lengths, (100, 200, 300), strict=True))
+    qkv = noise(sum(lengths), 3 * HEADS.hidden_size)
+    owner = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    qkv[(owner == broken) & (prompt[:, lanes.POSITION] > 0)] = float("nan")
+    for ops in (kernels, reference):
+        attended = ops.attend_prompt(0, qkv, prompt)
+        assert attended[owner != broken].isfinite().all()
+        assert attended[(owner == broken) & (prompt[:, lanes.POSITION] > 0)].isnan().all()
+
+
+@in_the_interpreter
+def test_neighbours_change_no_bit_of_a_prompts_attention():
+    _, kernels, _, _ = both(random_model(HEADS), random_lanes(HEADS, [1]), 1)
+    qkv, alone = noise(70, 3 * HEADS.hidden_size), packed((70, 100))
+    expected = kernels.attend_prompt(0, qkv, alone)
+    before = noise(37, 3 * HEADS.hidden_size, seed=1)
+    prompt = torch.cat([packed((37, 300), (70, 100)), padding(107, 128)])
+    rows = torch.cat([before, qkv, noise(21, 3 * HEADS.hidden_size)])
+    assert torch.equal(kernels.attend_prompt(0, rows, prompt)[37:107], expected)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize(
+    ("dtype", "own_products", "num_rows"),
+    [
+        *((dtype, False, 7) for dtype in (torch.float32, *DTYPES.values())),
+        # The interpreter cannot multiply bfloat16 matrices.
+        *((dtype, True, num_rows) for dtype in (torch.float32, torch.float16) for num_rows in (1, 70)),
+    ],
+)
+def test_what_a_layer_does_outside_attention(dtype, own_products, num_rows):
+    """The sum of a product of six parts, and of one whose inputs cannot be split."""
+    variant = Variant(own_products=own_products)
+    reference, kernels, _, _ = both(random_model(HEADS), random_lanes(HEADS, [1]), 1, variant)
+    x, inner = noise(num_rows, 96).to(dtype), noise(num_rows, 768, seed=3).to(dtype)
+    norm = noise(96).to(dtype)
+    check_close(kernels.rms_norm(x, norm, 1e-6), reference.rms_norm(x, norm, 1e-6), dtype)
+    x[2:3] = float("nan")  # of one row, in whose block are others
+    matrix = (noise(192, 96, seed=4) / 10).to(dtype)
+    check_close(kernels.linear(x, matrix), reference.linear(x, matrix), dtype)
+    check_close(kernels.gated_linear(x, matrix), reference.gated_linear(x, matrix), dtype)
+    if own_products or dtype is torch.float32:  # PyTorch's product of 16 bits into 32 is for GPUs
+        logits = kernels.logits(x, matrix[:50])
+        assert logits.dtype is torch.float32
+        check_close(logits, torch.nn.functional.linear(x.float(), matrix[:50].float()), dtype)
+    for size in (768, 32):
+        down = (noise(96, size, seed=5) / size**0.5).to(dtype)
+        results = (
+            ops.linear_add_rms_norm(inner[:, :size].contiguous(), down, x, norm, 1e-6) for ops in (kernels, reference)
+        )
+        for one, other in zip(*results, strict=True):
+            check_close(one, other, dtype)
+
+
+@in_the_interpreter
+def test_neighbours_change_no_bit_of_our_own_products():
+    _, kernels, _, _ = both(random_model(HEADS), random_lanes(HEADS, [1]), 1, Variant(own_products=True))
+    x, inner, norm, matrix = noise(70, 96), noise(70, 768, seed=3), noise(96), noise(192, 96, seed=4)
+    down, results = noise(96, 768, seed=5), []
+    for rows in (slice(66, 67), slice(0, 70)):
+        results.append(
+            [
+                kernels.linear(x[rows], matrix)[-4:][:1],
+                kernels.gated_linear(x[rows], matrix)[-4:][:1],
+                *(part[-4:][:1] for part in kernels.linear_add_rms_norm(inner[rows], down, x[rows], norm, 1e-6)),
+            ]
+        )
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 @in_the_interpreter
@@ -220,6 +339,20 @@ def test_codes_are_drawn_as_in_pytorch(vocabulary, num_lanes):
 
 
 @in_the_interpreter
+@pytest.mark.parametrize("kind", ["codes", "text"])
+def test_more_equal_scores_than_are_sorted_as_few_are_all_candidates(kind):
+    """Half of the tokens are as likely as the least that top-k keeps."""
+    config = GPTConfig(**(vars(HEADS) | {"num_audio_tokens": 200, "num_text_tokens": 200}))
+    state = sampling_lanes(config, 6, lanes.CODES if kind == "codes" else lanes.TEXT, seed=5)
+    state[:-1, lanes.TOP_K] = 20
+    reference, kernels, expected, found = both(random_model(config), state, 6)
+    logits = (noise(6, 4, 200) > 0).float() if kind == "codes" else (noise(6, 200) > 0).float()
+    for ops in (kernels, reference):
+        getattr(ops, f"sample_{kind}")(logits)
+    check_buffers_but_unused(found, expected)
+
+
+@in_the_interpreter
 @pytest.mark.parametrize(("vocabulary", "num_lanes"), [(100, 24), (5_000, 2)])
 def test_text_is_drawn_as_in_pytorch(vocabulary, num_lanes):
     """As codes; of the larger vocabulary, more tokens are left out than are candidates."""
@@ -258,10 +391,13 @@ def check_buffers_but_unused(found, expected):
 
 
 @in_the_interpreter
-def test_an_engine_with_the_kernels_draws_the_same_tokens():
+@pytest.mark.parametrize(
+    "variant", [Variant(), Variant(cache_chunk=32, merge_in_place=True, own_products=True, one_pass=True)]
+)
+def test_an_engine_with_the_kernels_draws_the_same_tokens(variant):
     from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415
 
-    machine, sequences = random_engine(steps_ahead=1), mixed_sequences()[1:4]
+    machine, sequences = random_engine(steps_ahead=1, variant=variant), mixed_sequences()[1:4]
     runner = machine._runner
-    runner._ops = TritonOps(runner._model, runner._buffers)
+    runner._ops = TritonOps(runner._model, runner._buffers, variant)
     check_equal(sequences, run(machine, sequences), alone()[1:4])

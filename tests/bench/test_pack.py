@@ -108,7 +108,9 @@ def test_the_script_makes_an_environment_with_the_machines_packages_last(packed,
         "print(numpy.__version__, version('chattts-triton'), version('chattts-client'), chattts_serving.__file__,"
         " find_spec('pytriton').origin, find_spec('chattts_client').origin)"
     )
-    asked = subprocess.run([inside, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout.split()
+    asked = subprocess.run(
+        [inside, "-c", code], cwd="/", env=clean_environment(), capture_output=True, text=True, check=True
+    ).stdout.split()
     project = metadata.version("chattts-triton"), metadata.version("chattts-client")
     site = checkout / "environment" / "lib" / "python3.12" / "site-packages"
     packages = checkout / "chattts_serving", site / "pytriton", checkout / "client" / "chattts_client"

@@ -83,7 +83,7 @@ def test_floating_point_samples(server, tmp_path):
 
 
 def test_every_flag_arrives_as_its_input(server, tmp_path):
-    flags = ["--skip-refine", "--no-normalize", "--strict-tags"]
+    flags = ["--skip-refine", "--no-normalize", "--strict-tags", "--redraw-long"]
     for name, value in ALL_OPTIONS.items():
         if not isinstance(value, bool):
             flags += [f"--{name.replace('_', '-')}", str(value)]

@@ -231,7 +231,7 @@ def _speaker() -> Values:
             st.integers(1, 9_000).map(lambda more: _long("一", limits.MAX_SPEAKER_CHARACTERS + more)), Expected.REFUSAL
         ),
         _said(
-            st.sampled_from(["Bob", "Default", "default ", "seed-99", "../default", "一"]).map(str.encode),
+            st.sampled_from(["Bob", "Default", "default-", "seed-99", "../default", "一"]).map(str.encode),
             Expected.REFUSAL,
         ),
         _damage(good),

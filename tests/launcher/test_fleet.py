@@ -21,12 +21,11 @@ from pathlib import Path
 import pytest
 
 from chattts_serving.errors import ConfigError
-from chattts_serving.launcher import balancer, fleet
+from chattts_serving.launcher import balancer
 from chattts_serving.launcher.balancer import find_haproxy
 from chattts_serving.launcher.child import Child
-from chattts_serving.launcher.fleet import Fleet
 from chattts_serving.launcher.options import ServerOptions, parse_arguments
-from chattts_serving.launcher.processes import child_processes
+from chattts_serving.launcher.processes import child_processes, state_and_parent
 from chattts_serving.launcher.supervisor import SHARED_MEMORY
 from tests.deploy.haproxy import free_ports, program
 from tests.launcher.stand_in import driver
@@ -111,7 +110,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    return state_and_parent(pid)[0] not in ("", "Z")  # a zombie has ended
 
 
 @dataclass(frozen=True)
@@ -290,16 +289,26 @@ def test_a_missing_haproxy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         find_haproxy()
 
 
-def test_a_balancer_that_finds_no_server_ends_the_start(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(fleet, "BALANCER_STARTS_S", 0.5)
-    says_ready = [sys.executable, "-c", "import time; print('ready http=x', flush=True); time.sleep(60)"]
-    children = [Child(name, says_ready, os.environ, lambda _: None) for name in ("gpu0", "gpu1", "balancer")]
-    assert Fleet(children[:2], children[2], lambda: False, "ready").run(stop_timeout_s=5.0) == 1
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", "error: balancer finds no server ready after 0 s\n")
-    assert None not in [child.exit_status for child in children]
+NO_SERVER = """
+import os, sys
+from chattts_serving.launcher import fleet
+from chattts_serving.launcher.child import Child
+fleet.BALANCER_STARTS_S = 0.5
+says_ready = [sys.executable, "-c", "import time; print('ready http=x', flush=True); time.sleep(60)"]
+children = [Child(name, says_ready, os.environ, lambda _: None) for name in ("gpu0", "gpu1", "balancer")]
+status = fleet.Fleet(children[:2], children[2], lambda: False, "ready").run(stop_timeout_s=5.0)
+assert None not in [child.exit_status for child in children]
+sys.exit(status)
+"""
+
+
+def test_a_balancer_that_finds_no_server_ends_the_start() -> None:
+    """In a process of its own, all children of which a fleet ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_SERVER], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    printed = (done.returncode, done.stdout, done.stderr)
+    assert printed == (1, "", "error: balancer finds no server ready after 0 s\n")
 
 
 def test_a_program_runs_on_its_cpus_alone() -> None:

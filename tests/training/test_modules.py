@@ -10,7 +10,7 @@ import torch
 
 from export.chattts_package import import_chattts
 from export.convnext import Weights
-from export.dvae import MAX_INPUT
+from export.dvae import MAX_INPUT, decoder_delay
 from export.onnx_models import decoder_model, encoder_model, vocos_model
 from export.synthetic import write_gpt_config
 from tests.codes import check_codes, on_no_edge
@@ -37,6 +37,11 @@ def run(model, *inputs):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
     return session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+
+
+def closed(length):
+    """The mask of sentences that are rendered to their end in one call."""
+    return torch.cat([torch.ones(2, length), torch.zeros(2, 1)], dim=1)
 
 
 def test_the_codec_makes_the_codes_that_are_served():
@@ -74,14 +79,15 @@ def test_the_decoder_makes_the_mel_that_is_served():
     decoder.coef.uniform_(0.5, 2)
     hidden = torch.randn(2, FRAMES // 2, SIZES.gpt.hidden)
     model = decoder_model(weights(decoder.state_dict()), SIZES.gpt.hidden)
-    found, _ = run(model, hidden, torch.ones(2, FRAMES // 2))
+    found, *_ = run(model, hidden, closed(FRAMES // 2), torch.zeros(2, 1))
     with torch.inference_mode():
         np.testing.assert_allclose(found.transpose(0, 2, 1), decoder(hidden), atol=1e-5)
 
 
 def test_the_vocoder_makes_the_waveform_that_is_served():
     vocoder, mel = Vocoder(SIZES.vocos).eval(), torch.randn(2, 100, FRAMES)
-    (found,) = run(vocos_model(weights(vocoder.tensors())), mel.transpose(1, 2).contiguous(), torch.ones(2, FRAMES))
+    model = vocos_model(weights(vocoder.tensors()), decoder_delay(weights(MelDecoder(SIZES.decoder).state_dict())))
+    found, _ = run(model, mel.transpose(1, 2).contiguous(), closed(FRAMES), torch.zeros(2, 1))
     with torch.inference_mode():
         np.testing.assert_allclose(found[:, : (FRAMES - 1) * 256], vocoder(mel), atol=1e-4)
 

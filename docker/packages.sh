@@ -4,6 +4,7 @@
 # MODULEs are what the image imports, and must be there in the end. UNNEEDED are packages that others ask for and no
 # MODULE imports. The project is found beside FOLDER.
 set -eu
+unset PYTHONPATH # NVIDIA's image sets it, to the packages of another backend
 folder=$1 extras=$2 modules=$3
 shift 3
 cd "$(dirname "$0")/.."

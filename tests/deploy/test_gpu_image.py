@@ -50,6 +50,7 @@ def write_wheel(folder: Path, name: str, version: str) -> None:
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+        wheel.writestr(f"{name}/__init__.py", "")
 
 
 def of_another_backend(folder: Path) -> Path:

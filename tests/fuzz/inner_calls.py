@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from chattts_serving.audio import FRAMES_PER_TOKEN, HOP_LENGTH, NUM_MELS
+from chattts_serving.speech.session import BEGINNING, NEXT
 from chattts_serving.speech.windows import Chunk, ReadingPlan
 from chattts_serving.voice.speaker import decode_sample
 from chattts_serving.voice.voice_encoder import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
@@ -268,6 +269,8 @@ class Caller:
         self._wire, self._conversation = wire, conversation
         self._ids = [f"{serial}-{stream}-{conversation.name}" for stream in range(3)]
         self._is_open = [False] * 3
+        self._by_chunk = [False] * 3  # opened by `speech_chunk`, which has then made sound of all that was read
+        self._states = [BEGINNING] * 3
 
     def talk(self) -> int:
         """Do everything, and cancel what is left open; how many requests were answered.
@@ -317,14 +320,26 @@ class Caller:
                 return reads
 
     def _ask(self, step: Step, inputs: tuple[Tensor, ...], expected: Expected) -> None:
-        model = "speech_chunk" if step.through_chunk else "gpt_decoder"
+        stream = step.stream
+        if step.act in (Act.OPEN, Act.OPEN_BADLY) and not self._is_open[stream]:
+            self._by_chunk[stream], self._states[stream] = step.through_chunk, BEGINNING
+        model = "speech_chunk" if self._by_chunk[stream] else "gpt_decoder"
+        if self._by_chunk[stream]:
+            inputs += tuple(
+                float_tensor(name, (1, len(state)), state.tolist()) for name, state in self._states[stream].items()
+            )
         answer = self._wire(Call(model, inputs, expected=expected))
         check(Call(model, inputs, expected=expected), answer)
         if answer.status == OK:
             chunk = Chunk.from_json(answer.responses[0]["chunk"].item().decode())
-            self._is_open[step.stream] = not chunk.is_final
+            self._is_open[stream] = not chunk.is_final
+            if self._by_chunk[stream] and not chunk.sentences:
+                kept = {name: answer.responses[0][NEXT.format(name)][0] for name in BEGINNING}
+                self._states[stream] = kept
+            else:
+                self._states[stream] = BEGINNING
             _check_window(chunk, answer.responses[0])
-        elif self._is_open[step.stream] and len(inputs) == 1:
+        elif self._is_open[stream] and step.act in (Act.READ, Act.FINISH):
             self._is_open[step.stream] = False  # a read that failed has ended the request
 
     def _cancel(self, stream: int) -> None:

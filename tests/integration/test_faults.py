@@ -372,22 +372,30 @@ spec.loader.exec_module(module)
 TritonPythonModel = module.TritonPythonModel
 '''
 SLOW_VOCODER = '''
-"""A vocoder that takes the seconds that a file says; its sound is the mean of each frame."""
+"""The vocoder, after the seconds that a file says."""
 import time
 from pathlib import Path
 
-import numpy as np
+import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 SECONDS = Path({folder!r}) / "seconds"
+INPUTS, OUTPUTS = ("mel", "mel_mask", "state"), ("waveform", "next_state")
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        file = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
     def execute(self, requests):
         time.sleep(float(SECONDS.read_text()))
-        mels = [pb_utils.get_input_tensor_by_name(request, "mel").as_numpy() for request in requests]
-        waveforms = [np.repeat(mel.mean(2), 256, axis=1) for mel in mels]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("waveform", waveform)]) for waveform in waveforms]
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        given = {{name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS}}
+        found = zip(OUTPUTS, self.session.run(list(OUTPUTS), given))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(*one) for one in found])
 '''
 POISONED_SEED = 666
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.model import OFFICIAL
+from bench.model import OFFICIAL, sentence_request
 from bench.paced import Pace, PacedRunner, PacedStep
 from chattts_serving.engine.batch import Batch
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
-from chattts_serving.request import MAX_NEW_TOKENS, GenerationRequest, SamplingOptions
+from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.speech.open_request import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
@@ -155,21 +155,4 @@ def _speak(runner: _Timed, batch: int, tokens: int, plan: ReadingPlan) -> None:
 
 
 def _request(number: int, most_tokens: int) -> GenerationRequest:
-    return GenerationRequest(
-        prompts=(PROMPT,),
-        texts=("what nobody looks at",),
-        pauses=(0,),
-        fewest_tokens=(0,),
-        most_tokens=(MAX_NEW_TOKENS,),
-        redraw_long=False,
-        refine=False,
-        refine_only=False,
-        prompt="",
-        sample_text="",
-        sample_codes=(),
-        has_speaker=True,
-        seed=number,
-        deadline_ns=None,
-        priority="interactive",
-        sampling=SamplingOptions(max_new_tokens=most_tokens),
-    )
+    return sentence_request(number, PROMPT, SamplingOptions(max_new_tokens=most_tokens))

@@ -13,6 +13,7 @@ from chattts_serving.engine.gpt_config import GPTConfig, Precision, weight_shape
 from chattts_serving.engine.gpu.gpt import DTYPES as HALF_DTYPES
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.sequence import FinishReason, Kind, SamplingParams, Sequence
+from chattts_serving.request import MAX_NEW_TOKENS, GenerationRequest, SamplingOptions
 
 OFFICIAL = GPTConfig(
     hidden_size=768,
@@ -138,3 +139,25 @@ def _reference_logits(reference: GPT, sequence: Sequence) -> torch.Tensor:
         return out.squeeze(0).transpose(0, 1).flatten(1)
 
     return reference.code_logits(reference.forward(embeddings, attend)[len(prompt) - 1 :])
+
+
+def sentence_request(seed: int, prompt: tuple[int, ...], sampling: SamplingOptions) -> GenerationRequest:
+    """One sentence to speak, as text_frontend would write it; nobody looks at its text."""
+    return GenerationRequest(
+        prompts=(prompt,),
+        texts=("x",),
+        pauses=(0,),
+        fewest_tokens=(0,),
+        most_tokens=(MAX_NEW_TOKENS,),
+        redraw_long=False,
+        refine=False,
+        refine_only=False,
+        prompt="",
+        sample_text="",
+        sample_codes=(),
+        has_speaker=True,
+        seed=seed,
+        deadline_ns=None,
+        priority="interactive",
+        sampling=sampling,
+    )

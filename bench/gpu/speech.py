@@ -16,10 +16,10 @@ import torch
 from bench.gpu.machine import CROWD_PREFILL, Machine
 from bench.gpu.phases import NotHereError, Row, Wrong
 from bench.gpu.rendering import Renderer
-from bench.model import PLAIN_TOKENS
+from bench.model import PLAIN_TOKENS, sentence_request
 from chattts_serving.audio import SAMPLE_RATE, num_samples
 from chattts_serving.engine.engine import Engine
-from chattts_serving.request import MAX_NEW_TOKENS, GenerationRequest, SamplingOptions
+from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.speech.open_request import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
@@ -104,24 +104,7 @@ class _NoPrompts:
 
 def _request(number: int, tokens: int) -> GenerationRequest:
     prompt = tuple(100 + (number + 7 * place) % (PLAIN_TOKENS - 100) for place in range(SENTENCE_PROMPT))
-    return GenerationRequest(
-        texts=("x",),
-        pauses=(0,),
-        prompts=(prompt,),
-        fewest_tokens=(0,),
-        most_tokens=(MAX_NEW_TOKENS,),
-        redraw_long=False,
-        refine=False,
-        refine_only=False,
-        prompt="",
-        sample_text="",
-        sample_codes=(),
-        has_speaker=True,
-        seed=number,
-        deadline_ns=None,
-        priority="interactive",
-        sampling=SamplingOptions(min_new_tokens=tokens, max_new_tokens=tokens),
-    )
+    return sentence_request(number, prompt, SamplingOptions(min_new_tokens=tokens, max_new_tokens=tokens))
 
 
 def rendering(machine: Machine) -> Iterator[Row | Wrong]:

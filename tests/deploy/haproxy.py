@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import re
 import shutil
 import socket
@@ -118,9 +119,22 @@ def _backend(protocol: str, servers: list[Addresses]) -> str:
 
 
 def free_ports(number: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [one.getsockname()[1] for one in sockets]
+    """`number` ports of 127.0.0.1 that follow each other and are free.
+
+    They lie below those that the kernel hands out by itself, so that no connection and no other server takes them
+    between this and their use.
+    """
+    handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    while True:
+        first = random.randrange(10_000, handed_out - number)
+        ports = list(range(first, first + number))
+        try:
+            with ExitStack() as held:
+                for port in ports:
+                    held.enter_context(socket.create_server(("127.0.0.1", port)))
+        except OSError:
+            continue
+        return ports
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:

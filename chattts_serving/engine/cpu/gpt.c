@@ -2,31 +2,31 @@
 #include "gpt.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined __x86_64__
-#define PAUSE() __builtin_ia32_pause()
-#else
-#define PAUSE() ((void)0)
-#endif
-
-#define SPINS_BEFORE_YIELD 2000 /* tens of microseconds: longer than a part of a step should have to wait */
 #define SPINS_BEFORE_SLEEP 5000 /* a fraction of a millisecond: steps follow each other faster than that */
+
+typedef struct { /* a step to do */
+    unsigned number;
+    const Model *model;
+    Batch batch; /* a copy: who comes late must not see that of the next step */
+    Workspace *work;
+    uint64_t phase; /* the last one before it */
+    uint32_t target;
+} Job;
 
 typedef struct {
     int threads; /* the caller's included */
     pthread_t *workers;
-    pthread_mutex_t lock;
+    pthread_mutex_t lock; /* guards job */
     pthread_cond_t wake;
-    _Atomic unsigned job;
-    _Atomic int sleeping, closing;
+    Job job;
+    _Atomic unsigned posted; /* the job's number */
+    _Atomic int closing;
     Step *step;
-    const Model *model;
-    const Batch *batch;
-    Workspace *work;
-    Barrier barrier;
+    Team team;
+    Turn last; /* where the caller was after the last step */
 } Pool;
 
 typedef struct {
@@ -34,48 +34,37 @@ typedef struct {
     int thread;
 } Worker;
 
-void wait_for_all(Barrier *barrier, int threads) {
-    const unsigned phase = atomic_load_explicit(&barrier->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 == threads) {
-        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&barrier->phase, phase + 1, memory_order_release);
-        return;
-    }
-    for (int spins = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < SPINS_BEFORE_YIELD) PAUSE();
-        else sched_yield(); /* another process has our core's neighbour: let it finish */
-    }
+/* The job that was posted last, once it is another one than number `last`. */
+static Job next_job(Pool *pool, unsigned last) {
+    for (int spins = 0; spins < SPINS_BEFORE_SLEEP && atomic_load(&pool->posted) == last; spins++) PAUSE();
+    pthread_mutex_lock(&pool->lock);
+    while (pool->job.number == last) pthread_cond_wait(&pool->wake, &pool->lock);
+    const Job job = pool->job;
+    pthread_mutex_unlock(&pool->lock);
+    return job;
 }
 
-static void wait_for_job(Pool *pool, unsigned last) {
-    for (int spins = 0; spins < SPINS_BEFORE_SLEEP; spins++) {
-        if (atomic_load(&pool->job) != last) return;
-        PAUSE();
-    }
+static void post_job(Pool *pool, Job job) {
     pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add(&pool->sleeping, 1);
-    while (atomic_load(&pool->job) == last) pthread_cond_wait(&pool->wake, &pool->lock);
-    atomic_fetch_sub(&pool->sleeping, 1);
+    pool->job = job;
+    atomic_store(&pool->posted, job.number);
+    pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
 }
 
-static void post_job(Pool *pool) {
-    atomic_fetch_add(&pool->job, 1);
-    if (atomic_load(&pool->sleeping)) {
-        pthread_mutex_lock(&pool->lock);
-        pthread_cond_broadcast(&pool->wake);
-        pthread_mutex_unlock(&pool->lock);
-    }
+static Turn do_job(Pool *pool, const Job *job, int thread) {
+    Turn turn = {.team = &pool->team, .thread = thread, .phase = job->phase, .target = job->target};
+    pool->step(job->model, &job->batch, job->work, &turn);
+    return turn;
 }
 
 static void *work_on_jobs(void *argument) {
     Worker worker = *(Worker *)argument;
-    Pool *pool = worker.pool;
     free(argument);
-    for (unsigned job = 0;; job++) {
-        wait_for_job(pool, job);
-        if (atomic_load(&pool->closing)) return NULL;
-        pool->step(pool->model, pool->batch, pool->work, worker.thread, pool->threads, &pool->barrier);
+    for (Job job = {0};;) {
+        job = next_job(worker.pool, job.number);
+        if (atomic_load(&worker.pool->closing)) return NULL;
+        do_job(worker.pool, &job, worker.thread);
     }
 }
 
@@ -109,24 +98,33 @@ static Step *step_called(const char *name) {
 
 void chattts_close(Pool *pool) {
     atomic_store(&pool->closing, 1);
-    post_job(pool);
+    post_job(pool, (Job){.number = pool->job.number + 1});
     for (int thread = 1; thread < pool->threads; thread++) pthread_join(pool->workers[thread], NULL);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
     free(pool->workers);
+    free(pool->team.ranges);
     free(pool);
 }
 
 /* `threads` threads, the caller's included, that run steps of `instruction_set`; NULL where that cannot be had. */
 Pool *chattts_open(int threads, const char *instruction_set) {
-    Pool *pool = calloc(1, sizeof *pool);
+    Pool *pool = aligned_alloc(64, (sizeof *pool + 63) / 64 * 64);
     if (!pool) return NULL;
+    memset(pool, 0, sizeof *pool);
     pool->workers = calloc(threads, sizeof *pool->workers);
+    pool->team.ranges = aligned_alloc(64, threads * sizeof *pool->team.ranges);
     pool->step = step_called(instruction_set);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = 1;
-    for (int thread = 1; pool->workers && thread < threads; thread++) {
+    if (!pool->workers || !pool->team.ranges || !pool->step) {
+        chattts_close(pool);
+        return NULL;
+    }
+    memset(pool->team.ranges, 0, threads * sizeof *pool->team.ranges);
+    pool->team.threads = threads;
+    for (int thread = 1; thread < threads; thread++) {
         Worker *worker = malloc(sizeof *worker);
         if (worker) *worker = (Worker){pool, thread};
         if (!worker || pthread_create(&pool->workers[thread], NULL, work_on_jobs, worker)) {
@@ -134,11 +132,7 @@ Pool *chattts_open(int threads, const char *instruction_set) {
             chattts_close(pool);
             return NULL;
         }
-        pool->threads = thread + 1; /* read by a worker only when a job has been posted */
-    }
-    if (!pool->workers || !pool->step) {
-        chattts_close(pool);
-        return NULL;
+        pool->threads = thread + 1;
     }
     return pool;
 }
@@ -153,9 +147,7 @@ void chattts_sizes(int64_t sizes[4]) {
 
 /* One step of every entry of `batch`; returns when it is done. Not for two threads at once. */
 void chattts_step(Pool *pool, const Model *model, const Batch *batch, Workspace *work) {
-    pool->model = model;
-    pool->batch = batch;
-    pool->work = work;
-    post_job(pool);
-    pool->step(model, batch, work, 0, pool->threads, &pool->barrier);
+    const Job job = {pool->job.number + 1, model, *batch, work, pool->last.phase, pool->last.target};
+    post_job(pool, job);
+    pool->last = do_job(pool, &job, 0);
 }

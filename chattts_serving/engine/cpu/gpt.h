@@ -1,8 +1,15 @@
 /* What a step works on. All memory belongs to the caller (library.py has the same structures). */
 #ifndef CHATTTS_GPT_H
 #define CHATTTS_GPT_H
-#include <stdatomic.h>
 #include <stdint.h>
+
+#include "tasks.h"
+
+#if defined __x86_64__
+#define PAUSE() __builtin_ia32_pause()
+#else
+#define PAUSE() ((void)0)
+#endif
 
 #define MAX_HEAD_DIM 256
 #define MAX_CODEBOOKS 8
@@ -69,15 +76,10 @@ typedef struct {
     float *sampling;                                /* [threads, 4 * the larger vocabulary] */
 } Workspace;
 
-typedef struct {
-    _Atomic int arrived;
-    _Atomic unsigned phase;
-} Barrier;
-
-typedef void Step(const Model *, const Batch *, Workspace *, int thread, int threads, Barrier *);
+/* Every thread goes through it with a turn of its own, and may do so late: outside tasks it reads no entry of the batch. */
+typedef void Step(const Model *, const Batch *, Workspace *, Turn *);
 extern Step step_avx512, step_avx2, step_plain;
 
-void wait_for_all(Barrier *barrier, int threads);
 int32_t draw(const Model *model, const Entry *entry, float *logits, int vocabulary, int end_token, int codebook,
              float *scratch);
 #endif

@@ -24,17 +24,12 @@ typedef uint8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
-typedef struct { /* the part of one thread */
+typedef struct { /* what one thread works with */
     const Model *model;
     const Batch *batch;
     Workspace *work;
-    int thread, threads;
+    Turn *turn;
 } Share;
-
-INLINE void split(const Share *share, int64_t count, int64_t *first, int64_t *last) {
-    *first = count * share->thread / share->threads;
-    *last = count * (share->thread + 1) / share->threads;
-}
 
 /* a * b + c, rounded once where the instruction set does so */
 INLINE vf fused(vf a, vf b, vf c) {
@@ -244,17 +239,15 @@ INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, in
     }
 }
 
-/* This thread's panels of rows x matrix, for all rows. */
+/* Rows x matrix: a phase, whose tasks are panels, each for all rows. */
 INLINE void multiply(const Share *share, const Matrix *matrix, const float *rows, int64_t row, int64_t count,
                      Epilogue epilogue, float *out, int64_t stride) {
     const int64_t start = row, end = row + count;
-    int64_t first, last;
-    split(share, matrix->panels, &first, &last);
     const size_t half = (size_t)matrix->inputs * PANEL * (share->model->int8 ? 1 : 4) / 2; /* of a panel, in bytes */
     /* The last two tiles of a panel fetch the next one, so that memory is read while products are computed. One tile alone
        fetches all of it, but for one or two rows, which are done as soon as their weights are there: half a panel ahead. */
     const int lines = count > 2 && count <= ROWS ? 2 : 1;
-    for (int64_t panel = first; panel < last; panel++) {
+    FOR_EACH(panel, share->turn, matrix->panels) {
         for (int64_t row = start; row < end;) {
             const int64_t tiles = (end - row + ROWS - 1) / ROWS; /* as even as can be: 16 rows are 8 and 8 */
             const int n = (int)((end - row + tiles - 1) / tiles);
@@ -314,7 +307,7 @@ INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, 
     const int64_t longest = entry->num_cached + row + group, stride = model->max_positions + 64;
     const float *queries = share->work->qkv + (entry->first_row + row) * 3 * model->hidden + head * dim;
     float *out = share->work->attended + (entry->first_row + row) * model->hidden + head * dim;
-    float *scores = share->work->scores + share->thread * GROUP * stride;
+    float *scores = share->work->scores + share->turn->thread * GROUP * stride;
     const float scale = 1.0f / sqrtf((float)dim);
     vf query[GROUP][MAX_HEAD_DIM / VL], result[GROUP][MAX_HEAD_DIM / VL];
     float total[GROUP];
@@ -384,7 +377,7 @@ static void attend(const Share *share, int layer, int64_t task) {
     const Model *model = share->model;
     const Entry *entry = &share->batch->entries[task / model->heads];
     const int head = (int)(task % model->heads), parts = model->head_dim / VL;
-    const int64_t following = task + share->threads;
+    const int64_t following = task + 1;
     const int64_t next = following >= share->batch->num_entries * model->heads
                              ? cache_place(model, entry, layer, head)
                              : cache_place(model, &share->batch->entries[following / model->heads], layer,
@@ -397,8 +390,10 @@ static void attend(const Share *share, int layer, int64_t task) {
 /* ---- the step ---- */
 
 /* Embedding of one row: the speaker's vector, a text token, or the sum of its codes. */
-static void embed(const Share *share, const Entry *entry, int64_t row) {
+static void embed(const Share *share, int64_t row) {
     const Model *model = share->model;
+    const Entry *entry = share->batch->entries;
+    while (row >= entry->first_row + entry->num_new) entry++;
     const int32_t *tokens = share->batch->tokens + row * model->num_codebooks;
     float *x = share->work->x + row * model->hidden;
     const size_t size = sizeof(float) * model->hidden;
@@ -434,7 +429,7 @@ static void draw_tokens(const Share *share, Entry *entry, int codebook) {
     const Model *model = share->model;
     Workspace *work = share->work;
     const int larger = model->num_text_tokens > model->num_audio_tokens ? model->num_text_tokens : model->num_audio_tokens;
-    float *scratch = work->sampling + (int64_t)share->thread * 4 * larger;
+    float *scratch = work->sampling + (int64_t)share->turn->thread * 4 * larger;
     if (entry->draws == AUDIO) {
         float *logits = work->code_logits + (int64_t)entry->head_row * model->head_code.panels * PANEL;
         logits += (int64_t)codebook * model->num_audio_tokens;
@@ -445,57 +440,35 @@ static void draw_tokens(const Share *share, Entry *entry, int codebook) {
     }
 }
 
-void STEP(const Model *model, const Batch *batch, Workspace *work, int thread, int threads, Barrier *barrier) {
-    const Share share = {model, batch, work, thread, threads};
+void STEP(const Model *model, const Batch *batch, Workspace *work, Turn *turn) {
+    const Share share = {model, batch, work, turn};
     const int64_t rows = batch->num_rows, hidden = model->hidden;
-    int64_t first, last;
-    split(&share, rows, &first, &last);
-
-    for (int64_t i = 0; i < batch->num_entries; i++) {
-        const Entry *entry = &batch->entries[i];
-        for (int64_t row = entry->first_row; row < entry->first_row + entry->num_new; row++)
-            if (row >= first && row < last) embed(&share, entry, row);
-    }
     for (int index = 0; index < model->num_layers; index++) {
         const Layer *layer = &model->layers[index];
-        for (int64_t row = first; row < last; row++) {
+        FOR_EACH(row, turn, rows) {
+            if (index == 0) embed(&share, row);
             normalise(model, work->x + row * hidden, layer->input_norm, work->normed + row * hidden);
             prepare(&share, work->normed, (int)hidden, row);
         }
-        wait_for_all(barrier, threads);
         multiply_and_store(&share, &layer->qkv, work->normed, 0, rows, work->qkv, 3 * hidden);
-        wait_for_all(barrier, threads);
-        for (int64_t task = thread; task < batch->num_entries * model->heads; task += threads)
-            attend(&share, index, task);
-        wait_for_all(barrier, threads);
-        if (model->int8) {
-            for (int64_t row = first; row < last; row++) prepare(&share, work->attended, (int)hidden, row);
-            wait_for_all(barrier, threads);
-        }
+        FOR_EACH(task, turn, batch->num_entries * model->heads) attend(&share, index, task);
+        if (model->int8) FOR_EACH(row, turn, rows) prepare(&share, work->attended, (int)hidden, row);
         multiply_and_add(&share, &layer->o, work->attended, rows, work->x, hidden);
-        wait_for_all(barrier, threads);
-        for (int64_t row = first; row < last; row++) {
+        FOR_EACH(row, turn, rows) {
             normalise(model, work->x + row * hidden, layer->post_norm, work->normed + row * hidden);
             prepare(&share, work->normed, (int)hidden, row);
         }
-        wait_for_all(barrier, threads);
         multiply_and_gate(&share, &layer->gate_up, work->normed, rows, work->activated, model->intermediate);
-        wait_for_all(barrier, threads);
-        if (model->int8) {
-            for (int64_t row = first; row < last; row++) prepare(&share, work->activated, model->intermediate, row);
-            wait_for_all(barrier, threads);
-        }
+        if (model->int8) FOR_EACH(row, turn, rows) prepare(&share, work->activated, model->intermediate, row);
         multiply_and_add(&share, &layer->down, work->activated, rows, work->x, hidden);
-        wait_for_all(barrier, threads);
     }
-    for (int64_t i = thread; i < batch->num_entries; i += threads) finish(&share, &batch->entries[i]);
-    wait_for_all(barrier, threads);
-    multiply_and_store(&share, &model->head_code, work->last, 0, batch->num_audio, work->code_logits,
-                       model->head_code.panels * PANEL);
-    multiply_and_store(&share, &model->head_text, work->last, batch->num_audio, batch->num_text, work->text_logits,
-                       model->head_text.panels * PANEL);
-    wait_for_all(barrier, threads);
-    for (int64_t task = thread; task < batch->num_entries * model->num_codebooks; task += threads)
+    FOR_EACH(i, turn, batch->num_entries) finish(&share, &batch->entries[i]);
+    if (batch->num_audio)
+        multiply_and_store(&share, &model->head_code, work->last, 0, batch->num_audio, work->code_logits,
+                           model->head_code.panels * PANEL);
+    if (batch->num_text)
+        multiply_and_store(&share, &model->head_text, work->last, batch->num_audio, batch->num_text, work->text_logits,
+                           model->head_text.panels * PANEL);
+    FOR_EACH(task, turn, batch->num_entries * model->num_codebooks)
         draw_tokens(&share, &batch->entries[task / model->num_codebooks], (int)(task % model->num_codebooks));
-    wait_for_all(barrier, threads);
 }

@@ -92,6 +92,11 @@ class Engine:
         return self._scheduler.num_running
 
     @property
+    def num_resting(self) -> int:
+        """Sequences that are made to rest."""
+        return self._scheduler.num_resting
+
+    @property
     def num_free_cache_tokens(self) -> int:
         """Tokens of the cache that no sequence holds."""
         return self._scheduler.num_free_cache_tokens
@@ -113,7 +118,7 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to compute and nothing to read."""
+        """Whether there is nothing to compute and nothing to read, but for what rests."""
         return not (self._in_flight or self.num_waiting or self.num_running)
 
     def hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
@@ -133,6 +138,15 @@ class Engine:
         self._batch.leave(sequence)
         self._scheduler.remove(sequence)
 
+    def rest(self, sequence: Sequence) -> None:
+        """Take `sequence`, which is here, out of the batch until it is resumed; its cache stays while there is room."""
+        self._scheduler.rest(sequence)
+        self._batch.leave(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """Let `sequence` go on, if it rests."""
+        self._scheduler.resume(sequence)
+
     def step(self) -> list[Finished]:
         """Launch a step, read the oldest one that is due, and return the sequences that ended in it."""
         self._change(self._scheduler.schedule())
@@ -143,7 +157,7 @@ class Engine:
         finished = []
         while len(self._in_flight) > unread:
             finished += self._read(self._in_flight.popleft())
-        if self.is_idle and (lost := self._scheduler.reclaim()):
+        if self.is_idle and not self.num_resting and (lost := self._scheduler.reclaim()):
             logger.error("%d of %d tokens of the cache were held by nobody: a bug", lost, self.num_cache_tokens)
         return finished
 

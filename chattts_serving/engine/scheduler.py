@@ -1,8 +1,9 @@
 """Who runs in the next step, and where each one's cache lies: plain counting, no tensors.
 
 Sequences are admitted by priority, then first come, first served. A slot starts small and grows. A sequence that finds
-no room takes that of the youngest one of lower priority; one that runs and must grow, that of the youngest one of the
-lowest. Who gives its slot up waits at the head of its queue and computes its cache again later (its tokens are kept).
+no room takes that of one that rests, or else of the youngest one of lower priority; one that runs and must grow, that
+of the youngest one of the lowest. Who gives its slot up waits at the head of its queue and computes its cache again
+later (its tokens are kept). Who is made to rest keeps the slot, and goes on in it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Changes:
 
 
 class Scheduler:
-    """The waiting and the running sequences. A running one is not looked at until its slot is full."""
+    """The waiting, the running and the resting sequences. A running one is not looked at until its slot is full."""
 
     def __init__(self, config: SchedulerConfig, move_cache: MoveCache) -> None:
         """`move_cache` is called when a slot has to grow and cannot do so in place."""
@@ -81,6 +82,8 @@ class Scheduler:
         self._move_cache = move_cache
         self._slots = KVSlots(config.kv_cache_tokens)
         self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in Priority}
+        self._resting: dict[Sequence, None] = {}
+        self._kept: dict[Sequence, None] = {}  # those that have a slot and do not run: they rest, or have until now
         self._steps_since_join = 0
         self._running: list[Sequence] = []  # by priority, oldest first: the last one is the first to go
         self._num_steps = 0
@@ -96,6 +99,11 @@ class Scheduler:
     def num_running(self) -> int:
         """Sequences with a slot."""
         return len(self._running)
+
+    @property
+    def num_resting(self) -> int:
+        """Sequences that are made to rest."""
+        return len(self._resting)
 
     @property
     def num_free_cache_tokens(self) -> int:
@@ -124,11 +132,29 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget `sequence`, wherever it is, and free its slot; nothing happens when it is not here."""
+        self._take_out(sequence)
+        self._resting.pop(sequence, None)
+        self._free_slot(sequence)
+
+    def rest(self, sequence: Sequence) -> None:
+        """Let `sequence`, which runs or waits, do neither until it is resumed."""
         if sequence in self._running:
-            self._running.remove(sequence)
-            self._free_slot(sequence)
-        elif sequence in self._waiting[sequence.priority]:
-            self._waiting[sequence.priority].remove(sequence)
+            sequence.rest()
+            self._kept[sequence] = None
+        self._take_out(sequence)
+        self._resting[sequence] = None
+
+    def resume(self, sequence: Sequence) -> None:
+        """Let `sequence` wait, before all others of its priority, if it rests."""
+        if sequence in self._resting:
+            del self._resting[sequence]
+            self._waiting[sequence.priority].appendleft(sequence)
+
+    def _take_out(self, sequence: Sequence) -> None:
+        for there in (self._running, self._waiting[sequence.priority]):
+            if sequence in there:
+                there.remove(sequence)
+                return
 
     def reclaim(self) -> int:
         """When nobody is here, so that all of the cache must be free: the tokens that were not, and are from now on."""
@@ -144,24 +170,34 @@ class Scheduler:
             prefill_tokens += sequence.num_uncached_tokens
             if prefill_tokens > self._config.max_prefill_tokens and prefill_tokens > sequence.num_uncached_tokens:
                 return
-            sequence.slot = self._slot_for(sequence)
-            if sequence.slot is None:
+            slot = self._slot_for(sequence)
+            if slot is None:
                 return
+            sequence.slot = slot
+            self._kept.pop(sequence, None)
             insort(self._running, queue.popleft(), key=lambda one: one.priority)
             self._changes.joined.append(sequence)
-            self._await_full(sequence, sequence.slot)
+            self._await_full(sequence, slot)
             self._steps_since_join = 0
 
     def _slot_for(self, sequence: Sequence) -> Slot | None:
         """A slot for one that waits, at the cost of those of lower priority; None where there is no room."""
+        if sequence.slot is not None and sequence.num_tokens > sequence.slot.length:
+            self._free_slot(sequence)
         while True:
             if len(self._running) < self._config.max_sequences:
-                slot = self._slots.allocate(self._slot_length(sequence))
+                slot = sequence.slot or self._allocate(self._slot_length(sequence))
                 if slot is not None:
                     return slot
             if not self._running or self._running[-1].priority <= sequence.priority:
                 return None
             self._preempt(self._running[-1])
+
+    def _allocate(self, length: int) -> Slot | None:
+        """A slot of `length`, at the cost of those that do not run; None where there is no room."""
+        while (slot := self._slots.allocate(length)) is None and self._kept:
+            self._free_slot(next(reversed(self._kept)))
+        return slot
 
     def _slot_length(self, sequence: Sequence) -> int:
         return min(sequence.max_num_tokens, sequence.num_tokens + MIN_SLOT_GROWTH)
@@ -175,8 +211,8 @@ class Scheduler:
     def _make_room(self, sequence: Sequence) -> None:
         """Let the slot of `sequence` hold its newest token, at the cost of those after it if need be."""
         slot = sequence.slot
-        if slot is None or not sequence.needs_step:  # preempted, for an older one perhaps, or ended or about to
-            return
+        if slot is None or sequence.stay is None or not sequence.needs_step:
+            return  # preempted, for an older one perhaps, or at rest, or ended or about to
         if sequence.num_tokens > slot.length:
             grown = self._grown(sequence, slot)
             if grown is None:
@@ -189,7 +225,7 @@ class Scheduler:
         length = self._slot_length(sequence)
         while True:
             grown = self._slots.extend(slot, length)
-            if grown is None and (grown := self._slots.allocate(length)) is not None:
+            if grown is None and (grown := self._allocate(length)) is not None:
                 self._move_cache(slot, grown, sequence.num_cached_tokens)
                 self._changes.moved.append(sequence)
                 self._slots.release(slot)
@@ -207,6 +243,7 @@ class Scheduler:
         self._changes.left.append(sequence)
 
     def _free_slot(self, sequence: Sequence) -> None:
+        self._kept.pop(sequence, None)
         if sequence.slot is not None:
             self._slots.release(sequence.slot)
         sequence.lose_cache()

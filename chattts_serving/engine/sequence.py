@@ -81,7 +81,8 @@ class Sequence:
         earlier: tokens that it had when it joined the batch, all of them once it has ended: int32
             [n, num_codebooks], of text the first column counts.
         slot: where its cache lies; None while it waits.
-        stay: its time in the batch; None while it waits and once it has ended.
+        num_kept: tokens whose keys and values its slot had when it last went to rest.
+        stay: its time in the batch; None while it waits or rests, and once it has ended.
         finish_reason: why it ended; None while it has not.
     """
 
@@ -93,6 +94,7 @@ class Sequence:
     priority: Priority = Priority.INTERACTIVE
     earlier: IntArray = field(default_factory=lambda: _NONE)
     slot: Slot | None = None
+    num_kept: int = 0
     stay: Stay | None = None
     finish_reason: FinishReason | None = None
 
@@ -136,7 +138,7 @@ class Sequence:
     @property
     def num_cached_tokens(self) -> int:
         """Leading tokens whose keys and values are in the cache once every launched step is done."""
-        return self.num_tokens - 1 if self.stay is not None and self.stay.num_launched else 0
+        return self.num_tokens - 1 if self.stay is not None and self.stay.num_launched else self.num_kept
 
     @property
     def num_uncached_tokens(self) -> int:
@@ -146,7 +148,7 @@ class Sequence:
     @property
     def has_hidden(self) -> bool:
         """Whether the hidden states of its tokens are in the cache: not from preemption to the next token read."""
-        return self.stay is not None and self.stay.num_read > 0
+        return self.num_kept > 0 or (self.stay is not None and self.stay.num_read > 0)
 
     @property
     def needs_step(self) -> bool:
@@ -194,7 +196,14 @@ class Sequence:
             self.stay.end()
             self.stay = None
 
+    def rest(self) -> None:
+        """Leave the batch with the tokens read so far, and keep the cache."""
+        was_computed = self.stay is not None and self.stay.num_launched > 0
+        self.end_stay()
+        if was_computed:
+            self.num_kept = self.num_tokens - 1  # the last one, as ever, is computed by the step that draws the next
+
     def lose_cache(self) -> None:
         """Go back to before the first step, tokens read so far excepted."""
         self.end_stay()
-        self.slot = None
+        self.slot, self.num_kept = None, 0

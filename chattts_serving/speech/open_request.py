@@ -5,6 +5,7 @@ It knows no engine and no thread: `Synthesizer` moves its sentences through the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -95,7 +96,11 @@ class OpenRequest:
         num_samples: samples read, pauses included.
         sentence_start: of `num_samples`, those before the sentence that is read.
         reply: of the read that waits; None between two reads.
+        opened_at: s (monotonic).
+        heard_since: when its first chunk had been sent, s (monotonic); None before.
         idle_since: when the last read was answered, s (monotonic).
+        rests: whether its sentences and its reads wait for others.
+        rest_changed_at: when that began or ended, s (monotonic).
         error: why the request ended, for the next read.
     """
 
@@ -114,7 +119,11 @@ class OpenRequest:
     num_samples: int = 0
     sentence_start: int = 0
     reply: Reply | None = None
+    opened_at: float = field(default_factory=time.monotonic)
+    heard_since: float | None = None
     idle_since: float = field(default_factory=time.monotonic)
+    rests: bool = False
+    rest_changed_at: float = -math.inf
     error: ServingError | None = None
 
     def __post_init__(self) -> None:
@@ -257,8 +266,15 @@ class OpenRequest:
         sequence = self.running.get(self.place)
         if sequence is None or sequence.kind is Kind.TEXT or self.request.redraw_long:
             return None
-        needed = next_end(self.opening.plan, self.num_chunks, self.num_read)
-        return max(1, needed - sequence.num_new_tokens)
+        return max(1, self.num_missing_steps())
+
+    def num_missing_steps(self) -> int:
+        """Steps of the engine until the next chunk is there, 0 or more, if its sentence does not end before."""
+        if self.place in self.spoken:
+            return 0
+        sequence = self.running.get(self.place)
+        num_there = 0 if sequence is None or sequence.kind is Kind.TEXT else sequence.num_new_tokens
+        return max(0, next_end(self.opening.plan, self.num_chunks, self.num_read) - num_there)
 
     def _refined(self) -> Part | None:
         """The answer to a request for refined text alone, once all of it is there."""

@@ -29,6 +29,7 @@ from chattts_serving.errors import (
 from chattts_serving.speech.admission import Room, RoomSign, check_not_drained, drained_until
 from chattts_serving.speech.observer import Load, Observer, Step
 from chattts_serving.speech.open_request import Opening, OpenRequest, Part, PromptBuilder, Reply
+from chattts_serving.speech.pacing import Pacing
 from chattts_serving.speech.waiting_reads import WaitingReads
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Synthesizer:
         self._requests: dict[str, OpenRequest] = {}  # the open requests by name
         self._num_open = {False: 0, True: 0}  # of those, by whether they are of the batch
         self._waiting_reads = WaitingReads()  # for tokens
+        self._pacing = Pacing()
         self._owners: dict[Sequence, tuple[OpenRequest, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
         self._observer = observer
@@ -167,6 +169,7 @@ class Synthesizer:
         self._made.set_result(None)
         while self._take_arrivals():
             self._look_around()
+            self._pace()
             for one in [] if self._engine.is_idle else self._step():
                 self._advance(one)
             for request in self._waiting_reads.take(self._engine.num_steps_read):
@@ -194,6 +197,7 @@ class Synthesizer:
             return []
         self._num_failed_steps = 0
         seconds = time.perf_counter() - started
+        self._pacing.took_step(seconds)
         self._tell(lambda observer: observer.step(Step(seconds, self._engine.batch_size, self._engine.num_generated)))
         return finished
 
@@ -219,6 +223,8 @@ class Synthesizer:
         self._requests[request.name] = request
         self._num_open[request.is_batch] += 1
         request.reply = reply
+        if self._pacing.rests_from_now(request):
+            self._let_rest(request, rests=True)
         with self._answers_for(request):
             self._start_waiting(request)
         self._answer_read(request)
@@ -230,6 +236,9 @@ class Synthesizer:
             _send(reply, InvalidInputError("stream_id", name, allowed))
             return
         request.reply = reply
+        now = time.monotonic()
+        request.heard_since = request.heard_since or now
+        self._pacing.took_sound(now - request.idle_since)
         if request.error is not None:
             self._end(request, request.error)
             return
@@ -285,10 +294,28 @@ class Synthesizer:
             raise InvalidInputError("text", request.texts[place], f"a shorter sentence: {error}") from error
         request.running[place] = sequence
         self._owners[sequence] = request, place
+        if request.rests:
+            self._engine.rest(sequence)
+
+    def _pace(self) -> None:
+        """Let those rest whom others need to go before, and go on who has rested."""
+        changes = self._pacing.changes(self._requests.values(), time.monotonic())
+        for rests, changed in zip((True, False), changes, strict=True):
+            for request in changed:
+                self._let_rest(request, rests=rests)
+
+    def _let_rest(self, request: OpenRequest, *, rests: bool) -> None:
+        request.rests, request.rest_changed_at = rests, time.monotonic()
+        for sequence in reversed(request.running.values()):  # who is resumed last waits first
+            if rests:
+                self._engine.rest(sequence)
+            else:
+                self._engine.resume(sequence)
+        self._answer_read(request)
 
     def _answer_read(self, request: OpenRequest) -> None:
-        """Answer the read that waits, if there is one and its chunk is there."""
-        if request.reply is None:
+        """Answer the read that waits, if there is one that may be answered and its chunk is there."""
+        if request.reply is None or request.rests:
             return
         with self._answers_for(request):
             part = request.next_part(self._engine.hidden)
@@ -329,7 +356,7 @@ class Synthesizer:
         load = Load(
             requests_open=len(self._requests),
             sequences_running=engine.num_running,
-            sequences_waiting=engine.num_waiting,
+            sequences_waiting=engine.num_waiting + engine.num_resting,
             cache_tokens_used=engine.num_used_cache_tokens,
             cache_tokens=engine.num_cache_tokens,
         )

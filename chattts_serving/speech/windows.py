@@ -38,6 +38,7 @@ class ReadingPlan:
             none, a sentence's last token could be read before it is known to be the last.
         fade_tokens: of a lookahead that makes no exact chunks, how many are cross-faded with the next one.
         sentences_ahead: sentences in the engine at once, the one that is read included.
+        live: whether somebody listens while it is read, so that each chunk is due at a moment (see `pacing`).
 
     Raises:
         InvalidInputError: a value is out of its range.
@@ -48,6 +49,7 @@ class ReadingPlan:
     lookahead_tokens: int = CONTEXT_TOKENS
     fade_tokens: int = 0
     sentences_ahead: int = 2
+    live: bool = False
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -62,6 +64,8 @@ class ReadingPlan:
             raise InvalidInputError("reading", asdict(self), allowed)
         if not 1 <= self.sentences_ahead <= MAX_SENTENCES_AHEAD:
             raise InvalidInputError("reading", asdict(self), f"1 <= sentences_ahead <= {MAX_SENTENCES_AHEAD}")
+        if not isinstance(self.live, bool):
+            raise InvalidInputError("reading", asdict(self), "true or false for 'live'")
 
     @property
     def _scalars(self) -> tuple[int, ...]:

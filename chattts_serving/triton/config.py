@@ -87,15 +87,15 @@ class ReadingConfig:
             readers[name] = lambda text: tuple(map(int, text.split(",")))
         return cls(**_parameters(model_config, readers))  # type: ignore[arg-type]
 
-    def plan(self, mode: str) -> ReadingPlan:
-        """How a request of `mode` is read.
+    def plan(self, mode: str, *, live: bool = False) -> ReadingPlan:
+        """How a request of `mode` is read; `live` where somebody listens meanwhile.
 
         Raises:
             InvalidInputError: there is no such mode.
         """
         if mode not in MODES:
             raise InvalidInputError("mode", mode, f"one of {', '.join(MODES)}")
-        plan = ReadingPlan(self.least_tokens, self.most_tokens, sentences_ahead=self.sentences_ahead)
+        plan = ReadingPlan(self.least_tokens, self.most_tokens, sentences_ahead=self.sentences_ahead, live=live)
         if mode == "exact":
             return plan
         return replace(

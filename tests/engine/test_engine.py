@@ -195,20 +195,26 @@ def random_sequence(seed):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_load_generates_what_each_sequence_generates_alone(monkeypatch, seed, steps_ahead):
-    """Random limits, joins and removals, in a cache so small that slots move and sequences are preempted."""
+    """Random limits, joins, rests and removals, in a cache so small that slots move and sequences are preempted."""
     monkeypatch.setattr("chattts_serving.engine.scheduler.MIN_SLOT_GROWTH", 4)
     rng = np.random.default_rng(seed)
     cache_tokens, max_sequences, max_prefill = (int(rng.integers(*limits)) for limits in ((128, 260), (1, 12), (1, 80)))
     machine = random_engine(cache_tokens, Precision.FP32, max_sequences, max_prefill, steps_ahead)
     arriving, hidden, removed = [random_sequence(100 * seed + number) for number in range(14)], {}, set()
     sequences = list(arriving)
-    while arriving or machine.num_running or machine.num_waiting:
+    resting = set()
+    while arriving or machine.num_running or machine.num_waiting or machine.num_resting:
         if arriving and rng.random() < 0.5:
             machine.add(arriving.pop())
         chosen = sequences[rng.integers(len(sequences))]
+        if rng.random() < 0.5 and chosen not in (*arriving, *hidden, *removed):
+            (machine.resume if chosen in resting else machine.rest)(chosen)
+            resting ^= {chosen}
         if rng.random() < 0.03 and chosen not in arriving and chosen not in hidden:
             machine.remove(chosen)
             removed.add(chosen)
+            resting -= {chosen}
+        assert machine.num_resting == len(resting)
         hidden |= {finished.sequence: finished.hidden for finished in machine.step()}
     assert machine.num_free_cache_tokens == cache_tokens
     assert set(hidden) == set(sequences) - removed

@@ -163,6 +163,59 @@ def test_a_slot_that_cannot_grow_in_place_is_moved():
     assert first.slot.start != before.start
 
 
+def test_who_rests_keeps_the_slot_and_goes_on_before_those_who_wait():
+    queue = scheduler(max_sequences=2)
+    first, second, third = sequence(), sequence(), sequence()
+    for one in (first, second, third):
+        queue.add(one)
+    queue.go_on(5)
+    slot = first.slot
+    queue.rest(first)
+    assert queue.batch() == [second, third]
+    assert (queue.num_resting, queue.num_waiting, first.slot) == (1, 0, slot)
+    assert (first.num_new_tokens, first.num_uncached_tokens) == (5, 1)
+    queue.add(fourth := sequence())
+    queue.resume(first)
+    queue.go_on()
+    assert (queue.num_resting, queue.num_waiting) == (0, 2)
+    queue.remove(second)
+    assert queue.batch() == [third, first]
+    assert first.slot == slot
+    queue.remove(third)
+    assert queue.batch() == [first, fourth]
+
+
+def test_who_waits_may_rest_too():
+    queue = scheduler(max_sequences=1)
+    first, second, third = sequence(), sequence(), sequence()
+    for one in (first, second, third):
+        queue.add(one)
+    assert queue.batch() == [first]
+    queue.rest(second)
+    queue.remove(first)
+    assert queue.batch() == [third]
+    queue.remove(second)
+    queue.remove(third)
+    assert queue.num_resting == queue.num_waiting == queue.num_running == 0
+    assert queue.num_free_cache_tokens == 2_000
+
+
+def test_the_slot_of_one_who_rests_is_taken_where_there_is_no_other():
+    queue = scheduler(cache=2_000)
+    first, second = sequence(prompt=1_000), sequence(prompt=900)
+    queue.add(first)
+    queue.go_on(3)
+    queue.rest(first)
+    queue.add(second)
+    queue.go_on()
+    assert first.slot is None
+    assert first.num_new_tokens == 3
+    queue.resume(first)
+    queue.remove(second)
+    assert queue.batch() == [first]
+    assert first.num_uncached_tokens == 1_003
+
+
 def test_removing_everything_frees_the_whole_cache():
     queue = scheduler(max_sequences=2)
     crowd = [sequence() for _ in range(4)]

@@ -21,7 +21,7 @@ from chattts_serving.errors import (
 )
 from chattts_serving.launcher.draining import Drain
 from chattts_serving.request import GenerationRequest, SamplingOptions
-from chattts_serving.speech import open_request
+from chattts_serving.speech import open_request, pacing
 from chattts_serving.speech import synthesizer as synthesis
 from chattts_serving.speech.admission import Room
 from chattts_serving.speech.observer import Load
@@ -760,3 +760,47 @@ def test_every_step_is_reported_with_its_batch_and_its_tokens(engine):
     assert 2 <= generated[Kind.TEXT] <= 20
     assert max(step.num_sequences for step in observer.steps) == 2
     assert all(step.seconds > 0 for step in observer.steps)
+
+
+LIVE = ReadingPlan((3,), 9, lookahead_tokens=4, live=True)
+
+
+@pytest.fixture
+def always_late(monkeypatch):
+    """Every stream runs dry from its beginning, and whoever else there is rests for as long."""
+    monkeypatch.setattr(pacing, "FIRST_S", -1_000.0)
+    monkeypatch.setattr(pacing, "MOST_REST_S", 1_000.0)
+
+
+def test_a_stream_that_runs_dry_goes_first_and_nothing_is_lost(always_late, synthesizer, engine):
+    expected = codes(answer(synthesizer, request(prompts=((5, 6), (7, 8)), seed=3, min_new_tokens=20)))
+    late = Stream(synthesizer, endless(), LIVE)
+    assert is_answered(late.next())
+    whole = Stream(synthesizer, request(prompts=((5, 6), (7, 8)), seed=3, min_new_tokens=20))
+    while engine.num_resting < 2:
+        time.sleep(0.01)
+    assert whole.replies.empty()
+    cancel(synthesizer, late.name)
+    assert codes(whole.rest()) == expected
+    assert is_at_rest(engine)
+
+
+def test_one_that_runs_rests_as_well_and_can_be_cancelled(always_late, synthesizer, engine):
+    whole = Stream(synthesizer, endless())
+    late = Stream(synthesizer, endless(seed=2), LIVE)
+    while not engine.num_resting:
+        time.sleep(0.01)
+    cancel(synthesizer, whole.name)
+    assert isinstance(whole.next(), CancelledError)
+    assert is_answered(late.next())
+    cancel(synthesizer, late.name)
+    assert is_at_rest(engine)
+
+
+def test_a_whole_answer_comes_beside_a_stream_that_never_has_enough(monkeypatch, synthesizer, engine):
+    monkeypatch.setattr(pacing, "FIRST_S", -1_000.0)
+    monkeypatch.setattr(pacing, "MOST_REST_S", 0.05)
+    late = Stream(synthesizer, endless(), LIVE)
+    assert answer(synthesizer, endless(seed=2))[-1].chunk.is_final
+    cancel(synthesizer, late.name)
+    assert is_at_rest(engine)

@@ -140,7 +140,7 @@ def test_rows_that_others_follow_are_not_padded(closes):
 
 
 def test_a_plan_crosses_models_as_json():
-    plan = ReadingPlan((1, 2), 3, 4, 2, 5)
+    plan = ReadingPlan((1, 2), 3, 4, 2, 5, live=True)
     assert ReadingPlan.from_json(plan.to_json()) == plan
 
 
@@ -158,6 +158,7 @@ def test_a_plan_crosses_models_as_json():
         {"lookahead_tokens": 0},
         {"lookahead_tokens": 53},
         {"fade_tokens": 53},
+        {"live": 1},
         {"sentences_ahead": 0},
         {"sentences_ahead": 65},
         {"unknown": 1},

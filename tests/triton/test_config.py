@@ -83,6 +83,7 @@ def test_each_mode_of_a_stream_has_its_plan():
     )
     assert config.plan("exact") == ReadingPlan((4, 8), 16, CONTEXT_TOKENS, 0, 3)
     assert config.plan("low_latency") == ReadingPlan((4, 8), 16, 6, 2, 3)
+    assert config.plan("exact", live=True) == ReadingPlan((4, 8), 16, CONTEXT_TOKENS, 0, 3, live=True)
     sooner = ReadingConfig.from_triton(triton(**parameters, low_latency_least_tokens="2,3"))
     assert sooner.plan("exact") == config.plan("exact")
     assert sooner.plan("low_latency") == ReadingPlan((2, 3), 16, 10, 1, 3)

@@ -88,10 +88,15 @@ def unused_row(num_codebooks: int, cache_token: int) -> IntArray:
 
 
 def prompt_rows(joined: Iterable[tuple[Sequence, int]], num_codebooks: int, spk_emb_id: int) -> IntArray:
-    """All tokens but the last of each sequence, one after another: [num_tokens, PROMPT_TOKENS + num_codebooks]."""
+    """All tokens but the last of each sequence, one after another: [num_tokens, PROMPT_TOKENS + num_codebooks].
+
+    Those that have rested have all that in their cache.
+    """
     width, first = PROMPT_TOKENS + num_codebooks, 0
     blocks = [np.zeros((0, width), np.int32)]
     for sequence, lane in joined:
+        if sequence.num_kept:
+            continue
         rows = np.zeros((sequence.num_tokens, width), np.int32)
         rows[:, POSITION] = np.arange(len(rows))
         rows[:, FIRST], rows[:, SPEAKER_ROW] = first, lane

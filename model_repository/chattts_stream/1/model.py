@@ -69,7 +69,7 @@ class TritonPythonModel:
             trace = self._tracer.of(request)
             call = partial(self._call, request_id=request.request_id(), trace=trace)
             models = session.Models(call, self._reader, trace.span)
-            await session.stream(models, self._config.plan(mode), inputs, send_chunk, sender.is_cancelled)
+            await session.stream(models, self._config.plan(mode, live=True), inputs, send_chunk, sender.is_cancelled)
             report.ended()
         except Exception as error:
             if getattr(error, "model", "") != "text_frontend":  # which reports those that end there

@@ -112,6 +112,36 @@ def test_preempted_sequences_change_no_bit(precision, monkeypatch):
     assert machine.num_free_cache_tokens == 128
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_sequences_that_rest_change_no_bit_and_compute_nothing_twice(precision, monkeypatch):
+    unhindered = random_sequences(10)
+    expected = results(unhindered, run(cpu_engine(precision), unhindered))
+    machine, sequences, hidden, computed = cpu_engine(precision), random_sequences(10), {}, []
+    monkeypatch.setattr(cpu_runner, "_in_calls", lambda batch: _counted(in_calls(batch), computed))
+    for one in sequences:
+        machine.add(one)
+    rng = np.random.default_rng(1)
+    while len(hidden) < len(sequences):
+        resting = [one for one in sequences if one not in hidden and rng.random() < 0.5]
+        for one in resting:
+            machine.rest(one)
+        for _ in range(rng.integers(1, 5)):
+            hidden |= {finished.sequence: finished.hidden for finished in machine.step()}
+        for one in resting:
+            machine.resume(one)
+    assert results(sequences, hidden) == expected
+    assert len(computed) == len(set(computed))
+
+
+in_calls = cpu_runner._in_calls
+
+
+def _counted(calls, computed):
+    for parts in calls:
+        computed += [(id(part.sequence), position) for part in parts for position in range(part.first, part.end)]
+        yield parts
+
+
 def needle_rounds(machine, make_needle, rounds=5, neighbours=32, rng_seed=0):
     """Share of rounds in which a needle among neighbours that come and go is what it is alone, bit for bit."""
     rng = np.random.default_rng(rng_seed)

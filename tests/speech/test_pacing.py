@@ -1,0 +1,119 @@
+"""Who rests, from what listeners have left to hear; times are those that the tests say."""
+
+import numpy as np
+import pytest
+
+from chattts_serving.audio import SAMPLE_RATE
+from chattts_serving.speech.open_request import Opening, OpenRequest
+from chattts_serving.speech.pacing import (
+    AHEAD_S,
+    ENOUGH_S,
+    FIRST_S,
+    LEAST_WORK_S,
+    LOOK_S,
+    MOST_REST_S,
+    SHORT_S,
+    Pacing,
+)
+from chattts_serving.speech.windows import ReadingPlan
+from tests.speech.test_synthesizer import request
+
+START = 1_000.0
+WHOLE = ReadingPlan((512,), 512)
+
+
+def opened(plan=WHOLE, **values):
+    one = OpenRequest("name", Opening(request(**values), np.zeros(4, np.float32), plan))
+    one.opened_at = START
+    return one
+
+
+def stream(left_s=None, now=START, chunk=1, **values):
+    """A stream whose next chunk wants `chunk` tokens; of what was sent, `left_s` seconds are to be heard."""
+    one = opened(ReadingPlan((chunk,), 512, lookahead_tokens=1, live=True), **values)
+    if left_s is not None:
+        one.heard_since, one.num_samples = now - 1.0, round((1.0 + left_s) * SAMPLE_RATE)
+    return one
+
+
+def rests(pacing, requests, now=START):
+    """Those that rest after a look at `now`."""
+    for started, ended in [pacing.changes(requests, now)]:
+        for one in (*started, *ended):
+            one.rests, one.rest_changed_at = one in started, now
+    return [one for one in requests if one.rests]
+
+
+def test_whole_answers_rest_while_a_stream_runs_dry():
+    whole, dry = opened(), stream(left_s=SHORT_S / 2)
+    pacing = Pacing()
+    assert rests(pacing, [whole, dry]) == [whole]
+    assert pacing.rests_from_now(opened())
+    assert not pacing.rests_from_now(stream())
+
+
+def test_they_go_on_once_it_has_enough():
+    whole, dry = opened(), stream(left_s=SHORT_S / 2)
+    pacing = Pacing()
+    rests(pacing, [whole, dry])
+    dry.num_samples += round((ENOUGH_S - 2 * SHORT_S) * SAMPLE_RATE)
+    assert rests(pacing, [whole, dry], START + LOOK_S) == [whole]
+    dry.num_samples += round(3 * SHORT_S * SAMPLE_RATE)
+    assert rests(pacing, [whole, dry], START + 2 * LOOK_S) == []
+    assert not pacing.rests_from_now(whole)
+
+
+def test_nobody_rests_where_nobody_runs_dry():
+    assert rests(Pacing(), [opened(), stream(left_s=2 * SHORT_S), stream()]) == []
+    assert rests(Pacing(), [opened(), opened()]) == []
+
+
+def test_streams_far_ahead_rest_and_those_near_go_on():
+    far, near = stream(left_s=AHEAD_S + 0.1), stream(left_s=AHEAD_S - 0.1)
+    assert rests(Pacing(), [far, near, stream(left_s=0.0)]) == [far]
+
+
+def test_what_the_next_chunk_takes_counts():
+    whole, dry = opened(), stream(left_s=1.0, chunk=40)
+    pacing = Pacing()
+    assert rests(pacing, [whole, dry]) == []
+    for _ in range(100):
+        pacing.took_step(0.02)  # 41 of them
+    assert rests(pacing, [whole, dry], START + LOOK_S) == []
+    pacing = Pacing()
+    for _ in range(100):
+        pacing.took_step(0.02)
+        pacing.took_sound(0.1)
+    assert rests(pacing, [whole, dry]) == [whole]
+
+
+def test_a_stream_that_nobody_hears_yet_is_late_after_a_while():
+    whole, new = opened(), stream()
+    pacing = Pacing()
+    assert rests(pacing, [whole, new], START + FIRST_S - SHORT_S - 0.01) == []
+    assert rests(pacing, [whole, new], START + FIRST_S) == [whole]
+
+
+@pytest.mark.parametrize("plan", [WHOLE, ReadingPlan((1,), 512, lookahead_tokens=1, live=True)])
+def test_requests_of_the_batch_hold_nobody_up(plan):
+    batch = opened(plan, priority="batch")
+    assert rests(Pacing(), [opened(), batch], START + 60) == []
+    assert rests(Pacing(), [batch, stream(left_s=0.0)]) == [batch]
+
+
+def test_nobody_rests_for_long():
+    """A fifth of the time is left even beside a stream that never has enough."""
+    whole, dry = opened(), stream(left_s=-100.0)
+    pacing = Pacing()
+    times = np.arange(START, START + 10.0, LOOK_S)
+    share = np.mean([whole in rests(pacing, [whole, dry], float(now)) for now in times])
+    assert share == pytest.approx(MOST_REST_S / (MOST_REST_S + LEAST_WORK_S), abs=0.05)
+
+
+def test_looks_are_apart():
+    whole, dry = opened(), stream(left_s=10.0)
+    pacing = Pacing()
+    assert rests(pacing, [whole, dry]) == []
+    dry.num_samples = 0
+    assert rests(pacing, [whole, dry], START + LOOK_S / 2) == []
+    assert rests(pacing, [whole, dry], START + LOOK_S) == [whole]

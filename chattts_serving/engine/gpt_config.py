@@ -64,8 +64,8 @@ class Precision(Enum):
     """What the model computes in; logits are float32 in each."""
 
     FP32 = "fp32"
-    BF16 = "bf16"  # GPU only; weights, hidden states and cache
-    FP16 = "fp16"  # GPU only; likewise
+    BF16 = "bf16"  # weights and cache; on a GPU all that is computed with them, too
+    FP16 = "fp16"  # GPU only; weights, cache, and all that is computed with them
     INT8 = "int8"  # CPU only; weights scaled per output channel, activations per token, the cache bfloat16
 
 

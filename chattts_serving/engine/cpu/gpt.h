@@ -15,10 +15,11 @@
 #define MAX_CODEBOOKS 8
 #define PENALTY_WINDOW 16
 
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 }; /* weights */
 enum { TEXT = 0, AUDIO = 1, NOTHING = -1 }; /* what an entry draws */
 
 typedef struct { /* [panels * 32 outputs, inputs], in panels */
-    const void *data;       /* float [panel][input][32], or int8 [panel][input / 4][32][4] */
+    const void *data;       /* float or bfloat16 [panel][input][32], or int8 [panel][input / 4][32][4] */
     const float *scales;    /* int8 only: of each output */
     const int32_t *offsets; /* int8 only: 128 times the sum of each output's weights */
     int64_t panels;
@@ -33,14 +34,14 @@ typedef struct {
 typedef struct {
     int32_t hidden, intermediate, num_layers, heads, head_dim, num_codebooks, num_text_tokens, num_audio_tokens;
     int32_t ebreak, eos;
-    int32_t int8;
+    int32_t weights;
     float rms_norm_eps;
     int64_t cache_tokens, max_positions;
     const Layer *layers;
     Matrix head_text, head_code;
     const float *norm, *embed_text, *embed_code;
     const float *rope_cos, *rope_sin; /* [max_positions, head_dim] */
-    void *keys, *values;              /* [layer, head, token, head_dim]: float, or bfloat16 with int8 weights */
+    void *keys, *values;              /* [layer, head, token, head_dim]: float, or bfloat16 with weights of less */
     float *hidden_states;             /* [token, hidden] */
     int32_t *tokens;                  /* [token, codebook]: the rows of Batch.tokens that the cache was made from */
 } Model;

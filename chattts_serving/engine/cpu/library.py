@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,14 @@ SMALLEST_ROW = (
 )
 
 INSTRUCTION_SETS = ("avx512", "avx2", "plain")
+
+
+class WeightKind(IntEnum):
+    """What `Model.weights` of gpt.h says."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    INT8 = 2
 
 
 class Matrix(ctypes.Structure):
@@ -65,7 +74,7 @@ class Model(ctypes.Structure):
                 "num_audio_tokens",
                 "ebreak",
                 "eos",
-                "int8",
+                "weights",
             )
         ),
         ("rms_norm_eps", ctypes.c_float),
@@ -250,20 +259,27 @@ class Memory:
         copy[...] = array
         return self.address(copy)
 
-    def matrix(self, weight: npt.NDArray[np.float32], *, int8: bool) -> Matrix:
+    def matrix(self, weight: npt.NDArray[np.float32], kind: WeightKind) -> Matrix:
         """`weight` [outputs, inputs] in panels, its outputs padded with zeros to a multiple of 32."""
         missing = -len(weight) % PANEL
         if missing:
             weight = np.concatenate([weight, np.zeros((missing, weight.shape[1]), np.float32)])
         panels, inputs = len(weight) // PANEL, weight.shape[1]
-        if not int8:
-            data = weight.reshape(panels, PANEL, inputs).transpose(0, 2, 1)
+        if kind is not WeightKind.INT8:
+            numbers = weight if kind is WeightKind.FLOAT32 else bfloat16(weight)
+            data = numbers.reshape(panels, PANEL, inputs).transpose(0, 2, 1)
             return Matrix(self.take_over(data), None, None, panels, inputs)
         scales = np.maximum(np.abs(weight).max(1), SMALLEST_ROW) / np.float32(INT8_MAX)
         integers = np.rint(weight / scales[:, None]).astype(np.int8)
         data = integers.reshape(panels, PANEL, inputs // 4, 4).transpose(0, 2, 1, 3)
         offsets = 128 * integers.sum(1, dtype=np.int32)
         return Matrix(self.take_over(data), self.take_over(scales), self.take_over(offsets), panels, inputs)
+
+
+def bfloat16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The bits of `numbers` rounded to bfloat16, to the nearest, ties to even."""
+    bits = np.ascontiguousarray(numbers).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def gate_and_up(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

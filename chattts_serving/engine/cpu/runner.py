@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from safetensors import safe_open
 
 from chattts_serving.engine.batch import Batch, IntArray
 from chattts_serving.engine.cpu import library
-from chattts_serving.engine.cpu.library import PANEL, Layer, Memory, Model, Threads, Workspace
+from chattts_serving.engine.cpu.library import PANEL, Layer, Memory, Model, Threads, WeightKind, Workspace
 from chattts_serving.engine.gpt_config import GPTConfig, Precision, check_shapes, rope_tables
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import DonePending, cache_capacity
@@ -31,8 +30,12 @@ MAX_ROWS = 256  # tokens computed in one call, so that what they become stays in
 DRAWS = {Kind.TEXT: 0, Kind.AUDIO: 1}
 NO_DRAW = -1
 MATRICES, NORMS = ("qkv", "o", "gate_up", "down"), ("input_norm", "post_norm")  # of a layer
-PRECISIONS: dict[Precision, np.dtype[Any]] = {Precision.FP32: np.dtype(np.float32), Precision.INT8: np.dtype(np.uint16)}
-"""What the cache holds: float32, or bfloat16 beside 8-bit weights."""
+PRECISIONS = {
+    Precision.FP32: (WeightKind.FLOAT32, np.dtype(np.float32)),
+    Precision.BF16: (WeightKind.BFLOAT16, np.dtype(np.uint16)),
+    Precision.INT8: (WeightKind.INT8, np.dtype(np.uint16)),
+}
+"""What weights are, and what the cache holds: float32, or bfloat16."""
 
 Weights = Callable[[str], npt.NDArray[np.float32]]
 
@@ -70,7 +73,8 @@ class CpuRunner:
         Args:
             config: sizes.
             weights: float32 tensors by their name in the export, each asked for once.
-            precision: FP32, or INT8 (weights scaled per output, activations per token; the cache is then bfloat16).
+            precision: FP32; BF16 (weights and cache; all else is float32); or INT8 (weights scaled per output,
+                activations per token; the cache is bfloat16).
             kv_cache_gb: memory of the key-value cache, 10**9 bytes.
             num_threads: threads that compute.
             instruction_set: of the C library; None takes the fastest that this CPU does.
@@ -79,7 +83,7 @@ class CpuRunner:
             ConfigError: a size or the precision is not for CPUs, or the library is missing.
         """
         if precision not in PRECISIONS:
-            raise ConfigError(f"precision is {precision.value}; allowed on a CPU is fp32 or int8")
+            raise ConfigError(f"precision is {precision.value}; allowed on a CPU is fp32, bf16 or int8")
         library.check_sizes(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -118,7 +122,7 @@ class CpuRunner:
     @staticmethod
     def bytes_per_token(config: GPTConfig, precision: Precision) -> int:
         """Bytes of cache that one token takes: keys and values of every layer, one hidden state, and the token."""
-        keys_and_values = 2 * config.num_layers * config.hidden_size * PRECISIONS[precision].itemsize
+        keys_and_values = 2 * config.num_layers * config.hidden_size * PRECISIONS[precision][1].itemsize
         return keys_and_values + 4 * config.hidden_size + 4 * config.num_codebooks
 
     def launch(self, batch: Batch) -> DonePending:
@@ -141,14 +145,14 @@ class CpuRunner:
         """Nothing is left to do after loading."""
 
     def _take_over(self, weights: Weights, precision: Precision, num_threads: int) -> Model:
-        config, address, int8 = self.config, self._memory.address, precision is Precision.INT8
+        config, address, (kind, cache_type) = self.config, self._memory.address, PRECISIONS[precision]
 
         def vector(name: str) -> int:
             return address(np.ascontiguousarray(weights(name), np.float32))
 
         def matrix(name: str) -> library.Matrix:
             weight = weights(name)
-            return self._memory.matrix(library.gate_and_up(weight) if "gate_up" in name else weight, int8=int8)
+            return self._memory.matrix(library.gate_and_up(weight) if "gate_up" in name else weight, kind)
 
         def layer(number: int) -> Layer:
             names = {name: f"layers.{number}.{name}" for name in (*MATRICES, *NORMS)}
@@ -158,7 +162,7 @@ class CpuRunner:
             self._layers = (Layer * config.num_layers)(*pool.map(layer, range(config.num_layers)))
         shape = (config.num_layers, config.num_heads, self.num_cache_tokens, config.head_dim)
         # Written to once, so that memory which is not there is missed now and not in the middle of a request.
-        self._keys, self._values = (np.full(shape, 0, PRECISIONS[precision]) for _ in range(2))
+        self._keys, self._values = (np.full(shape, 0, cache_type) for _ in range(2))
         self._hidden = np.full((self.num_cache_tokens, config.hidden_size), 0, np.float32)
         self._tokens = np.full((self.num_cache_tokens, config.num_codebooks), NO_TOKEN, np.int32)
         cosines, sines = rope_tables(config)
@@ -173,7 +177,7 @@ class CpuRunner:
             num_audio_tokens=config.num_audio_tokens,
             ebreak=config.ebreak_id,
             eos=config.eos_code,
-            int8=int8,
+            weights=kind,
             rms_norm_eps=config.rms_norm_eps,
             cache_tokens=self.num_cache_tokens,
             max_positions=config.max_position_embeddings,

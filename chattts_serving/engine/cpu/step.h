@@ -96,20 +96,20 @@ INLINE vf exponential(vf x) {
     return p * (vf)bits;
 }
 
-/* ---- the cache: float32, or bfloat16 where the weights are 8 bit ---- */
+/* ---- numbers in memory: float32, or bfloat16 (`halves`) ---- */
 
-INLINE vf load_cache(const void *pool, int int8, int64_t at) {
-    if (!int8) return *(const vf *)((const float *)pool + at);
-    const uint16_t *halves = (const uint16_t *)pool + at;
+INLINE vf load_numbers(const void *pool, int halves, int64_t at) {
+    if (!halves) return *(const vf *)((const float *)pool + at);
+    const uint16_t *numbers = (const uint16_t *)pool + at;
 #if defined __AVX512F__ /* spelt out: the compiler does it in two parts */
-    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)halves)), 16);
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)numbers)), 16);
 #else
-    return (vf)(__builtin_convertvector(*(const vh *)halves, vu) << 16);
+    return (vf)(__builtin_convertvector(*(const vh *)numbers, vu) << 16);
 #endif
 }
 
-INLINE void store_cache(void *pool, int int8, int64_t at, const float *values, int count) {
-    if (!int8) {
+INLINE void store_numbers(void *pool, int halves, int64_t at, const float *values, int count) {
+    if (!halves) {
         memcpy((float *)pool + at, values, sizeof(float) * count);
         return;
     }
@@ -152,7 +152,7 @@ INLINE float quantise(const float *x, int count, uint8_t *out) {
 
 /* Rows as the next product wants them: as they are, or in 8 bits. */
 INLINE void prepare(const Share *share, const float *rows, int width, int64_t row) {
-    if (share->model->int8)
+    if (share->model->weights == INT8)
         share->work->scales[row] = quantise(rows + row * width, width, share->work->bytes + row * width);
 }
 
@@ -181,13 +181,33 @@ INLINE vi dot4(vi sum, const uint8_t *a, const int8_t *w) {
 #endif
 }
 
+/* `count` rows times one panel of float32 or bfloat16 weights; see `tile`. */
+INLINE void sum_floats(const Matrix *matrix, const float *a, int count, int64_t panel, const char *ahead, int lines,
+                       int halves, vf result[ROWS][VECTORS]) {
+    const int depth = matrix->inputs, inputs = halves ? 2 : 1; /* of the two lines that are read at once */
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < VECTORS; j++) result[i][j] = (vf){0};
+    int64_t at = panel * depth * PANEL;
+    for (int k = 0; k < depth; k += inputs, ahead += 64 * lines) {
+        __builtin_prefetch(ahead, 0, 2);
+        if (lines == 2) __builtin_prefetch(ahead + 64, 0, 2);
+        for (int input = k; input < k + inputs; input++, at += PANEL) {
+            vf weights[VECTORS];
+            for (int j = 0; j < VECTORS; j++) weights[j] = load_numbers(matrix->data, halves, at + VL * j);
+            for (int i = 0; i < count; i++)
+                for (int j = 0; j < VECTORS; j++)
+                    result[i][j] = fused(all(a[i * depth + input]), weights[j], result[i][j]);
+        }
+    }
+}
+
 /* `count` rows (a constant where this is inlined) times one panel; meanwhile half a panel (`lines` 1), or a whole one (2),
    is fetched from `ahead`. */
 INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, int64_t row, int count, int64_t panel,
                  const char *ahead, int lines, Epilogue epilogue, float *out, int64_t stride) {
     const int depth = matrix->inputs;
     vf result[ROWS][VECTORS];
-    if (share->model->int8) {
+    if (share->model->weights == INT8) {
         vi sums[ROWS][VECTORS];
         const int8_t *w = (const int8_t *)matrix->data + panel * depth * PANEL;
         const uint8_t *a = share->work->bytes + row * depth;
@@ -207,19 +227,10 @@ INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, in
                 result[i][j] = __builtin_convertvector(exact, vf) * share->work->scales[row + i] *
                                *(const vf *)(matrix->scales + column);
             }
+    } else if (share->model->weights == BFLOAT16) {
+        sum_floats(matrix, rows + row * depth, count, panel, ahead, lines, 1, result);
     } else {
-        const float *w = (const float *)matrix->data + panel * depth * PANEL;
-        const float *a = rows + row * depth;
-        for (int i = 0; i < count; i++)
-            for (int j = 0; j < VECTORS; j++) result[i][j] = (vf){0};
-        for (int k = 0; k < depth; k++, w += PANEL, ahead += 64 * lines) {
-            __builtin_prefetch(ahead, 0, 2);
-            if (lines == 2) __builtin_prefetch(ahead + 64, 0, 2);
-            vf weights[VECTORS];
-            for (int j = 0; j < VECTORS; j++) weights[j] = *(const vf *)(w + VL * j);
-            for (int i = 0; i < count; i++)
-                for (int j = 0; j < VECTORS; j++) result[i][j] = fused(all(a[i * depth + k]), weights[j], result[i][j]);
-        }
+        sum_floats(matrix, rows + row * depth, count, panel, ahead, lines, 0, result);
     }
     for (int i = 0; i < count; i++) {
         float *to = out + (row + i) * stride;
@@ -243,7 +254,7 @@ INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, in
 INLINE void multiply(const Share *share, const Matrix *matrix, const float *rows, int64_t row, int64_t count,
                      Epilogue epilogue, float *out, int64_t stride) {
     const int64_t start = row, end = row + count;
-    const size_t half = (size_t)matrix->inputs * PANEL * (share->model->int8 ? 1 : 4) / 2; /* of a panel, in bytes */
+    const size_t half = (size_t)matrix->inputs * PANEL * (share->model->weights == INT8 ? 1 : share->model->weights == BFLOAT16 ? 2 : 4) / 2; /* of a panel, in bytes */
     /* The last two tiles of a panel fetch the next one, so that memory is read while products are computed. One tile alone
        fetches all of it, but for one or two rows, which are done as soon as their weights are there: half a panel ahead. */
     const int lines = count > 2 && count <= ROWS ? 2 : 1;
@@ -294,14 +305,14 @@ INLINE int64_t cache_place(const Model *model, const Entry *entry, int layer, in
     return ((int64_t)(layer * model->heads + head) * model->cache_tokens + entry->cache_start) * model->head_dim;
 }
 
-INLINE void fetch_cache(const void *pool, int int8, int64_t at, int dim) {
-    const char *bytes = (const char *)pool + at * (int8 ? 2 : 4);
-    for (int line = 0; line < dim * (int8 ? 2 : 4); line += 64) __builtin_prefetch(bytes + line);
+INLINE void fetch_cache(const void *pool, int halves, int64_t at, int dim) {
+    const char *bytes = (const char *)pool + at * (halves ? 2 : 4);
+    for (int line = 0; line < dim * (halves ? 2 : 4); line += 64) __builtin_prefetch(bytes + line);
 }
 
 /* `group` (a constant) rows from `row` on, over the cache up to each; `next` is what this thread reads afterwards. */
 INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, int head, int64_t row, int group,
-                         int parts, int int8, int64_t next) {
+                         int parts, int halves, int64_t next) {
     const Model *model = share->model;
     const int dim = parts * VL;
     const int64_t longest = entry->num_cached + row + group, stride = model->max_positions + 64;
@@ -320,11 +331,11 @@ INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, 
         vf sums[GROUP];
         for (int g = 0; g < group; g++) sums[g] = (vf){0};
         for (int part = 0; part < parts; part++) {
-            const vf key = load_cache(model->keys, int8, place + t * dim + part * VL);
+            const vf key = load_numbers(model->keys, halves, place + t * dim + part * VL);
             for (int g = 0; g < group; g++) sums[g] = fused(query[g][part], key, sums[g]);
         }
         for (int g = 0; g < group; g++) scores[g * stride + t] = sum_of(sums[g]);
-        fetch_cache(model->values, int8, place + t * dim, dim);
+        fetch_cache(model->values, halves, place + t * dim, dim);
     }
     for (int g = 0; g < group; g++) { /* softmax over what this row may see; the weight of the rest is 0 */
         float *weights = scores + g * stride;
@@ -343,11 +354,11 @@ INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, 
         for (int part = 0; part < parts; part++) result[g][part] = (vf){0};
     for (int64_t t = 0; t < longest; t++) {
         for (int part = 0; part < parts; part++) {
-            const vf value = load_cache(model->values, int8, place + t * dim + part * VL);
+            const vf value = load_numbers(model->values, halves, place + t * dim + part * VL);
             for (int g = 0; g < group; g++)
                 result[g][part] = fused(all(scores[g * stride + t]), value, result[g][part]);
         }
-        fetch_cache(model->keys, int8, next + t * dim, dim);
+        fetch_cache(model->keys, halves, next + t * dim, dim);
     }
     for (int g = 0; g < group; g++)
         for (int part = 0; part < parts; part++)
@@ -355,7 +366,7 @@ INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, 
 }
 
 /* One head of one sequence: its new keys and values into the cache, then its new rows over all of it. */
-INLINE void attend_in(const Share *share, int layer, const Entry *entry, int head, int64_t next, int parts, int int8) {
+INLINE void attend_in(const Share *share, int layer, const Entry *entry, int head, int64_t next, int parts, int halves) {
     const Model *model = share->model;
     const int dim = parts * VL;
     const int64_t place = cache_place(model, entry, layer, head), width = 3 * (int64_t)model->hidden;
@@ -364,27 +375,27 @@ INLINE void attend_in(const Share *share, int layer, const Entry *entry, int hea
         float rotated[MAX_HEAD_DIM];
         const int64_t position = entry->num_cached + row;
         rotate(model, qkv + row * width + model->hidden, position, rotated);
-        store_cache(model->keys, int8, place + position * dim, rotated, dim);
-        store_cache(model->values, int8, place + position * dim, qkv + row * width + 2 * model->hidden, dim);
+        store_numbers(model->keys, halves, place + position * dim, rotated, dim);
+        store_numbers(model->values, halves, place + position * dim, qkv + row * width + 2 * model->hidden, dim);
     }
     int64_t row = 0;
     for (; row + GROUP <= entry->num_new; row += GROUP)
-        attend_group(share, entry, place, head, row, GROUP, parts, int8, next);
-    for (; row < entry->num_new; row++) attend_group(share, entry, place, head, row, 1, parts, int8, next);
+        attend_group(share, entry, place, head, row, GROUP, parts, halves, next);
+    for (; row < entry->num_new; row++) attend_group(share, entry, place, head, row, 1, parts, halves, next);
 }
 
 static void attend(const Share *share, int layer, int64_t task) {
     const Model *model = share->model;
     const Entry *entry = &share->batch->entries[task / model->heads];
-    const int head = (int)(task % model->heads), parts = model->head_dim / VL;
+    const int head = (int)(task % model->heads), parts = model->head_dim / VL, halves = model->weights != FLOAT32;
     const int64_t following = task + 1;
     const int64_t next = following >= share->batch->num_entries * model->heads
                              ? cache_place(model, entry, layer, head)
                              : cache_place(model, &share->batch->entries[following / model->heads], layer,
                                            (int)(following % model->heads));
-    if (parts == 64 / VL && model->int8) attend_in(share, layer, entry, head, next, 64 / VL, 1); /* the official size */
+    if (parts == 64 / VL && halves) attend_in(share, layer, entry, head, next, 64 / VL, 1); /* the official size */
     else if (parts == 64 / VL) attend_in(share, layer, entry, head, next, 64 / VL, 0);
-    else attend_in(share, layer, entry, head, next, parts, model->int8);
+    else attend_in(share, layer, entry, head, next, parts, halves);
 }
 
 /* ---- the step ---- */
@@ -452,14 +463,14 @@ void STEP(const Model *model, const Batch *batch, Workspace *work, Turn *turn) {
         }
         multiply_and_store(&share, &layer->qkv, work->normed, 0, rows, work->qkv, 3 * hidden);
         FOR_EACH(task, turn, batch->num_entries * model->heads) attend(&share, index, task);
-        if (model->int8) FOR_EACH(row, turn, rows) prepare(&share, work->attended, (int)hidden, row);
+        if (model->weights == INT8) FOR_EACH(row, turn, rows) prepare(&share, work->attended, (int)hidden, row);
         multiply_and_add(&share, &layer->o, work->attended, rows, work->x, hidden);
         FOR_EACH(row, turn, rows) {
             normalise(model, work->x + row * hidden, layer->post_norm, work->normed + row * hidden);
             prepare(&share, work->normed, (int)hidden, row);
         }
         multiply_and_gate(&share, &layer->gate_up, work->normed, rows, work->activated, model->intermediate);
-        if (model->int8) FOR_EACH(row, turn, rows) prepare(&share, work->activated, model->intermediate, row);
+        if (model->weights == INT8) FOR_EACH(row, turn, rows) prepare(&share, work->activated, model->intermediate, row);
         multiply_and_add(&share, &layer->down, work->activated, rows, work->x, hidden);
     }
     FOR_EACH(i, turn, batch->num_entries) finish(&share, &batch->entries[i]);

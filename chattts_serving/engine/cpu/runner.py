@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ MAX_ROWS = 256  # tokens computed in one call, so that what they become stays in
 DRAWS = {Kind.TEXT: 0, Kind.AUDIO: 1}
 NO_DRAW = -1
 MATRICES, NORMS = ("qkv", "o", "gate_up", "down"), ("input_norm", "post_norm")  # of a layer
-PRECISIONS = {
+PRECISIONS: dict[Precision, tuple[WeightKind, np.dtype[Any]]] = {
     Precision.FP32: (WeightKind.FLOAT32, np.dtype(np.float32)),
     Precision.BF16: (WeightKind.BFLOAT16, np.dtype(np.uint16)),
     Precision.INT8: (WeightKind.INT8, np.dtype(np.uint16)),

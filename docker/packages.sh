@@ -9,7 +9,7 @@ folder=$1 extras=$2 modules=$3
 shift 3
 cd "$(dirname "$0")/.."
 mkdir -p client/chattts_client
-touch README.md LICENSE client/README.md client/LICENSE # pyproject.toml names them
+touch README.md LICENSE NOTICE client/README.md client/LICENSE # pyproject.toml names them
 docker/install.sh "$folder" "$extras"
 python=$folder/bin/python
 "$python" -m pip uninstall --quiet --yes chattts-triton chattts-client "$@"

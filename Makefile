@@ -83,5 +83,5 @@ release-check: setup ## build both distributions twice, compare, install them in
 deploy-check: setup ## check images, manifests, rules and balancer (with kubectl, promtool, haproxy where they are)
 	$(RUN) -m pytest tests/deploy $(ARGS)
 
-images-check: setup ## build the cpu and gateway images and run them (as root, with buildah and podman; skipped elsewhere)
+images-check: setup ## build, run and list the cpu and gateway images, install the distributions in a container (as root, with buildah and podman; skipped elsewhere)
 	PYTHON=$(RUN) tests/deploy/images_check.sh

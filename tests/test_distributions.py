@@ -32,7 +32,8 @@ from tests.deploy.test_requirements import PYTHONS, UV, clean_environment, reach
 from tests.pythons import find_python
 
 SOURCES = (
-    *("pyproject.toml", "setup.py", "MANIFEST.in", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE", "NOTICE"),
+    *(".gitignore", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "NOTICE", "README.md"),
+    *("constraints.txt", "pyproject.toml", "setup.py"),
     *("backends", "bench", "chattts_serving", "client", "docker", "export", "gateway", "model_repository", "voices"),
     *("tests", "training"),
 )
@@ -110,16 +111,16 @@ def wheels(built: Built) -> Path:
 def test_another_checkout_and_the_sources_archive_give_the_same_bytes(distribution, built, tmp_path):
     """The wheel that they are compared with was built from the archive, elsewhere and at another time."""
     checkout = copy_checkout(tmp_path / FOLDER)
-    again = tmp_path / "again"
-    again.mkdir()
-    build(checkout / DISTRIBUTIONS[distribution], again, "--wheel")
     with tarfile.open(built.one(distribution, ".tar.gz")) as sources:
         sources.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.glob(f"{distribution}-*")
-    build(unpacked, again, "--sdist")
-    assert len(list(again.iterdir())) == 2
-    for path in again.iterdir():
-        assert path.read_bytes() == (built.folder / path.name).read_bytes(), path.name
+    here = checkout / DISTRIBUTIONS[distribution]
+    for number, (source, flag) in enumerate([(here, "--sdist"), (here, "--wheel"), (unpacked, "--sdist")]):
+        out = tmp_path / str(number)
+        out.mkdir()
+        build(source, out, flag)
+        (path,) = out.iterdir()
+        assert path.read_bytes() == (built.folder / path.name).read_bytes(), (source, flag)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

@@ -13,7 +13,7 @@ JOBS ?= 2
 MINUTES ?= 30
 REQUESTS ?= 10000
 
-.PHONY: help setup demo test lint serve up export bench gpu-check load soak fuzz deploy-check images-check
+.PHONY: help setup demo test lint serve up export bench gpu-check load soak fuzz dist release-check deploy-check images-check
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -71,8 +71,17 @@ soak: setup ## mixed load for MINUTES (30) on a server of its own, and whether i
 fuzz: setup ## REQUESTS (10000) random and broken requests over real sockets
 	$(RUN) -m tests.fuzz --requests $(REQUESTS) $(ARGS)
 
+dist: setup ## build both distributions of the commit that is checked out into dist/, the same bytes everywhere
+	rm -rf dist build/commit
+	mkdir -p build/commit
+	git archive HEAD | tar -x -C build/commit
+	for one in . client; do SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(RUN) -m build --outdir dist build/commit/$$one || exit 1; done
+
+release-check: setup ## build both distributions twice, compare, install them into empty environments and run them
+	$(RUN) -m pytest tests/test_distributions.py $(ARGS)
+
 deploy-check: setup ## check images, manifests, rules and balancer (with kubectl, promtool, haproxy where they are)
 	$(RUN) -m pytest tests/deploy $(ARGS)
 
-images-check: setup ## build the cpu and gateway images and run them (as root, with buildah and podman; skipped elsewhere)
+images-check: setup ## build, run and list the cpu and gateway images, install the distributions in a container (as root, with buildah and podman; skipped elsewhere)
 	PYTHON=$(RUN) tests/deploy/images_check.sh

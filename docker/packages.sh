@@ -9,7 +9,7 @@ folder=$1 extras=$2 modules=$3
 shift 3
 cd "$(dirname "$0")/.."
 mkdir -p client/chattts_client
-touch README.md LICENSE client/README.md client/LICENSE # pyproject.toml names them
+touch README.md LICENSE NOTICE client/README.md client/LICENSE # pyproject.toml names them
 docker/install.sh "$folder" "$extras"
 python=$folder/bin/python
 "$python" -m pip uninstall --quiet --yes chattts-triton chattts-client "$@"
@@ -21,6 +21,13 @@ find "$packages" -type d -name tests -prune -exec rm -rf {} +
 if command -v strip > /dev/null; then
   find "$packages" -name '*.so' -not -path '*.libs/*' -not -path '*/torch/*' -not -path '*/nvidia/*' -exec strip --strip-unneeded {} +
 fi
+# FFmpeg's encoders of video, a tenth of the gateway: nobody here encodes any, but its library is not loaded without.
+for encoder in "$packages"/av.libs/libx264-* "$packages"/av.libs/libx265-* "$packages"/av.libs/libSvtAv1Enc-*; do
+  [ -f "$encoder" ] || continue
+  nm -D --undefined-only "$packages"/av.libs/libavcodec-* \
+    | sed -n 's/^ *U \(\(x264\|x265\|svt\)_[a-z0-9_]*\)$/void *\1(void) { return 0; }/p' \
+    | gcc -shared -x c -Wl,-soname,"${encoder##*/}" -o "$encoder" -
+done
 # Of nvidia-pytriton what serves other Pythons than this one.
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 for stub in "$packages"/pytriton/tritonserver/python_backend_stubs/3.*; do

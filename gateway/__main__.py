@@ -19,7 +19,6 @@ from gateway.protocol import KEEP_ALIVE_S, MAX_HEADER_BYTES, Protocol
 from gateway.settings import Settings, SettingsError, parse
 
 BACKLOG = 2_048  # connections that wait to be accepted
-STOP_TIMEOUT_S = 10  # that open answers have
 
 
 class _JsonLines(logging.Formatter):
@@ -91,7 +90,7 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=STOP_TIMEOUT_S,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
     )
     logging.getLogger("gateway").info("listening on %s", settings.url)
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended

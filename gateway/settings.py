@@ -37,6 +37,7 @@ class Settings:
         requests_per_minute: syntheses for each key, 0 for no limit.
         max_upload_bytes: of a recording.
         timeout_s: for one synthesis.
+        drain_timeout_s: that open answers have when the gateway is stopped.
         cors_origins: web pages of other servers that may call this one, as the header Origin has them; "*" for all.
         allowed_hosts: names in the header Host; other ones are refused. Empty lets all through.
         speed_tags: ChatTTS's speed tag -> how fast it makes the voice; what is missing to a wish is stretched.
@@ -56,6 +57,7 @@ class Settings:
     requests_per_minute: int = 0
     max_upload_bytes: int = 10 * 2**20
     timeout_s: float = 600.0
+    drain_timeout_s: int = 10
     cors_origins: Sequence[str] = ()
     allowed_hosts: Sequence[str] = ()
     speed_tags: Mapping[int, float] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class Settings:
             "max_concurrent": (1, 1_000_000),
             "requests_per_minute": (0, 1_000_000),
             "max_upload_bytes": (1, 2**30),
+            "drain_timeout_s": (0, 3600),
         }
         for name, (least, most) in allowed.items():
             if not least <= getattr(self, name) <= most:
@@ -137,6 +140,12 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
     parser.add_argument("--requests-per-minute", type=int, default=0, help="of each key; 0: no limit (default)")
     parser.add_argument("--max-upload-mib", type=int, default=10, help="of a recording (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=default.timeout_s, help="seconds (default %(default)s)")
+    parser.add_argument(
+        "--drain-timeout",
+        type=int,
+        default=default.drain_timeout_s,
+        help="seconds that open answers have when the gateway is stopped (default %(default)s)",
+    )
     parser.add_argument(
         "--cors-origin",
         action="append",
@@ -194,6 +203,7 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
         requests_per_minute=options.requests_per_minute,
         max_upload_bytes=options.max_upload_mib * 2**20,
         timeout_s=options.timeout,
+        drain_timeout_s=options.drain_timeout,
         cors_origins=options.cors_origin,
         allowed_hosts=hosts,
         speed_tags=dict(options.speed_tag),

@@ -63,7 +63,7 @@ LONGEST = (
     "integration/test_oracle.py",
     "integration/test_streaming.py",
     "engine/cpu/test_runner.py",
-    "test_wheels.py",
+    "test_distributions.py",
     "deploy/test_gpu_image.py",
     "integration/test_server_process.py",
     "integration/test_overload.py",

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-QUIET_S = 5.0  # without a request before a server counts as idle: as long as balancers may take to leave it out
+QUIET_S = 5.0  # without a request before a server counts as idle: as long as HAProxy takes to leave it out
 POLL_S = 0.5
 REFUSALS = re.compile("overloaded|shutting down")  # how a model says that it lives and takes nothing for now
 OPEN_REQUESTS = re.compile(r"^chattts_requests_open(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -125,12 +125,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--timeout", type=float, default=4.0, metavar="SECONDS", help="for each answer (default %(default)s)"
     )
     parser.add_argument("--wait-idle", type=float, metavar="SECONDS", help="wait up to this until no request is open")
+    parser.add_argument(
+        "--idle-for",
+        type=float,
+        default=QUIET_S,
+        metavar="SECONDS",
+        help="without an open request, until --wait-idle ends: as long as balancers may take to leave the server out "
+        "(default %(default)s)",
+    )
     options = parser.parse_args(arguments)
     try:
         if options.wait_idle is None:
             check(options.url, options.timeout)
         else:
-            wait_idle(options.metrics_url, options.wait_idle, options.timeout)
+            wait_idle(options.metrics_url, options.wait_idle, options.timeout, options.idle_for)
     except ProbeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

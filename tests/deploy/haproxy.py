@@ -33,11 +33,12 @@ backend {protocol}_servers from {protocol}-servers
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a server, or HAProxy, listens: "HOST:PORT"; the last one is HAProxy's alone."""
+    """Where a server, or HAProxy, listens: "HOST:PORT"; the last two are HAProxy's alone."""
 
     http_url: str
     grpc_url: str
     metrics_url: str = ""
+    pid: int = 0
 
 
 def program() -> str:
@@ -94,7 +95,7 @@ def running(servers: str, folder: Path, variables: Mapping[str, str] = {}, binar
         )
         try:
             wait_for_port(ports[0], process)
-            yield Addresses(*(f"127.0.0.1:{port}" for port in ports))
+            yield Addresses(*(f"127.0.0.1:{port}" for port in ports), process.pid)
         finally:
             process.terminate()
             process.wait()

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Build the cpu and gateway images from docker/Dockerfile and run them as they are meant to be run: `make images-check`.
+# Build the cpu and gateway images from docker/Dockerfile, run them as they are meant to be run, and install the distributions in
+# an empty container: `make images-check`.
 #
 # As root on Debian or Ubuntu with buildah, podman, runc and debootstrap (apt-get install). Where the machine forbids
 # something of this, one line says what, and the status is 0. The base image is made of the machine's own mirror, so that
@@ -88,26 +89,52 @@ build() { # FOLDER TARGET
 }
 megabytes() { podman image inspect "$1" --format '{{.Size}}' | awk '{ print int($1 / 1e6) }'; }
 layers() { podman image inspect "chattts-triton:$1" --format '{{range .RootFS.Layers}}{{println .}}{{end}}'; }
-for one in cpu:500 gateway:330; do
+for one in cpu:500 gateway:300; do
   build "$checkout" "${one%:*}"
   size=$(megabytes "chattts-triton:${one%:*}")
   say "${one%:*} has $size MB"
   [ "$size" -le "${one#*:}" ] || { echo "at most ${one#*:} MB are allowed"; exit 1; }
 done
 
+# What is in each image, and whether its own Python and dpkg say the same.
+for one in cpu gateway; do
+  root=$(podman image mount "chattts-triton:$one")
+  PYTHON=$python docker/sbom.sh "$root" "build/sbom/$one" 2> "$work/sbom.log" || { tail "$work/sbom.log"; exit 1; }
+  podman image unmount "chattts-triton:$one" > /dev/null
+  ask() { podman run --rm --network none --no-healthcheck --entrypoint "$1" "chattts-triton:$one" "${@:2}"; }
+  ask .venv/bin/python -c 'import importlib.metadata as m; print(*(f"{d.name} {d.version}" for d in m.distributions()), sep="\n")' \
+    > "$work/python"
+  ask dpkg-query --show --showformat '${Package} ${Version}\n' > "$work/system"
+  $python - "build/sbom/$one" "$work" <<'END'
+import json
+import sys
+from pathlib import Path
+
+for kind in ("python", "system"):
+    listed = json.loads(Path(sys.argv[1], f"{kind}.cdx.json").read_text())
+    components = [*listed["components"], listed["metadata"]["component"]] if kind == "python" else listed["components"]
+    found = {f"{one['name']} {one['version']}" for one in components if "arch=source" not in one.get("purl", "")}
+    there = set(Path(sys.argv[2], kind).read_text().splitlines())
+    assert found == there, (kind, found ^ there)
+    print(f"{kind}: {len(found)} packages", end="; ")
+END
+  echo
+  say "$one: the inventory is what its Python and dpkg say"
+done
+
 # A changed line: what is new of the layers.
 mkdir -p "$work/changed"
-git ls-files -z | xargs -0 cp --parents --preserve=timestamps --target-directory="$work/changed"
+git ls-files -z | xargs -0 cp --parents --no-dereference --preserve=timestamps --target-directory="$work/changed"
 layers cpu > "$work/before"
+cp "$work/changed/chattts_serving/errors.py" "$work/unchanged"
 echo '# changed' >> "$work/changed/chattts_serving/errors.py"
 build "$work/changed" cpu
+mv "$work/unchanged" "$work/changed/chattts_serving/errors.py"
 new=$(layers cpu | grep -v -x -F -f "$work/before" | wc -l)
 size=$(podman history chattts-triton:cpu --format '{{.Size}}' \
   | awk '$1 > 0 { print int($1 * ($2 == "GB" ? 1000 : $2 == "MB" ? 1 : 0)) + 1; exit }') # the last layer that has any
 say "a changed line makes $new new layers, of $size MB"
 [ "$new" -le 1 ] && [ "$size" -le 20 ] || { echo "one layer of at most 20 MB is allowed"; exit 1; }
-rm -rf "$work/changed"
-
 $python -m export --checkpoint demo --out "$work/models" > "$work/export.log" 2>&1 || { tail "$work/export.log"; exit 1; }
 chmod -R a+rX "$work/models"
 say "models exported"
@@ -137,8 +164,9 @@ import sys
 import openai
 
 client = openai.OpenAI(base_url=sys.argv[1], api_key=sys.argv[2])
-said = client.audio.speech.create(model="tts-1", voice="alloy", input="The weather is fine.", response_format="wav")
-assert said.content[:4] == b"RIFF" and len(said.content) > 20_000, len(said.content)
+for form, begins in {"wav": b"RIFF", "flac": b"fLaC", "opus": b"OggS", "mp3": b"", "aac": b"", "pcm": b""}.items():
+    said = client.audio.speech.create(model="tts-1", voice="alloy", input="The weather is fine.", response_format=form).content
+    assert said.startswith(begins) and len(said) > 5_000, (form, len(said))
 try:
     openai.OpenAI(base_url=sys.argv[1], api_key="sk-of-nobody-at-all").models.list()
 except openai.AuthenticationError:
@@ -157,6 +185,30 @@ END
   done
   say "$name: stopped with status 0, nothing written"
 }
+# The archive of the server's sources and the client's wheel, where there is nothing but a compiler.
+build "$checkout" build
+for one in . client; do
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) $python -m build --outdir "$work/dist" "$work/changed/$one" > "$work/dist.log" 2>&1 \
+    || { tail "$work/dist.log"; exit 1; }
+done
+podman run --rm --network host "${mounts[@]}" --volume "$work/dist:/dist:ro" --volume "$checkout/constraints.txt:/constraints.txt:ro" \
+  --shm-size 1g chattts-triton:build bash -euc '
+cd /tmp
+python3 -m venv venv
+export PATH=/tmp/venv/bin:$PATH
+pip install --quiet --constraint /constraints.txt --find-links /dist "$(echo /dist/chattts_triton-*.tar.gz)[embedded-cpu,onnx]" \
+  /dist/chattts_client-*.whl
+chattts-export --checkpoint demo
+coproc chattts-server --http-port=0 --grpc-port=0 --metrics-port=0 2> server.log
+read -r line <&"${COPROC[0]}" || { tail server.log; exit 1; }
+grpc=${line#*grpc=}
+chattts "Good morning." -o a.wav --url "${grpc%% *}"
+kill "$COPROC_PID"
+wait "$COPROC_PID"
+test "$(stat --format %s a.wav)" -gt 10000
+' > "$work/container.log" 2>&1 || { tail -30 "$work/container.log"; exit 1; }
+say "the distributions speak in an empty container"
+
 serve ci
 serve random --user "$((100000 + RANDOM)):0"
 say "done"

@@ -74,7 +74,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = re.search(r"^torch==(\S+)$", constraints, re.MULTILINE)
     assert torch
     write_wheel(base, "torch", f"{torch[1]}+standin")
-    stage = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").split(" AS gpu\n")[1]
+    stage = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").split(" AS gpu\n")[1].split("\nFROM ")[0]
     commands = re.findall(r"^RUN .*?(docker/\w+\.sh(?:.*\\\n)*.*)$", stage, re.MULTILINE)
     assert len(commands) == 2
     nvidia = {

@@ -18,6 +18,7 @@ from chattts_serving.launcher.limits import threads_needed
 from chattts_serving.launcher.options import parse_arguments
 from chattts_serving.triton import reports
 from gateway.process import running_gateway
+from gateway.settings import parse
 from tests.deploy.haproxy import CLUSTER, check_configuration
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -175,6 +176,23 @@ def test_a_server_is_ended_after_its_drain_and_not_before() -> None:
     command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     drain_s, stop_s = int(command[command.index("--wait-idle") + 1]), 16
     assert pod["terminationGracePeriodSeconds"] >= drain_s + stop_s
+
+
+def test_a_server_waits_until_no_name_service_leads_to_it() -> None:
+    """CoreDNS keeps an answer for 30 s as kubeadm sets it up, and HAProxy asks every 2 s."""
+    command = pod_of("chattts-server", built("cpu"))["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert float(command[command.index("--idle-for") + 1]) > 30 + 2
+
+
+def test_a_gateway_is_ended_after_its_drain_and_not_before() -> None:
+    pod = pod_of("chattts-gateway", built("cpu"))
+    (gateway,) = pod["containers"]
+    drain_s = parse([*gateway["args"], "--anonymous"][4:], {}).drain_timeout_s
+    wait_s = int(gateway["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > wait_s + drain_s
+    service = compose()["services"]["gateway"]
+    drain_s = parse(service["command"], {}).drain_timeout_s
+    assert int(service["stop_grace_period"].removesuffix("s")) > drain_s
 
 
 def test_services_find_the_pods_that_are_meant() -> None:

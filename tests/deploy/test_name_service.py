@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import os
+import re
+import signal
 import socket
 import struct
 import threading
@@ -10,10 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUDPServer
 
 import grpc
@@ -128,6 +132,8 @@ class Cluster:
     ports: tuple[int, int]
     hosts: list[str] = field(default_factory=list)  # that the name leads to
     servers: dict[str, Server] = field(default_factory=dict)
+    configuration: str = ""
+    binary: str = ""
     balancer: Addresses = field(init=False)
 
     def start(self) -> Server:
@@ -137,17 +143,20 @@ class Cluster:
         self.hosts.append(host)
         return self.servers[host]
 
-    def is_up(self, protocol: str) -> bool:
-        return len(servers_up(self.balancer, protocol)) == len(self.hosts)
+    def balancing(self, folder: Path) -> AbstractContextManager[Addresses]:
+        """One more HAProxy, with its files in `folder`."""
+        return running(self.configuration, folder, {"CHATTTS_SERVERS": NAME}, self.binary)
+
+    def is_up(self, protocol: str, balancer: Addresses | None = None) -> bool:
+        return len(servers_up(balancer or self.balancer, protocol)) == len(self.hosts)
 
 
 @pytest.fixture(scope="module", params=[program, newer_program], ids=["installed", "newer"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three servers; only ports and name service are the test's."""
-    binary = request.param()
     http_port, grpc_port = free_ports(2)
     with ExitStack() as stack:
-        found = Cluster(stack, (http_port, grpc_port))
+        found = Cluster(stack, (http_port, grpc_port), binary=request.param())
         for _ in range(NUM_SERVERS):
             found.start()
         names = name_service(found.hosts)
@@ -160,8 +169,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         }.items():
             assert configuration.count(shipped) == 1
             configuration = configuration.replace(shipped, here)
-        folder = tmp_path_factory.mktemp("haproxy")
-        found.balancer = stack.enter_context(running(configuration, folder, {"CHATTTS_SERVERS": NAME}, binary))
+        found.configuration = configuration
+        found.balancer = stack.enter_context(found.balancing(tmp_path_factory.mktemp("haproxy")))
         for protocol in ("grpc", "http"):
             wait_for(partial(found.is_up, protocol), "a server is not up")
         unchecked_s = 3.0  # servers count as up until their checks have failed
@@ -177,10 +186,11 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def caller(cluster: Cluster, protocol: str) -> Iterator[Callable[[], str]]:
-    """Calls over one connection; each says which server answered."""
+def caller(cluster: Cluster, protocol: str, target: str = "") -> Iterator[Callable[[], str]]:
+    """Calls over one connection, of gRPC to `target` if there is one; each says which server answered."""
     if protocol == "grpc":
-        with grpc.insecure_channel(cluster.balancer.grpc_url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        address = target or cluster.balancer.grpc_url
+        with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             speak = channel.unary_unary(SPEAK)
             yield lambda: speak(b"", timeout=10).decode()
     else:
@@ -198,13 +208,13 @@ def caller(cluster: Cluster, protocol: str) -> Iterator[Callable[[], str]]:
 
 
 @contextmanager
-def load(cluster: Cluster, protocol: str) -> Iterator[list[str | Exception]]:
+def load(cluster: Cluster, protocol: str, target: str = "") -> Iterator[list[str | Exception]]:
     """NUM_CALLERS callers, one request after the other each; who answered, or the error, in the order of ends."""
     seen: list[str | Exception] = []
     is_over = threading.Event()
 
     def calls() -> None:
-        with caller(cluster, protocol) as speak:
+        with caller(cluster, protocol, target) as speak:
             while not is_over.is_set():
                 try:
                     seen.append(speak())
@@ -243,3 +253,26 @@ def test_a_rollout_under_load_costs_no_request(cluster: Cluster, protocol: str) 
             cluster.servers[host].end()
     assert [one for one in seen if isinstance(one, Exception)] == []
     print(f"MEASURED a rollout of {len(old)} servers: {len(seen)} requests over {protocol}, no error")
+
+
+def num_requests(balancer: Addresses) -> int:
+    """How many came over gRPC."""
+    connection = http.client.HTTPConnection(balancer.metrics_url, timeout=5)
+    connection.request("GET", "/metrics")
+    found = re.search(
+        r'^haproxy_frontend_http_requests_total\{proxy="grpc"\} (\d+)', connection.getresponse().read().decode(), re.M
+    )
+    connection.close()
+    return int(found[1]) if found else 0
+
+
+def test_a_balancer_that_ends_under_load_costs_no_request(cluster: Cluster, tmp_path: Path) -> None:
+    """As Kubernetes ends it, by SIGUSR1; callers know a second one."""
+    with cluster.balancing(tmp_path) as ending:
+        wait_for(partial(cluster.is_up, "grpc", ending), "a server is not up")
+        with load(cluster, "grpc", f"ipv4:{ending.grpc_url},{cluster.balancer.grpc_url}") as seen:
+            wait_for(lambda: num_requests(ending) > 40, "the balancer gets nothing")
+            before = num_requests(cluster.balancer)
+            os.kill(ending.pid, signal.SIGUSR1)
+            wait_for(lambda: num_requests(cluster.balancer) > before + 100, "the other one gets nothing")
+    assert [one for one in seen if isinstance(one, Exception)] == []

@@ -170,6 +170,14 @@ def test_waiting_ends_when_no_request_was_open_for_a_while(monkeypatch: pytest.M
     assert 0.3 + 3 * 0.05 <= time.monotonic() - started < 5
 
 
+def test_how_long_none_may_be_open_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "POLL_S", 0.05)
+    started = time.monotonic()
+    with answering({"/metrics": 200}, repeat(metrics(0))) as url:
+        assert main(["--metrics-url", url, "--wait-idle", "10", "--idle-for", "0.3"]) == 0
+    assert 0.3 <= time.monotonic() - started < probe.QUIET_S
+
+
 def test_waiting_ends_with_an_error_when_requests_stay_open(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,7 +211,14 @@ def test_keys_come_from_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--port", "0"], ["--max-concurrent", "0"], ["--timeout", "0"], ["--timeout", "nan"], ["--max-upload-mib", "0"]],
+    [
+        ["--port", "0"],
+        ["--max-concurrent", "0"],
+        ["--timeout", "0"],
+        ["--timeout", "nan"],
+        ["--drain-timeout", "-1"],
+        ["--max-upload-mib", "0"],
+    ],
 )
 def test_a_setting_out_of_range_is_refused(flags):
     with pytest.raises(SettingsError, match="allowed is"):

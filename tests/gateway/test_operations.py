@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -109,12 +110,26 @@ def test_an_id_that_would_harm_the_log_is_replaced(gateway, sent):
 
 
 def test_stopping_ends_what_is_open(server, tmp_path):
-    with running_gateway(server.grpc_url, tmp_path / "gateway.log") as gateway:
+    with running_gateway(server.grpc_url, tmp_path / "gateway.log", "--drain-timeout", "1") as gateway:
         body = BODY | {"input": f"endless {tmp_path / 'ended'}"}
         with requests.post(gateway.url + "/v1/audio/speech", json=body, stream=True, timeout=30):
             gateway.process.send_signal(signal.SIGTERM)
             gateway.process.wait(30)
     assert content(tmp_path / "ended") == "cancelled"
+
+
+def test_stopping_waits_for_open_answers_as_long_as_it_is_told(server, tmp_path):
+    """The answer begins 12 s after the signal, longer than the 10 s that are left without a word."""
+    with running_gateway(server.grpc_url, tmp_path / "gateway.log", "--drain-timeout", "60") as gateway:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(speak, gateway, input="hang 12")
+            while not metrics(gateway)["syntheses",]:
+                time.sleep(0.02)
+            gateway.process.send_signal(signal.SIGTERM)
+            assert answer.result().status_code == 200
+        assert gateway.process.wait(30) in (0, -signal.SIGTERM)
+    with pytest.raises(requests.ConnectionError):
+        speak(gateway)
 
 
 def test_the_schema_says_what_is_answered_to_whatever_is_sent(gateway, tmp_path):

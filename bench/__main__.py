@@ -75,12 +75,17 @@ def _server(options: argparse.Namespace) -> None:
     tokens = options.tokens
     if tokens is None:
         tokens = STREAM_TOKENS if options.stream else TOKENS
+    turns = options.turns
+    if turns is None:
+        turns = 2 if options.stream and options.rate else 1
     load = server.Load(
         protocol=options.protocol,
         tokens=tokens,
         timeout_s=options.timeout,
         concurrency=tuple(concurrency),
         rates=tuple(options.rate),
+        seeds=options.seeds,
+        turns=turns,
         requests=options.requests,
         soak=options.soak,
         stream=options.stream,
@@ -164,47 +169,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
 
-    server = parts.add_parser("server", help="load on the live server: whole answers, or streams")
-    server.add_argument("--url", metavar="HOST:PORT", help="of a server that runs; default: serve --repository")
-    server.add_argument("--pid", type=int, help="of that server's launcher, to watch its memory and CPU time")
-    server.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
-    server.add_argument(
-        "--concurrency",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="closed loop: requests at once (default 1 4 16 64, unless there is --rate or --soak)",
-    )
-    server.add_argument(
-        "--rate", type=float, nargs="+", default=[], metavar="X", help="open loop: Poisson arrivals a second, 3 seeds"
-    )
-    server.add_argument(
-        "--requests",
-        type=int,
-        metavar="N",
-        help="of each level (default: closed loop 4 a caller and 16 at least, open loop 20 s and 32 at least)",
-    )
-    server.add_argument("--stream", action="store_true", help="take the answers as streams: first audio, underruns")
-    server.add_argument("--mode", choices=["exact", "low_latency"], default="exact", help="of streams (default exact)")
-    server.add_argument(
-        "--buffer", type=float, default=0.0, metavar="MS", help="audio that a stream's player waits for (default 0)"
-    )
-    server.add_argument(
-        "--long-text", action="store_true", help="each closed level again, beside a stream of 10,000 characters"
-    )
-    server.add_argument(
-        "--tokens", type=int, metavar="N", help=f"of each sentence (default {TOKENS}: 2 s; streams {STREAM_TOKENS})"
-    )
-    server.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of gpt_decoder's config.pbtxt (max_sequences=128, kv_cache_gb=8), again and again",
-    )
-    server.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (default 120)")
-    server.add_argument("--soak", type=int, default=0, metavar="N", help="memory after every 50 of N requests")
-
+    server = _add_server(parts)
     door = parts.add_parser("gateway", help="what the gateway adds to first audio, beside gRPC without it")
     door.add_argument("--clients", type=int, default=64, metavar="N", help="each way (default 64)")
     door.add_argument("--streams", type=int, default=512, metavar="N", help="each way (default 512)")
@@ -280,6 +245,57 @@ def _parse() -> argparse.Namespace:
     plot = parts.add_parser("plot", help="redraw from the JSON of one run, or of several in one picture")
     plot.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
     return parser.parse_args()
+
+
+def _add_server(parts: Any) -> Any:
+    server = parts.add_parser("server", help="load on the live server: whole answers, or streams")
+    server.add_argument("--url", metavar="HOST:PORT", help="of a server that runs; default: serve --repository")
+    server.add_argument("--pid", type=int, help="of that server's launcher, to watch its memory and CPU time")
+    server.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
+    server.add_argument(
+        "--concurrency",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="closed loop: requests at once (default 1 4 16 64, unless there is --rate or --soak)",
+    )
+    server.add_argument(
+        "--rate", type=float, nargs="+", default=[], metavar="X", help="open loop: Poisson arrivals a second"
+    )
+    server.add_argument("--seeds", type=int, default=3, metavar="N", help="of the arrivals of each rate (default 3)")
+    server.add_argument(
+        "--turns",
+        type=int,
+        metavar="N",
+        help="runs of each seed, one after the other, which differ by noise alone (default: streams 2, others 1)",
+    )
+    server.add_argument(
+        "--requests",
+        type=int,
+        metavar="N",
+        help="of each level (default: closed loop 4 a caller and 16 at least, open loop 20 s and 32 at least)",
+    )
+    server.add_argument("--stream", action="store_true", help="take the answers as streams: first audio, underruns")
+    server.add_argument("--mode", choices=["exact", "low_latency"], default="exact", help="of streams (default exact)")
+    server.add_argument(
+        "--buffer", type=float, default=0.0, metavar="MS", help="audio that a stream's player waits for (default 0)"
+    )
+    server.add_argument(
+        "--long-text", action="store_true", help="each closed level again, beside a stream of 10,000 characters"
+    )
+    server.add_argument(
+        "--tokens", type=int, metavar="N", help=f"of each sentence (default {TOKENS}: 2 s; streams {STREAM_TOKENS})"
+    )
+    server.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of gpt_decoder's config.pbtxt (max_sequences=128, kv_cache_gb=8), again and again",
+    )
+    server.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (default 120)")
+    server.add_argument("--soak", type=int, default=0, metavar="N", help="memory after every 50 of N requests")
+    return server
 
 
 def _add_host(parts: Any) -> None:

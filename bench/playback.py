@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -34,7 +34,10 @@ class StreamSummary:
         underruns: of all streams together.
         silence_s: seconds of silence that they made, of all streams together.
         chunks_per_stream: mean number of chunks with samples; None where no stream was answered.
-        first_s, underruns_by_stream, silence_s_by_stream: the same of each stream, in the order of the requests.
+        audible_p50_s, audible_p95_s: from the moment at which a request was due until its first audible sample was
+            heard; None where none was.
+        first_s, underruns_by_stream, silence_s_by_stream, audible_s: the same of each stream, in the order of the
+            requests; `audible_s` is None for those of which nothing is known to be audible.
     """
 
     first_p50_s: float | None
@@ -46,9 +49,12 @@ class StreamSummary:
     underruns: int
     silence_s: float
     chunks_per_stream: float | None
+    audible_p50_s: float | None
+    audible_p95_s: float | None
     first_s: list[float]
     underruns_by_stream: list[int]
     silence_s_by_stream: list[float]
+    audible_s: list[float | None]
 
 
 def play(chunks: Sequence[Chunk], buffer_s: float = 0.0) -> Playback:
@@ -58,21 +64,52 @@ def play(chunks: Sequence[Chunk], buffer_s: float = 0.0) -> Playback:
         chunks: one or more, each with samples, in the order of their arrival.
         buffer_s: playback starts as soon as so much audio is there, or all of it; 0 starts with the first chunk.
     """
-    there = accumulate(chunk.audio_s for chunk in chunks)
-    enough = (chunk.arrival_s for chunk, audio_s in zip(chunks, there, strict=True) if audio_s >= buffer_s)
-    end = next(enough, chunks[-1].arrival_s)  # when what is there will have been played
-    gaps = []
-    for chunk in chunks:
-        if chunk.arrival_s > end:
-            gaps.append(chunk.arrival_s - end)
-            end = chunk.arrival_s
-        end += chunk.audio_s
+    starts = _starts(chunks, buffer_s)
+    ends = [start + chunk.audio_s for start, chunk in zip(starts, chunks, strict=True)]
+    gaps = [start - end for start, end in zip(starts[1:], ends, strict=False) if start > end]
     return Playback(len(gaps), sum(gaps))
 
 
-def summarize_streams(outcomes: Sequence[Outcome], buffer_s: float) -> StreamSummary:
-    """The summary of the streams among `outcomes` that were answered, played with `buffer_s` (see `play`)."""
-    streams = [outcome.sounding for outcome in outcomes if outcome.error is None]
+def heard_s(chunks: Sequence[Chunk], at_s: float, buffer_s: float = 0.0) -> float:
+    """When the sample that has `at_s` seconds of audio before it is heard; arguments and times as for `play`.
+
+    Raises:
+        ValueError: there is no such sample.
+    """
+    for start, chunk in zip(_starts(chunks, buffer_s), chunks, strict=True):
+        if at_s < chunk.audio_s:
+            return start + at_s
+        at_s -= chunk.audio_s
+    raise ValueError(f"the audio ends {at_s:g} s before that sample")
+
+
+def _starts(chunks: Sequence[Chunk], buffer_s: float) -> list[float]:
+    """When each chunk begins to be heard."""
+    there = accumulate(chunk.audio_s for chunk in chunks)
+    enough = (chunk.arrival_s for chunk, audio_s in zip(chunks, there, strict=True) if audio_s >= buffer_s)
+    end = next(enough, chunks[-1].arrival_s)  # when what is there will have been played
+    starts = []
+    for chunk in chunks:
+        starts.append(max(end, chunk.arrival_s))
+        end = starts[-1] + chunk.audio_s
+    return starts
+
+
+def summarize_streams(
+    outcomes: Sequence[Outcome], buffer_s: float, onsets_s: Mapping[int, float] | None = None
+) -> StreamSummary:
+    """The summary of the streams among `outcomes` that were answered, played with `buffer_s` (see `play`).
+
+    `onsets_s` has the seconds of audio before the first audible sample, by the place in `outcomes`.
+    """
+    answered = {number: outcome.sounding for number, outcome in enumerate(outcomes) if outcome.error is None}
+    streams = list(answered.values())
+    onsets_s = onsets_s or {}
+    audible_s = [
+        heard_s(chunks, onsets_s[number], buffer_s) if number in onsets_s else None
+        for number, chunks in answered.items()
+    ]
+    heard = [seconds for seconds in audible_s if seconds is not None]
     first_s = [chunks[0].arrival_s for chunks in streams]
     played = [play(chunks, buffer_s) for chunks in streams]
     with_underruns = sum(one.underruns > 0 for one in played)
@@ -87,7 +124,10 @@ def summarize_streams(outcomes: Sequence[Outcome], buffer_s: float) -> StreamSum
         underruns=sum(one.underruns for one in played),
         silence_s=sum(one.silence_s for one in played),
         chunks_per_stream=sum(map(len, streams)) / len(streams) if streams else None,
+        audible_p50_s=percentile(heard, 0.5) if heard else None,
+        audible_p95_s=percentile(heard, 0.95) if heard else None,
         first_s=first_s,
         underruns_by_stream=[one.underruns for one in played],
         silence_s_by_stream=[one.silence_s for one in played],
+        audible_s=audible_s,
     )

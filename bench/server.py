@@ -1,6 +1,7 @@
 """Load on the live server, as its users bring it: the project's client, over the network stack, text in, audio out.
 
-Answers come whole, or as streams, which are played while they arrive (`bench.playback`).
+Answers come whole, or as streams, which are played while they arrive (`bench.playback`) and tell where the time to
+first audio went (`bench.first_audio`).
 
 Closed loop: so many callers, each of which sends its next sentence when it has the last one; this shows throughput.
 Open loop: sentences come when they come (Poisson), however the server fares, and latency counts from the moment at
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +27,22 @@ from chattts_client.options import Mode
 from chattts_client.transport import ProtocolName
 from tqdm import tqdm
 
-from bench import report
+from bench import first_audio, report
+from bench.first_audio import Notes
 from bench.load import Loaded, Speak, Summary, closed_loop, open_loop, poisson_arrivals, slope, summarize
+from bench.long_text import long_text_streams
 from bench.playback import summarize_streams
 from bench.plots import draw_beside
 from bench.repository import FOLDER, precision_of, sentence, with_precision
+from bench.spans import SpanReceiver, receiving
 from bench.watch import MB, Gpu, Watch, memory_of
 from chattts_serving.errors import ConfigError
 from chattts_serving.launcher.running import running_server
+from chattts_serving.variables import TRACES_URL
 
 DEFAULT_CONCURRENCY = (1, 4, 16, 64)
 SOAK_CONCURRENCY = 16
 SOAK_BLOCK = 50  # requests between two looks at the memory
-LONG_TEXT = (
-    "The old clock in the market square was slow again, and nobody had told the baker. "
-    "今天天气真不错，我们一起去公园散步，好吗？"
-) * 96  # 10,000 characters, 192 sentences
 COLUMNS = {  # of the table, by field
     "answered": "answered",
     "errors": "errors",
@@ -64,6 +66,8 @@ STREAM_COLUMNS = {
     "first_p90_s": "p90 s",
     "first_p95_s": "p95 s",
     "first_p99_s": "p99 s",
+    "audible_p50_s": "audible p50 s",
+    "audible_p95_s": "p95 s",
     "p50_s": "end p50 s",
     "p90_s": "p90 s",
     "p99_s": "p99 s",
@@ -87,10 +91,12 @@ class Target:
     Attributes:
         url: "HOST:PORT" of the protocol.
         root: process id of its launcher; None where its processes cannot be watched.
+        spans: where its models send the spans of traces, if that can be seen.
     """
 
     url: str
     root: int | None
+    spans: SpanReceiver | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class Load:
         mode: of the streams.
         buffer_ms: audio that a stream's player waits for before it starts.
         long_text: run each closed level a second time, beside a stream of 10,000 characters.
+        turns: how often each seed of a rate is run, one time after the other: what differs between them is noise.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -127,12 +134,16 @@ class Load:
     mode: Mode = "exact"
     buffer_ms: float = 0.0
     long_text: bool = False
+    turns: int = 1
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        numbers = (self.tokens, self.timeout_s, *self.concurrency, *self.rates, self.seeds, self.requests or 1)
+        numbers = (self.tokens, self.timeout_s, *self.concurrency, *self.rates, self.seeds, self.turns)
+        numbers += () if self.requests is None else (self.requests,)
         if min(numbers) <= 0:
-            raise ConfigError(f"tokens, timeout, concurrency, rates, seeds and requests must be above 0: {numbers}")
+            raise ConfigError(
+                f"tokens, timeout, concurrency, rates, seeds, turns and requests must be above 0: {numbers}"
+            )
         if self.soak and self.soak < 4 * SOAK_BLOCK:
             raise ConfigError(f"--soak is {self.soak}; allowed is {4 * SOAK_BLOCK} or more, or 0 for none")
         if not 0 <= self.buffer_ms < math.inf:
@@ -179,7 +190,7 @@ def run(
         return [_measure(load, Target(url, pid), None)]
     paths = []
     for precision in precisions or [precision_of(repository)]:
-        with _serving(with_precision(repository, precision, **settings or {}), precision, load.protocol) as target:
+        with _serving(with_precision(repository, precision, **settings or {}), precision, load) as target:
             paths.append(_measure(load, target, precision, settings))
     if len(paths) > 1:
         draw_beside(paths)
@@ -187,9 +198,15 @@ def run(
 
 
 @contextmanager
-def _serving(repository: Path, precision: str, protocol: ProtocolName) -> Iterator[Target]:
-    with running_server(repository, log_path=FOLDER / f"server_{precision}.log") as server:
-        yield Target(server.http_url if protocol == "http" else server.grpc_url, server.launcher.pid)
+def _serving(repository: Path, precision: str, load: Load) -> Iterator[Target]:
+    with ExitStack() as stack:
+        spans = None
+        if load.stream and load.protocol == "grpc":  # over HTTP Triton would have to trace, too
+            spans = stack.enter_context(receiving())
+            os.environ[TRACES_URL] = spans.url  # which the server inherits
+            stack.callback(os.environ.pop, TRACES_URL)
+        server = stack.enter_context(running_server(repository, log_path=FOLDER / f"server_{precision}.log"))
+        yield Target(server.http_url if load.protocol == "http" else server.grpc_url, server.launcher.pid, spans)
 
 
 def _measure(load: Load, target: Target, precision: str | None, changed: Mapping[str, str] | None = None) -> Path:
@@ -199,6 +216,8 @@ def _measure(load: Load, target: Target, precision: str | None, changed: Mapping
     if levels:
         columns = STREAM_COLUMNS if load.stream else COLUMNS
         print(report.table(("load", *columns.values()), [_row(level, columns) for level in levels]))
+        if load.stream:
+            print(first_audio.show(levels))
     if soak:
         print(
             f"memory over {load.soak} requests: {soak['slope_mb_per_100']:+.2f} MB per 100 requests, "
@@ -212,58 +231,45 @@ def _measure(load: Load, target: Target, precision: str | None, changed: Mapping
 
 
 async def measure_levels(load: Load, target: Target, gpu: Gpu | None) -> list[dict[str, Any]]:
-    """One dictionary a level: which it is ("loop", "concurrency", "rate", "seed"), `Summary` and `Usage`.
+    """One dictionary a level: which it is (`_plan`), `Summary` and `Usage`.
 
-    For streams `StreamSummary` too.
+    For streams `StreamSummary` too, and "first_parts_ms" where the target's spans can be seen: of each stream that was
+    answered the parts of its time to first audio (`bench.first_audio.parts_of`).
     """
-    closed = [(concurrency, load.num_closed(concurrency)) for concurrency in load.concurrency]
-    opened = [(rate, seed, load.num_open(rate)) for rate in load.rates for seed in range(load.seeds)]
+    plan = _plan(load)
     levels = []
     async with AsyncTTSClient(target.url, load.protocol, timeout=load.timeout_s) as client:
-        speak = speaker(client, load)
-        warm = min(16, max(load.concurrency, default=16))
-        total = warm + (1 + load.long_text) * sum(plan[-1] for plan in closed) + sum(plan[-1] for plan in opened)
-        with tqdm(desc="server", total=total, unit="sentence") as bar:
+        said = min(16, max(load.concurrency, default=16))  # to warm up; no text comes twice
+        with tqdm(desc="server", total=said + sum(where["requests"] for where in plan), unit="sentence") as bar:
             # Also refuses to measure a server that does not answer.
-            _must_answer(summarize(*await closed_loop(speak, warm, warm, bar.update)), target)
-            for concurrency, requests in closed:
-                for beside in (False, True) if load.long_text else (False,):
-                    async with _long_text_streams(client) if beside else nullcontext():
-                        run = closed_loop(speak, concurrency, requests, bar.update)
-                        where = {"loop": "closed", "concurrency": concurrency, "rate": None, "seed": None}
-                        where["beside_long_text"] = beside
-                        levels.append(where | await _watched(run, load, target, gpu))
-            for rate, seed, requests in opened:
-                run = open_loop(speak, poisson_arrivals(rate, requests, seed), bar.update)
-                where = {"loop": "open", "concurrency": None, "rate": rate, "seed": seed}
-                levels.append(where | await _watched(run, load, target, gpu))
+            _must_answer(summarize(*await closed_loop(speaker(client, load), said, said, bar.update)), target)
+            for where in plan:
+                notes = Notes()
+                speak = speaker(client, load, notes, first=said, is_traced=target.spans is not None)
+                said += where["requests"]
+                async with long_text_streams(client) if where["beside_long_text"] else nullcontext():
+                    run = _loaded(where, speak, bar.update)
+                    levels.append(where | await _watched(run, load, target, gpu, notes))
     return levels
 
 
-@asynccontextmanager
-async def _long_text_streams(client: AsyncTTSClient) -> AsyncIterator[None]:
-    """A long text is spoken and heard, again and again, for the length of a block; it has begun when the block does."""
-    begun = asyncio.Event()
+def _plan(load: Load) -> list[dict[str, Any]]:
+    """What each level is: "loop" ("closed" or "open"), "concurrency" or "rate", "seed", "turn" and so on."""
+    nothing = dict.fromkeys(("concurrency", "rate", "seed", "turn")) | {"beside_long_text": False}
+    plan = []
+    for concurrency in load.concurrency:
+        where = nothing | {"loop": "closed", "concurrency": concurrency, "requests": load.num_closed(concurrency)}
+        plan += [where | {"beside_long_text": beside} for beside in ((False, True) if load.long_text else (False,))]
+    for rate in load.rates:
+        where = nothing | {"loop": "open", "rate": rate, "requests": load.num_open(rate)}
+        plan += [where | {"seed": seed, "turn": turn} for seed in range(load.seeds) for turn in range(load.turns)]
+    return plan
 
-    async def listen() -> None:
-        while True:
-            async with client.stream(LONG_TEXT, seed=0, skip_refine=True) as stream:
-                async for _ in stream:
-                    begun.set()
 
-    listening = asyncio.create_task(listen())
-    waiting = asyncio.create_task(begun.wait())
-    await asyncio.wait([listening, waiting], return_when=asyncio.FIRST_COMPLETED)
-    try:
-        if listening.done():
-            listening.result()
-        yield
-        if listening.done():
-            listening.result()
-    finally:
-        waiting.cancel()
-        listening.cancel()
-        await asyncio.wait([listening])
+def _loaded(where: Mapping[str, Any], speak: Speak, advance: Callable[[], object]) -> Awaitable[Loaded]:
+    if where["loop"] == "closed":
+        return closed_loop(speak, where["concurrency"], where["requests"], advance)
+    return open_loop(speak, poisson_arrivals(where["rate"], where["requests"], where["seed"]), advance)
 
 
 async def measure_soak(load: Load, target: Target) -> dict[str, Any]:
@@ -295,22 +301,37 @@ async def measure_soak(load: Load, target: Target) -> dict[str, Any]:
     }
 
 
-def speaker(client: AsyncTTSClient, load: Load) -> Speak:
-    """Speaks sentences of `load.tokens` tokens, as one whole answer or as a stream."""
+def speaker(
+    client: AsyncTTSClient, load: Load, notes: Notes | None = None, *, first: int = 0, is_traced: bool = False
+) -> Speak:
+    """Speaks sentences of `load.tokens` tokens, as one whole answer or as a stream.
+
+    Args:
+        client: by which it speaks.
+        load: the tokens, and how the answer comes.
+        notes: takes what there is to be noted of streams.
+        first: the sentence of request 0; those that follow have the next ones.
+        is_traced: whether streams are part of traces.
+    """
+    noted = notes or Notes()
 
     def options(number: int) -> SynthesisOptions:
         return SynthesisOptions(seed=number, skip_refine=True, min_new_tokens=load.tokens, max_new_tokens=load.tokens)
 
     async def whole(number: int) -> AsyncIterator[float]:
-        speech = await client.synthesize(sentence(number), options(number))
+        speech = await client.synthesize(sentence(first + number), options(number))
         _check_tokens(speech.num_tokens, load.tokens)
         yield speech.duration
 
     async def streamed(number: int) -> AsyncIterator[float]:
-        num_tokens = 0
-        async for chunk in client.stream(sentence(number), options(number), mode=load.mode):
+        num_tokens, heard_s = 0, 0.0
+        text, trace = sentence(first + number), noted.send(number)
+        trace = trace if is_traced else ""
+        async for chunk in client.stream(text, options(number), mode=load.mode, traceparent=trace):
             num_tokens += chunk.num_tokens
             yield chunk.duration
+            noted.hear(number, chunk.audio, heard_s, chunk.sample_rate)
+            heard_s += chunk.duration
         _check_tokens(num_tokens, load.tokens)
 
     return streamed if load.stream else whole
@@ -321,10 +342,14 @@ def _check_tokens(made: int, wanted: int) -> None:
         raise AssertionError(f"the server made {made} tokens, not {wanted}")
 
 
-async def _watched(run: Awaitable[Loaded], load: Load, target: Target, gpu: Gpu | None) -> dict[str, Any]:
+async def _watched(run: Awaitable[Loaded], load: Load, target: Target, gpu: Gpu | None, notes: Notes) -> dict[str, Any]:
     with Watch(target.root, gpu) as watch:
         outcomes, seconds = await run
-    streams = asdict(summarize_streams(outcomes, load.buffer_ms / 1e3)) if load.stream else {}
+    streams: dict[str, Any] = {}
+    if load.stream:
+        streams = asdict(summarize_streams(outcomes, load.buffer_ms / 1e3, notes.onset_s))
+        if target.spans is not None:
+            streams["first_parts_ms"] = await first_audio.parts_of_all(target.spans, notes, outcomes)
     return {**asdict(summarize(outcomes, seconds)), **streams, **asdict(watch.usage)}
 
 
@@ -343,8 +368,7 @@ def _gpu() -> Gpu | None:
 
 def _row(level: dict[str, Any], columns: Mapping[str, str]) -> list[object]:
     name = f"{level['concurrency']} at once" if level["loop"] == "closed" else f"{level['rate']:g}/s, {level['seed']}"
-    if level.get("beside_long_text"):
-        name += " + long text"
+    name += " + long text" * level["beside_long_text"] + ", again" * bool(level["turn"])
     return [name, *(_errors(level[key]) if key == "errors" else level[key] for key in columns)]
 
 

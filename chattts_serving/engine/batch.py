@@ -6,6 +6,7 @@ all of them draw comes as one array a step and is stored as that.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,11 +32,22 @@ class StepLog:
         """The tokens of `num_steps` steps are kept, the last ones."""
         self.num_launched = self.num_read = 0
         self._tokens = np.zeros((num_steps, num_rows, num_codebooks), np.int32)
+        self._launched_ns, self._read_ns = [0] * num_steps, [0] * num_steps
         self._void: dict[int, Counter[Kind]] = {}
+
+    def begin(self) -> None:
+        """The next step is about to be launched."""
+        self._launched_ns[self.num_launched % len(self._tokens)] = time.time_ns()
+
+    def times_ns(self, step: int) -> tuple[int, int]:
+        """When `step`, one of those kept, was launched and when its tokens were here, ns since 1970."""
+        place = step % len(self._tokens)
+        return self._launched_ns[place], self._read_ns[place]
 
     def store(self, rows: IntArray, drawn: IntArray) -> None:
         """The oldest step that was not read has drawn `drawn`, [len(rows), num_codebooks], for `rows`."""
         self._tokens[self.num_read % len(self._tokens), rows] = drawn
+        self._read_ns[self.num_read % len(self._tokens)] = time.time_ns()
         self.num_read += 1
 
     def tokens(self, row: int, first: int, last: int) -> IntArray:

@@ -172,6 +172,7 @@ class Engine:
 
     def _launch(self) -> None:
         batch, number = self._batch, self._log.num_launched
+        self._log.begin()
         step = self._runner.launch(batch)
         self._in_flight.append(_InFlight(batch.lanes.copy(), batch.num_text, batch.rows.copy(), step))
         self._log.num_launched += 1

@@ -84,6 +84,8 @@ class Sequence:
         num_kept: tokens whose keys and values its slot had when it last went to rest.
         stay: its time in the batch; None while it waits or rests, and once it has ended.
         finish_reason: why it ended; None while it has not.
+        begun_ns: when the step of its first token was launched and when that token was there, ns since 1970; None until
+            a stay with a token has ended.
     """
 
     kind: Kind
@@ -97,6 +99,7 @@ class Sequence:
     num_kept: int = 0
     stay: Stay | None = None
     finish_reason: FinishReason | None = None
+    begun_ns: tuple[int, int] | None = None
 
     @property
     def draws_text(self) -> bool:
@@ -151,6 +154,13 @@ class Sequence:
         return self.num_kept > 0 or (self.stay is not None and self.stay.num_read > 0)
 
     @property
+    def first_token_ns(self) -> tuple[int, int] | None:
+        """`begun_ns`, also while it is in the batch; None while it has no token."""
+        if self.begun_ns is not None or self.stay is None or not self.stay.num_read:
+            return self.begun_ns
+        return self.stay.log.times_ns(self.stay.first)
+
+    @property
     def needs_step(self) -> bool:
         """Whether its tokens, those in flight included, leave room for one more."""
         return self.num_generated_tokens < self.params.max_new_tokens
@@ -192,6 +202,7 @@ class Sequence:
     def end_stay(self, num_new_tokens: int | None = None) -> None:
         """Leave the batch with the first `num_new_tokens` of its tokens, all that were read if that is None."""
         if self.stay is not None:
+            self.begun_ns = self.first_token_ns
             self.earlier = self.codes(0, self.num_new_tokens if num_new_tokens is None else num_new_tokens)
             self.stay.end()
             self.stay = None

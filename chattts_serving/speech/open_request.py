@@ -49,11 +49,32 @@ class Opening:
         request: what to say.
         speaker: the voice's normalised vector, float32 [hidden].
         plan: how the audio is read.
+        traceparent: W3C's, of what waits for the first chunk; "" where nobody traces it.
     """
 
     request: GenerationRequest
     speaker: Hidden
     plan: ReadingPlan
+    traceparent: str = ""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How the first chunk of a traced request came to be; times are ns since 1970.
+
+    Attributes:
+        traceparent: of its `Opening`.
+        came_ns: it was opened.
+        launched_ns: the step that computes its prompt was launched.
+        drawn_ns: the first token was there.
+        ready_ns: all tokens of the chunk were.
+    """
+
+    traceparent: str
+    came_ns: int
+    launched_ns: int
+    drawn_ns: int
+    ready_ns: int
 
 
 @dataclass(frozen=True)
@@ -65,12 +86,14 @@ class Part:
         mask: of those, float32 [T or T + 1], as `rows_of` makes it.
         codes: the chunk's audio tokens, int32 [num_tokens, num_codebooks].
         chunk: what they are.
+        beginning: of the request, with its first chunk, where it is traced.
     """
 
     hidden: Hidden | None
     mask: npt.NDArray[np.float32] | None
     codes: IntArray
     chunk: Chunk
+    beginning: Beginning | None = None
 
 
 Reply = Callable[["Part | ServingError"], None]
@@ -101,6 +124,7 @@ class OpenRequest:
         idle_since: when the last read was answered, s (monotonic).
         rests: whether its sentences and its reads wait for others.
         rest_changed_at: when that began or ended, s (monotonic).
+        came_ns: when it was opened, ns since 1970.
         error: why the request ended, for the next read.
     """
 
@@ -124,6 +148,7 @@ class OpenRequest:
     idle_since: float = field(default_factory=time.monotonic)
     rests: bool = False
     rest_changed_at: float = -math.inf
+    came_ns: int = field(default_factory=time.time_ns)
     error: ServingError | None = None
 
     def __post_init__(self) -> None:
@@ -259,7 +284,9 @@ class OpenRequest:
             finished.hidden[window.start : window.end] if finished else hidden_of(sequence, window.start, window.end)
         )
         hidden, mask = rows_of(hidden, closes=window.closes, ends=window.ends)
-        return Part(hidden, mask, sequence.codes(window.first, window.last), self._take(sequence, window))
+        beginning = self._beginning(sequence)
+        codes = sequence.codes(window.first, window.last)
+        return Part(hidden, mask, codes, self._take(sequence, window), beginning)
 
     def num_missing(self) -> int | None:
         """Tokens that must come at least for `next_part` to have one, 1 or more; None where tokens alone bring none."""
@@ -275,6 +302,12 @@ class OpenRequest:
         sequence = self.running.get(self.place)
         num_there = 0 if sequence is None or sequence.kind is Kind.TEXT else sequence.num_new_tokens
         return max(0, next_end(self.opening.plan, self.num_chunks, self.num_read) - num_there)
+
+    def _beginning(self, sequence: Sequence) -> Beginning | None:
+        traceparent, times_ns = self.opening.traceparent, sequence.first_token_ns
+        if not traceparent or times_ns is None or self.num_samples:
+            return None
+        return Beginning(traceparent, self.came_ns, *times_ns, time.time_ns())
 
     def _refined(self) -> Part | None:
         """The answer to a request for refined text alone, once all of it is there."""

@@ -31,7 +31,9 @@ BEGINNING = {name: np.zeros(1, np.float32) for name in ("decoder_state", "vocode
 NEXT = "next_{}"
 
 Samples = npt.NDArray[np.float32]
-Span = Callable[[str], AbstractContextManager[object]]  # of a trace: named, and as long as its block
+Span = Callable[
+    [str], AbstractContextManager[str]
+]  # of a trace: named, as long as its block; gives its traceparent or ""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Models:
         call: calls one.
         reader: waits for chunks.
         span: where a trace has the time in which chunks are waited for.
+        held: is told of states that are kept from chunk to chunk: how many more, and how many more bytes.
     """
 
     call: CallModel
     reader: Reader
-    span: Span = nullcontext
+    span: Span = lambda _: nullcontext("")
+    held: Callable[[int, int], None] = lambda *_: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,7 @@ class SpeechSession:
             prepared: `generation` and `speaker_embedding`, as text_frontend writes them.
         """
         self._models = models
+        self._states: Values = BEGINNING
         self.deadline = deadline_of(str(prepared["generation"]))
         self._stream_id = secrets.token_hex(16)
         self._opening = {name: prepared[name] for name in ("generation", "speaker_embedding")}
@@ -85,18 +90,18 @@ class SpeechSession:
         Raises:
             ServingError: the request failed.
         """
-        states: Values = BEGINNING
         faded = np.zeros(0, np.float32)  # what the last window made of this one's beginning
-        with self._models.span("gpt_decoder"):
-            await self._models.reader.first(self._stream_id, self._opening)
+        with self._models.span("gpt_decoder") as traced:
+            opening = {**self._opening, "traceparent": traced} if traced else self._opening
+            await self._models.reader.first(self._stream_id, opening)
         while True:
             outputs = await self._models.call(
                 "speech_chunk",
-                {**states, "stream_id": self._stream_id},
+                {**self._states, "stream_id": self._stream_id},
                 ["waveform", "chunk", *map(NEXT.format, BEGINNING)],
             )
             chunk = Chunk.from_json(str(outputs["chunk"]))
-            states = BEGINNING if chunk.sentences else {name: outputs[NEXT.format(name)] for name in BEGINNING}
+            self._keep(BEGINNING if chunk.sentences else {name: outputs[NEXT.format(name)] for name in BEGINNING})
             waveform = np.asarray(outputs["waveform"])
             end = chunk.first_sample + chunk.num_samples
             audio = cross_faded(faded, waveform[chunk.first_sample : end])
@@ -106,6 +111,16 @@ class SpeechSession:
                 return
             with self._models.span("gpt_decoder"):
                 await self._models.reader.next(self._stream_id)
+
+    def let_go(self) -> None:
+        """Nobody asks for chunks any more: keep no state."""
+        self._keep(BEGINNING)
+
+    def _keep(self, states: Values) -> None:
+        """Keep `states` for the next chunk, in place of those before."""
+        more = (states is not BEGINNING) - (self._states is not BEGINNING)
+        self._models.held(more, _num_bytes(states) - _num_bytes(self._states))
+        self._states = states
 
     async def cancel(self) -> None:
         """Have the engine drop the request, if it is open; its next chunk is an error then."""
@@ -154,6 +169,8 @@ async def speak(models: Models, plan: ReadingPlan, prepared: Values) -> Values:
     except BaseException:
         await session.cancel()
         raise
+    finally:
+        session.let_go()
 
 
 async def stream(
@@ -185,6 +202,13 @@ async def stream(
     except BaseException:
         await _give_up(session, sending)
         raise
+    finally:
+        session.let_go()
+
+
+def _num_bytes(states: Values) -> int:
+    """What is kept of a sentence; nothing of its beginning."""
+    return 0 if states is BEGINNING else sum(np.asarray(state).nbytes for state in states.values())
 
 
 async def _all(session: SpeechSession) -> list[Heard]:

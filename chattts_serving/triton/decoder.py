@@ -19,12 +19,13 @@ from chattts_serving.errors import ConfigError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
 from chattts_serving.speech.mailbox import Mailbox
 from chattts_serving.speech.observer import Observer
-from chattts_serving.speech.open_request import Opening, Part
+from chattts_serving.speech.open_request import Beginning, Opening, Part
 from chattts_serving.speech.open_request import Reply as PartReply
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan, rows_of
 from chattts_serving.text.prompts import Prompts
 from chattts_serving.triton.config import DecoderConfig
+from chattts_serving.triton.tracing import Tracer
 
 Outputs = Mapping[str, npt.NDArray[Any] | str]
 Reply = Callable[[Outputs | Exception], None]
@@ -55,6 +56,7 @@ class Decoder:
             ConfigError: an artifact is missing or wrong, or a value of `config` does not fit the model.
         """
         self._config = GPTConfig.load(folder)
+        self._tracer = Tracer()
         max_sequences = sequences_on(device, config)
         make = make_runner or runner_of
 
@@ -87,6 +89,7 @@ class Decoder:
         reply: Reply,
         *,
         reader: str = "",
+        traceparent: str = "",
     ) -> None:
         """Start one request and read its first chunk.
 
@@ -97,6 +100,7 @@ class Decoder:
             reading: `ReadingPlan` as JSON.
             reply: called once, from any thread, with the model's outputs (without the batch dimension) or the error.
             reader: who is to hear that the chunk can be read, if anybody; `reply` is called at once then.
+            traceparent: of the span that gets others for what the first chunk waited for; "" for none.
 
         Raises:
             ServingError: the request is refused; `reply` will not be called.
@@ -105,7 +109,7 @@ class Decoder:
             raise InvalidInputError("stream_id", stream_id, f"1 to {MAX_STREAM_ID_CHARACTERS} characters")
         request = GenerationRequest.from_json(generation)
         self._check(request, speaker)
-        opening = Opening(request, speaker, ReadingPlan.from_json(reading))
+        opening = Opening(request, speaker, ReadingPlan.from_json(reading), traceparent)
         if reader:
             self._mailbox.open(reader, stream_id, opening)
             reply({"ready": ""})
@@ -148,6 +152,7 @@ class Decoder:
         """Answer every read that waits with ShuttingDownError and stop."""
         self._synthesizer.close()
         self._mailbox.close()
+        self._tracer.close()
 
     def _part_reply(self, reply: Reply) -> PartReply:
         def done(outcome: Part | ServingError) -> None:
@@ -160,11 +165,19 @@ class Decoder:
         return done
 
     def _outputs(self, part: Part) -> Outputs:
+        if part.beginning is not None:
+            self._trace(part.beginning)
         hidden, mask = part.hidden, part.mask
         if hidden is None or mask is None:
             hidden, mask = rows_of(np.zeros((0, self._config.hidden_size), np.float32), closes=True, ends=True)
         codes = part.codes.reshape(-1, self._config.num_codebooks)  # there are none without audio
         return {"hidden": hidden, "mask": mask, "codes": codes, "chunk": part.chunk.to_json()}
+
+    def _trace(self, beginning: Beginning) -> None:
+        trace = self._tracer.under(beginning.traceparent)
+        trace.add("queue", beginning.came_ns, beginning.launched_ns)
+        trace.add("prompt", beginning.launched_ns, beginning.drawn_ns)
+        trace.add("tokens", beginning.drawn_ns, beginning.ready_ns)
 
     def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:
         """Refuse what would fail inside a step, where it could harm the other requests in it."""

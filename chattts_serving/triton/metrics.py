@@ -103,9 +103,9 @@ class Metrics:
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def gauge(self, name: str, description: str) -> Value:
-        """A new gauge."""
-        return self._value(name, description, {}, is_counter=False)
+    def gauge(self, name: str, description: str, **labels: str) -> Value:
+        """A new gauge; those of one name differ in `labels`."""
+        return self._value(name, description, labels, is_counter=False)
 
     def counter(self, name: str, description: str, **labels: str) -> Value:
         """A new counter; those of one name differ in `labels`."""

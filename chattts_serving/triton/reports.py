@@ -79,6 +79,10 @@ class RequestReports:
                 metrics.counter(f"requests_{name}_total", f"Requests that have {name}.", model=model)
                 for name in ("come", "gone")
             )
+            self._states = metrics.gauge(
+                "states_held", "Requests whose decoder and vocoder state is held.", model=model
+            )
+            self._state_bytes = metrics.gauge("state_bytes", "Bytes of the states that are held.", model=model)
         if streams:
             self.first_audio = metrics.histogram(
                 "first_audio_seconds", "From a stream's arrival to its first audio.", FIRST_AUDIO_BOUNDS_S
@@ -87,6 +91,11 @@ class RequestReports:
             self.realtime_factor = metrics.histogram(
                 "realtime_factor", "Seconds that a request took per second of its audio.", REALTIME_BOUNDS, model=model
             )
+
+    def held(self, num_states: int, num_bytes: int) -> None:
+        """So many more states are held between chunks, and so many more bytes of them; fewer where below 0."""
+        self._states.add(num_states)
+        self._state_bytes.add(num_bytes)
 
     def arrived(self, request: Any) -> RequestReport:
         """The report of `request`, a `pb_utils.InferenceRequest`, which has just come."""

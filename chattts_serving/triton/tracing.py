@@ -56,6 +56,10 @@ class Tracer:
                 return Trace(self, str(parent))
         return UNTRACED
 
+    def under(self, traceparent: str) -> Trace:
+        """What is part of the span that `traceparent` names."""
+        return UNTRACED if self._thread is None else Trace(self, traceparent)
+
     def add(self, span: dict[str, Any]) -> None:
         """Have `span`, as OTLP's JSON has it, sent some time."""
         if self._ended.qsize() < MOST_WAITING:
@@ -113,23 +117,31 @@ class Trace:
         if self._tracer is None or not found:
             yield ""
             return
-        trace_id, parent_id, flags = found.groups()
         span_id, started, status = secrets.token_hex(8), time.time_ns(), {}
         try:
-            yield f"00-{trace_id}-{span_id}-{flags}"
+            yield f"00-{found[1]}-{span_id}-{found[3]}"
         except BaseException as error:
             status = {"code": 2, "message": type(error).__name__}  # its words may quote what was to be spoken
             raise
         finally:
+            self._add(name, span_id, started, time.time_ns(), status)
+
+    def add(self, name: str, started_ns: int, ended_ns: int) -> None:
+        """A span that is over; times are ns since 1970."""
+        self._add(name, secrets.token_hex(8), started_ns, ended_ns, {})
+
+    def _add(self, name: str, span_id: str, started_ns: int, ended_ns: int, status: dict[str, Any]) -> None:
+        found = _TRACEPARENT.fullmatch(self._parent)
+        if self._tracer is not None and found:
             self._tracer.add(
                 {
-                    "traceId": trace_id,
+                    "traceId": found[1],
                     "spanId": span_id,
-                    "parentSpanId": parent_id,
+                    "parentSpanId": found[2],
                     "name": name,
                     "kind": 1,  # internal
-                    "startTimeUnixNano": str(started),
-                    "endTimeUnixNano": str(time.time_ns()),
+                    "startTimeUnixNano": str(started_ns),
+                    "endTimeUnixNano": str(ended_ns),
                     "status": status,
                 }
             )

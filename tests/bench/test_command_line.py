@@ -27,7 +27,9 @@ def run(monkeypatch, line):
     [
         ("", Load(tokens=96, concurrency=DEFAULT_CONCURRENCY)),
         ("--stream", Load(tokens=256, concurrency=DEFAULT_CONCURRENCY, stream=True)),
-        ("--stream --tokens 60 --rate 2 4", Load(tokens=60, rates=(2.0, 4.0), stream=True)),
+        ("--stream --tokens 60 --rate 2 4", Load(tokens=60, rates=(2.0, 4.0), stream=True, turns=2)),
+        ("--rate 2 --seeds 5", Load(rates=(2.0,), seeds=5)),
+        ("--stream --rate 2 --seeds 5 --turns 1", Load(tokens=256, rates=(2.0,), seeds=5, stream=True)),
         (
             "--stream --mode low_latency --buffer 80 --concurrency 1 8 --protocol http",
             Load("http", 256, concurrency=(1, 8), stream=True, mode="low_latency", buffer_ms=80.0),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.load import Chunk, Outcome
-from bench.playback import play, summarize_streams
+from bench.playback import heard_s, play, summarize_streams
 
 TWO_UNDERRUNS = [Chunk(1.0, 0.5), Chunk(1.7, 1.0), Chunk(2.6, 0.5), Chunk(4.0, 0.1)]
 
@@ -63,6 +63,19 @@ def test_a_player_hears_these_underruns(pairs, buffer):
     assert play(chunks, buffer) == listen(chunks, buffer)
 
 
+@pytest.mark.parametrize(
+    ("at_s", "buffer_s", "expected"),
+    [(0.0, 0.0, 1.0), (0.4, 0.0, 1.4), (0.5, 0.0, 1.7), (1.9, 0.0, 3.1), (2.05, 0.0, 4.05), (0.4, 0.6, 2.1)],
+)
+def test_a_sample_is_heard_when_all_before_it_was(at_s, buffer_s, expected):
+    assert heard_s(TWO_UNDERRUNS, at_s, buffer_s) == pytest.approx(expected)
+
+
+def test_a_sample_past_the_end_is_never_heard():
+    with pytest.raises(ValueError, match="ends"):
+        heard_s(TWO_UNDERRUNS, 2.11)
+
+
 @given(STREAMS)
 def test_audio_that_comes_all_at_once_is_never_interrupted(pairs):
     assert play([Chunk(7.0, audio) for _, audio in pairs]) == (0, 0)
@@ -89,6 +102,9 @@ def test_summary_counts_streams_underruns_and_silence():
     assert summary.underruns_by_stream == [2, 0]
     assert summary.silence_s_by_stream == pytest.approx([1.0, 0.0])
     assert summarize_streams(outcomes, 0.6).underruns == 1
+    assert (summary.audible_s, summary.audible_p50_s) == ([None, None], None)
+    summary = summarize_streams(outcomes, 0.0, {1: 9.0, 2: 0.25})
+    assert (summary.audible_s, summary.audible_p50_s, summary.audible_p95_s) == ([None, 2.25], 2.25, 2.25)
 
 
 def test_without_an_answer_there_is_no_first_audio():

@@ -3,10 +3,12 @@
 import asyncio
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tritonclient.http
 
 from bench import report, server
+from bench.repository import sentence
 from bench.server import Load, Target, measure_levels, measure_soak
 from chattts_serving.audio import SAMPLE_RATE, num_samples
 from chattts_serving.errors import ConfigError
@@ -46,7 +48,7 @@ def test_every_request_of_both_loops_is_one_of_triton(tiny, protocol):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_streams_are_timed_and_played(tiny, protocol, mode):
     tokens = 160
-    load = Load(protocol, tokens=tokens, concurrency=(2,), rates=(20.0,), seeds=1, requests=4, stream=True, mode=mode)
+    load = Load(protocol, tokens, concurrency=(2,), rates=(20.0,), seeds=1, requests=4, stream=True, mode=mode)
     url = tiny.server.grpc_url if protocol == "grpc" else tiny.server.http_url
     levels = asyncio.run(measure_levels(load, Target(url, None), None))
     for level in levels:
@@ -57,6 +59,11 @@ def test_streams_are_timed_and_played(tiny, protocol, mode):
         assert 0 < level["first_p50_s"] < level["p50_s"]
         assert level["first_p50_s"] <= level["first_p90_s"] <= level["first_p95_s"] <= level["first_p99_s"]
         assert level["underruns"] == sum(level["underruns_by_stream"]) >= level["with_underruns"]
+        audible = [
+            (first_s, s) for first_s, s in zip(level["first_s"], level["audible_s"], strict=True) if s is not None
+        ]
+        assert all(first_s <= s for first_s, s in audible)
+        assert "first_parts_ms" not in level  # nobody sees the spans of this server
     assert report.table(server.STREAM_COLUMNS, [server._row(level, server.STREAM_COLUMNS)[1:] for level in levels])
 
 
@@ -64,13 +71,15 @@ def listen(load, num_tokens):
     """What the bench's streams ask of the client, and what they hear of one that answers chunks of `num_tokens`."""
     asked, heard = [], []
 
-    async def stream(text, options, *, mode):
+    async def stream(text, options, *, mode, traceparent):
+        assert traceparent == ""
         asked.append((text, options, mode))
         for count in num_tokens:
-            yield SimpleNamespace(duration=0.02 * count, num_tokens=count)
+            audio = np.zeros(count * 512, np.float32)
+            yield SimpleNamespace(duration=0.02 * count, num_tokens=count, audio=audio, sample_rate=24_000)
 
     async def run():
-        async for audio_s in server.speaker(SimpleNamespace(stream=stream), load)(5):
+        async for audio_s in server.speaker(SimpleNamespace(stream=stream), load, first=100)(5):
             heard.append(audio_s)
 
     asyncio.run(run())
@@ -80,7 +89,7 @@ def listen(load, num_tokens):
 def test_a_stream_is_heard_chunk_by_chunk():
     load = Load(tokens=75, stream=True, mode="low_latency")
     ((text, options, mode),), heard = listen(load, [25, 50, 0])
-    assert (text, options.seed, mode) == (server.sentence(5), 5, "low_latency")
+    assert (text, options.seed, mode) == (server.sentence(105), 5, "low_latency")
     assert options.min_new_tokens == options.max_new_tokens == 75
     assert heard == pytest.approx([0.5, 1.0, 0.0])
 
@@ -101,6 +110,15 @@ def test_soak_reads_the_memory_after_every_block(tiny, monkeypatch):
     assert len(found["held_mb"]) == 5
     assert -100 < found["second_half_slope_mb_per_100"] < 1_000
     assert found["errors"] == {}
+
+
+def test_turns_of_a_seed_follow_each_other_and_no_text_comes_twice(tiny, monkeypatch):
+    said = []
+    monkeypatch.setattr(server, "sentence", lambda number: said.append(number) or sentence(number))
+    load = Load(tokens=8, concurrency=(2,), rates=(50.0,), seeds=2, turns=2, requests=3)
+    levels = asyncio.run(measure_levels(load, Target(tiny.server.grpc_url, None), None))
+    assert [(level["seed"], level["turn"]) for level in levels] == [(None, None), (0, 0), (0, 1), (1, 0), (1, 1)]
+    assert sorted(said) == list(range(2 + 5 * 3))
 
 
 def test_a_whole_run_leaves_json_and_plot(tiny, tmp_path, monkeypatch, capsys):
@@ -144,6 +162,8 @@ def test_a_server_that_answers_nothing_is_not_measured(tiny):
         {"concurrency": (4, 0)},
         {"rates": (-1.0,)},
         {"requests": -3},
+        {"requests": 0},
+        {"turns": 0},
         {"soak": 60},
         {"stream": True, "buffer_ms": -1.0},
         {"stream": True, "buffer_ms": float("nan")},

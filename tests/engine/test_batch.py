@@ -1,6 +1,7 @@
 """Who is in which lane and row, and what the steps drew for whom."""
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -82,16 +83,21 @@ def test_more_sequences_than_rows_are_refused():
 
 
 def test_a_sequence_goes_on_where_it_was_when_it_lost_its_cache():
-    one, log = sequence(max_new=6), StepLog(16, 1, 4)
+    one, log, begun_ns = sequence(max_new=6), StepLog(16, 1, 4), []
     for _ in range(2):
         batch = Batch(1)
         stay = batch.join(one, log)
         for number in range(2):
+            begun_ns.append(one.first_token_ns)
+            log.begin()
             log.num_launched += 1
             log.store(batch.rows, np.full((1, 4), log.num_read + 10 * number, np.int32))
         one.lose_cache()
     assert one.codes(0, 4).tolist() == [[value] * 4 for value in (0, 11, 2, 13)]
     assert (stay.first, stay.last) == (2, 5)
+    assert begun_ns == [None, *[one.first_token_ns] * 3]  # the first step's, for good
+    launched_ns, read_ns = one.first_token_ns
+    assert 0 < launched_ns <= read_ns <= time.time_ns()
     batch = Batch(1)
     batch.join(one, log)
     log.num_launched += 1

@@ -267,6 +267,7 @@ def test_every_metric_has_its_type_and_a_description(server):
     text = exposition(server)
     names = {series.partition("{")[0] for series in samples(server) if series.startswith("chattts_")}
     gauges = {"requests_open", "sequences_running", "sequences_waiting", "cache_tokens_used", "cache_tokens"}
+    gauges |= {"states_held", "state_bytes"}
     for name in names:
         kind = "gauge" if name.removeprefix("chattts_") in gauges else "counter"
         assert f"# TYPE {name} {kind}\n" in text

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +14,26 @@ import pytest
 import requests
 from chattts_client import TTSClient
 
+from bench.first_audio import PARTS
+from bench.server import Load, Target, measure_levels
+from bench.spans import SpanReceiver, receiving
 from chattts_serving.launcher.running import running_server
 from gateway.process import running_gateway
 from tests.conftest import Deployment
 
 WAIT_S = 30.0
 TEXT = "Hello there, how are you today?"
-
-
-@dataclass
-class Receiver:
-    """OTLP over HTTP: what came, as JSON, by trace id."""
-
-    url: str = ""
-    spans: list[dict[str, Any]] = field(default_factory=list)
-
-    def trace(self, trace_id: str) -> dict[str, dict[str, Any]]:
-        """The trace's spans by their ids."""
-        return {span["spanId"]: span for span in list(self.spans) if span["traceId"] == trace_id}
-
-    def names(self, trace_id: str) -> set[str]:
-        return {span["name"] for span in self.trace(trace_id).values()}
+BEGINNING = {"queue", "prompt", "tokens"}  # what the first chunk waits for
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    received = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            for resource in content["resourceSpans"]:
-                for scope in resource["scopeSpans"]:
-                    received.spans.extend(scope["spans"])
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        received.url = f"http://127.0.0.1:{server.server_port}/v1/traces"
-        yield received
-        server.shutdown()
+def receiver() -> Iterator[SpanReceiver]:
+    with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Deployment, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server(tiny: Deployment, receiver: SpanReceiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Traces those requests alone that belong to a trace, as docs/operations.md has it."""
     settings = ["mode=opentelemetry", f"opentelemetry,url={receiver.url}", "opentelemetry,bsp_schedule_delay=200"]
     flags = [f"--triton-flag=--trace-config={one}" for one in (*settings, "level=TIMESTAMPS", "rate=0")]
@@ -73,12 +42,17 @@ def server(tiny: Deployment, receiver: Receiver, tmp_path_factory: pytest.TempPa
         yield running
 
 
-def wait_for(receiver: Receiver, trace_id: str, names: set[str]) -> dict[str, dict[str, Any]]:
+def wait_for(receiver: SpanReceiver, trace_id: str, names: set[str]) -> dict[str, dict[str, Any]]:
+    """The spans of a trace, once all of `names` are there and all that others belong to but for the caller's."""
     end = time.monotonic() + WAIT_S
-    while not names <= receiver.names(trace_id):
-        assert time.monotonic() < end, f"{names - receiver.names(trace_id)} are missing"
+    while True:
+        spans = receiver.trace(trace_id)
+        missing = names - {span["name"] for span in spans.values()}
+        parents = {span["parentSpanId"] for span in spans.values()} - spans.keys()
+        if not missing and len(parents) == 1:
+            return spans
+        assert time.monotonic() < end, f"{missing} are missing, or spans among {parents}"
         time.sleep(0.1)
-    return receiver.trace(trace_id)
 
 
 def ancestors(spans: dict[str, dict[str, Any]], span: dict[str, Any]) -> list[str]:
@@ -88,17 +62,18 @@ def ancestors(spans: dict[str, dict[str, Any]], span: dict[str, Any]) -> list[st
 
 
 def test_the_trace_of_the_gateways_caller_shows_every_model(
-    server: Any, receiver: Receiver, tmp_path: Path, onnx_models_are_processes: bool
+    server: Any, receiver: SpanReceiver, tmp_path: Path, onnx_models_are_processes: bool
 ) -> None:
     trace_id, caller = secrets.token_hex(16), secrets.token_hex(8)
-    of_others = {span["traceId"] for span in receiver.spans}
+    of_others = {span["traceId"] for span in receiver.spans()}
     body = {"model": "chattts", "input": TEXT, "response_format": "pcm", "max_new_tokens": 60}
     with running_gateway(server.grpc_url, tmp_path / "log") as gateway:
         for headers in ({"traceparent": f"00-{trace_id}-{caller}-01"}, {"traceparent": "00-no"}, {}):
             assert requests.post(f"{gateway.url}/v1/audio/speech", json=body, headers=headers, timeout=60).ok
     sound = {"dvae_decoder", "vocos"} if onnx_models_are_processes else set()
+    sound |= BEGINNING
     check(wait_for(receiver, trace_id, {"text_frontend", "speech_chunk", "gpt_decoder"} | sound), caller)
-    assert {span["traceId"] for span in receiver.spans} - of_others == {trace_id}
+    assert {span["traceId"] for span in receiver.spans()} - of_others == {trace_id}
 
 
 def check(spans: dict[str, dict[str, Any]], caller: str) -> None:
@@ -109,12 +84,14 @@ def check(spans: dict[str, dict[str, Any]], caller: str) -> None:
         assert int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"])
         if span["name"] in {"dvae_decoder", "vocos"}:
             assert above[0] == "speech_chunk"
+        if span["name"] in BEGINNING:
+            assert above[0] == "gpt_decoder"
         if span["name"] in {"gpt_decoder", "speech_chunk"}:
             assert above[:-1] in ([], ["chattts_stream", "InferRequest"], ["speech", "chattts", "InferRequest"])
 
 
 @pytest.mark.parametrize("way", ["synthesize", "stream"])
-def test_tritons_own_spans_are_part_of_it_over_http(server: Any, receiver: Receiver, way: str) -> None:
+def test_tritons_own_spans_are_part_of_it_over_http(server: Any, receiver: SpanReceiver, way: str) -> None:
     trace_id, caller = secrets.token_hex(16), secrets.token_hex(8)
     with TTSClient(server.http_url, "http") as client:
         spoken = getattr(client, way)(TEXT, max_new_tokens=60, traceparent=f"00-{trace_id}-{caller}-01")
@@ -125,14 +102,14 @@ def test_tritons_own_spans_are_part_of_it_over_http(server: Any, receiver: Recei
     )
 
 
-def test_a_whole_answer_over_grpc_is_traced(server: Any, receiver: Receiver) -> None:
+def test_a_whole_answer_over_grpc_is_traced(server: Any, receiver: SpanReceiver) -> None:
     trace_id, caller = secrets.token_hex(16), secrets.token_hex(8)
     with TTSClient(server.grpc_url) as client:
         client.synthesize(TEXT, max_new_tokens=60, traceparent=f"00-{trace_id}-{caller}-01")
     check(wait_for(receiver, trace_id, {"speech_chunk", "gpt_decoder"}), caller)
 
 
-def test_many_traced_streams_are_answered(server: Any, receiver: Receiver) -> None:
+def test_many_traced_streams_are_answered(server: Any, receiver: SpanReceiver) -> None:
     """Triton's own way to trace calls of models, given a request's trace when `execute` has returned, crashes it."""
     ids = [secrets.token_hex(16) for _ in range(16)]
 
@@ -149,3 +126,19 @@ def test_many_traced_streams_are_answered(server: Any, receiver: Receiver) -> No
         wait_for(receiver, one, {"speech_chunk", "gpt_decoder"})
     assert server.launcher.poll() is None
     assert "Signal" not in server.log_path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", ["exact", "low_latency"])
+def test_the_bench_says_where_the_time_to_first_audio_went(
+    server: Any, receiver: SpanReceiver, mode: Any, onnx_models_are_processes: bool
+) -> None:
+    load = Load(tokens=160, concurrency=(2,), rates=(20.0,), seeds=1, turns=2, requests=4, stream=True, mode=mode)
+    levels = asyncio.run(measure_levels(load, Target(server.grpc_url, None, receiver), None))
+    assert [level["turn"] for level in levels] == [None, 0, 1]
+    for level in levels:
+        for first_s, parts in zip(level["first_s"], level["first_parts_ms"], strict=True):
+            assert list(parts) == list(PARTS)
+            of_models = ("decoder", "vocoder") if onnx_models_are_processes else ()
+            assert min(parts[name] for name in ("request", "text", "prompt", "tokens", *of_models)) > 0
+            assert min(ms for ms in parts.values() if ms is not None) >= 0
+            assert sum(ms for ms in parts.values() if ms is not None) == pytest.approx(1e3 * first_s)

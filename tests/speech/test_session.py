@@ -7,6 +7,7 @@ import gc
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +70,8 @@ class Models:
         self.calls = []
         self.cancelled = asyncio.Event()
         self.ready = []
-        self.handed = session.Models(self.call, Reader(self.call))
+        self.held = []
+        self.handed = session.Models(self.call, Reader(self.call), held=lambda *more: self.held.append(more))
 
     async def call(self, model, inputs, outputs):
         self.calls.append((model, dict(inputs), list(outputs)))
@@ -155,6 +157,22 @@ def test_each_call_gets_what_the_one_before_kept_and_a_sentence_begins_with_noth
     read(models)
     given = [[inputs[name].tolist() for name in STATES] for inputs in models.inputs_of("speech_chunk")]
     assert given == [[[0], [0]], [[0], [0]], [[2] * 3, [2.5] * 3]]
+
+
+def test_what_is_kept_between_chunks_is_told_and_nothing_stays():
+    """Two arrays of three float64, kept where a sentence goes on."""
+    kept = 2 * 3 * 8
+    goes_on = [(ramp(10), chunk()), (ramp(10), chunk()), (ramp(10), chunk(sentences=(FIRST,), is_final=True))]
+    models = Models(goes_on)
+    asyncio.run(speak(models.handed, PLAN, PREPARED))
+    assert [one for one in models.held if any(one)] == [(1, kept), (-1, -kept)]
+
+
+def test_a_traced_request_is_opened_with_its_span():
+    models = Models([SPOKEN[2]])
+    traced = replace(models.handed, span=lambda name: nullcontext(f"the span {name}"))
+    asyncio.run(speak(traced, PLAN, PREPARED))
+    assert [opening["traceparent"] for opening in models.openings] == ["the span gpt_decoder"]
 
 
 def test_no_two_requests_have_the_same_name():
@@ -289,7 +307,8 @@ def test_a_request_that_cannot_be_given_up_fails_with_its_own_error():
 
 
 def check_given_up(models):
-    """gpt_decoder was told once, by the request's name."""
+    """gpt_decoder was told once, by the request's name, and no state is kept."""
+    assert np.sum(models.held, axis=0).tolist() == [0, 0]
     [cancel] = models.cancels
     names = {inputs["stream_id"] for inputs in models.inputs_of("speech_chunk")}
     assert {cancel["stream_id"]} == names

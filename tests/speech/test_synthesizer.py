@@ -720,6 +720,30 @@ def test_a_reply_that_fails_harms_no_other(synthesizer):
     assert answer(synthesizer, request())
 
 
+def test_the_first_part_of_a_traced_request_says_how_it_came_to_be(synthesizer):
+    opened_ns, replies = time.time_ns(), queue.Queue()
+    opening = Opening(request(min_new_tokens=20), SPEAKER, ReadingPlan((3,), 3, lookahead_tokens=1), "whose it is")
+    synthesizer.open("traced", opening, replies.put)
+    parts = [replies.get(timeout=30)]
+    while not parts[-1].chunk.is_final:
+        synthesizer.read("traced", replies.put)
+        parts.append(replies.get(timeout=30))
+    first = parts[0].beginning
+    assert first.traceparent == "whose it is"
+    times = [opened_ns, first.came_ns, first.launched_ns, first.drawn_ns, first.ready_ns, time.time_ns()]
+    assert times == sorted(times)
+    assert first.launched_ns < first.drawn_ns < first.ready_ns
+    assert {part.beginning for part in parts[1:]} == {None}  # there are some
+
+
+def test_a_sentence_that_has_ended_says_so_too_and_one_that_nobody_traces_does_not(synthesizer):
+    replies = queue.Queue()
+    synthesizer.open("short", Opening(request(), SPEAKER, WHOLE, "whose it is"), replies.put)
+    first = replies.get(timeout=30).beginning
+    assert first.came_ns <= first.launched_ns < first.drawn_ns <= first.ready_ns
+    assert {part.beginning for part in Stream(synthesizer, request()).rest()} == {None}
+
+
 class Observer:
     """Remembers, or fails."""
 

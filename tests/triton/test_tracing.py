@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.spans import receiving
 from chattts_serving.triton.tracing import MOST_WAITING, UNTRACED, Tracer
 from chattts_serving.variables import TRACES_URL
 
@@ -52,6 +53,19 @@ def test_tritons_trace_goes_before_a_parameter(nowhere: None) -> None:
     with tracer.of(request(json.dumps({"traceparent": other}), traceparent=PARENT)).span("vocos") as own:
         assert own.startswith(other[:36])
     tracer.close()
+
+
+def test_what_is_over_becomes_a_span_of_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiving() as receiver:
+        monkeypatch.setenv(TRACES_URL, receiver.url)
+        tracer = Tracer()
+        tracer.under(PARENT).add("prompt", 1_000, 3_000)
+        tracer.under("").add("of nobody", 1_000, 3_000)
+        tracer.close()
+    [span] = receiver.trace("a" * 32).values()
+    assert (span["name"], span["parentSpanId"]) == ("prompt", "b" * 16)
+    assert (span["startTimeUnixNano"], span["endTimeUnixNano"]) == ("1000", "3000")
+    assert receiver.spans() == [span]
 
 
 def not_utf8() -> str:

@@ -68,7 +68,7 @@ class TritonPythonModel:
             mode = triton_io.read_text(request, "mode") if inputs.pop("mode", None) is not None else MODES[0]
             trace = self._tracer.of(request)
             call = partial(self._call, request_id=request.request_id(), trace=trace)
-            models = session.Models(call, self._reader, trace.span)
+            models = session.Models(call, self._reader, trace.span, self._reports.held)
             await session.stream(models, self._config.plan(mode, live=True), inputs, send_chunk, sender.is_cancelled)
             report.ended()
         except Exception as error:

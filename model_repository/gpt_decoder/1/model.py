@@ -60,8 +60,8 @@ class TritonPythonModel:
             generation = triton_io.read_text(request, "generation")
             speaker = triton_io.read_array(request, "speaker_embedding")
             reading = triton_io.read_text(request, "reading")
-            reader = triton_io.read_text(request, "reader") if "reader" in given else ""
-            self._decoder.open(stream_id, generation, speaker[0], reading, reply, reader=reader)
+            about = {name: triton_io.read_text(request, name) for name in ("reader", "traceparent") if name in given}
+            self._decoder.open(stream_id, generation, speaker[0], reading, reply, **about)
         elif "expected" in given:
             self._decoder.wait(stream_id, triton_io.read_text(request, "expected"), reply)
         elif "cancel" in given:

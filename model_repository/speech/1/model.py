@@ -42,7 +42,7 @@ class TritonPythonModel:
                 prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
                 trace = self._tracer.of(request)
                 call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id(), trace=trace)
-                models = session.Models(call, self._reader, trace.span)
+                models = session.Models(call, self._reader, trace.span, self._reports.held)
                 wanted = set(request.requested_output_names())
                 self._loop.run(self._speak(sender, report, models, prepared, wanted))
 

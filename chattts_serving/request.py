@@ -10,9 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.errors import InvalidInputError
 
 MAX_TEXT_CHARACTERS = 20_000
+MAX_LEXICON_CHARACTERS = 200_000  # as JSON
 MAX_PROMPT_CHARACTERS = 1_000  # refine_prompt and prompt: a handful of control tags
 MAX_SAMPLE_TEXT_CHARACTERS = 1_000
 MAX_SPEAKER_CHARACTERS = 8_192  # a ChatTTS speaker string has about 900
@@ -20,7 +22,8 @@ MAX_SPEAKER_SAMPLE_CHARACTERS = 32_768  # a spk_smp string of 30 s has about 6,5
 MAX_NEW_TOKENS = 2_048  # per sentence, 43.7 s of audio
 MAX_REFINED_TOKENS = 384  # per sentence, ChatTTS's own limit
 MAX_DEADLINE_MS = 3_600_000
-MAX_PAUSE_TOKENS = 128  # 2.7 s between two sentences
+MAX_SILENCE_S = 30  # in one place: 2.9 MB of samples
+MAX_SILENCES_S = 600  # of one request
 LANGUAGES = ("zh", "en")
 PRIORITIES = ("interactive", "batch")
 MAX_SENTENCES = 2_000  # of one request; 20,000 characters make fewer
@@ -112,6 +115,7 @@ class SynthesisRequest(SamplingOptions):
         skip_refine: speak the text as it stands, without the refining pass.
         refine_only: answer the refined text, without audio; not together with `skip_refine`.
         normalize: write out numbers, dates and units as words.
+        lexicon: words and how to say them, a JSON object, or "" for none but the server's.
         strict_tags: refuse every bracketed word of `text` that is no control tag, instead of speaking it.
         redraw_long: draw a sentence again that goes on long after its text can have been said, or to `max_new_tokens`.
         refine_prompt: control tags for the refining pass ([oral_2][laugh_0][break_6]).
@@ -132,6 +136,7 @@ class SynthesisRequest(SamplingOptions):
     skip_refine: bool = False
     refine_only: bool = False
     normalize: bool = True
+    lexicon: str = ""
     strict_tags: bool = False
     redraw_long: bool = False
     refine_prompt: str = ""
@@ -144,6 +149,7 @@ class SynthesisRequest(SamplingOptions):
         """Check every range."""
         super().__post_init__()
         _check_text("text", self.text, least=1, most=MAX_TEXT_CHARACTERS)
+        _check_text("lexicon", self.lexicon, most=MAX_LEXICON_CHARACTERS)
         _check_text("speaker", self.speaker, most=MAX_SPEAKER_CHARACTERS)
         _check_text("speaker_sample", self.speaker_sample, most=MAX_SPEAKER_SAMPLE_CHARACTERS)
         _check_text("sample_text", self.sample_text, most=MAX_SAMPLE_TEXT_CHARACTERS)
@@ -176,7 +182,7 @@ class GenerationRequest:
     Attributes:
         prompts: token ids of each sentence's prompt for the first pass (refining, or audio where `skip_refine`).
         texts: the normalised sentences, one per prompt.
-        pauses: audio tokens of silence after each sentence, 0 to MAX_PAUSE_TOKENS; the last one's is not spoken.
+        pauses: samples of silence before the first sentence and after each one, each 0 to MAX_SILENCE_S seconds.
         fewest_tokens: audio tokens below which nobody can have said each sentence; what ends earlier is drawn again.
         most_tokens: audio tokens within which everybody has said each sentence, 1 to MAX_NEW_TOKENS.
         redraw_long: whether what takes more is drawn again.
@@ -245,16 +251,16 @@ class GenerationRequest:
             raise InvalidInputError(
                 "generation", self.prompts, f"{allowed}: a prompt for each of 1 to {MAX_SENTENCES} texts"
             )
-        if len(self.pauses) != len(self.texts) or not all(0 <= pause <= MAX_PAUSE_TOKENS for pause in self.pauses):
-            raise InvalidInputError(
-                "generation", self.pauses, f"{allowed}: a pause of 0 to {MAX_PAUSE_TOKENS} tokens a text"
-            )
+        most = MAX_SILENCE_S * SAMPLE_RATE
+        if len(self.pauses) != len(self.texts) + 1 or not all(0 <= pause <= most for pause in self.pauses):
+            allowed = f"{allowed}: a pause of 0 to {most} samples before the first text and after each"
+            raise InvalidInputError("generation", self.pauses, allowed)
         fewest = self.fewest_tokens
         if len(fewest) != len(self.texts) or not all(0 <= number <= MAX_NEW_TOKENS for number in fewest):
             raise InvalidInputError("generation", fewest, f"{allowed}: 0 to {MAX_NEW_TOKENS} fewest tokens a text")
-        most = self.most_tokens
-        if len(most) != len(self.texts) or not all(1 <= number <= MAX_NEW_TOKENS for number in most):
-            raise InvalidInputError("generation", most, f"{allowed}: 1 to {MAX_NEW_TOKENS} most tokens a text")
+        slowest = self.most_tokens
+        if len(slowest) != len(self.texts) or not all(1 <= number <= MAX_NEW_TOKENS for number in slowest):
+            raise InvalidInputError("generation", slowest, f"{allowed}: 1 to {MAX_NEW_TOKENS} most tokens a text")
         bools = ("redraw_long", "refine", "refine_only", "has_speaker")
         for name, kind in (*((name, bool) for name in bools), ("prompt", str), ("sample_text", str)):
             if not isinstance(getattr(self, name), kind):

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN
+from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN
 from chattts_serving.engine.batch import IntArray
 from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
@@ -121,6 +121,7 @@ class OpenRequest:
         """All sentences wait."""
         self.texts = list(self.request.texts)
         self.waiting = deque(range(len(self.texts)))
+        self.num_samples = self.sentence_start = self.request.pauses[0]
 
     @property
     def request(self) -> GenerationRequest:
@@ -276,6 +277,7 @@ class OpenRequest:
         place, is_first = self.place, self.num_read == 0
         sentences: tuple[SpokenSentence, ...] = ()
         pause_samples = 0
+        lead_samples = self.request.pauses[0] if is_first and place == 0 else 0
         is_final = window.ends and place == len(self.texts) - 1
         self.num_samples += window.num_samples
         self.num_read, self.num_rendered = window.last, window.end
@@ -290,8 +292,7 @@ class OpenRequest:
                     finish_reason=self._finish_reason(sequence),
                 ),
             )
-            if not is_final:
-                pause_samples = self.request.pauses[place] * SAMPLES_PER_TOKEN + HOP_LENGTH
+            pause_samples = self.request.pauses[place + 1]
             self.num_samples += pause_samples
             self.sentence_start = self.num_samples
             del self.spoken[place]
@@ -306,6 +307,7 @@ class OpenRequest:
             sentences=sentences,
             seed=self.request.seed,
             is_final=is_final,
+            lead_samples=lead_samples,
         )
 
     def _finish_reason(self, sequence: Sequence) -> str:

@@ -199,6 +199,7 @@ class Chunk:
         sentences: the sentences that end in it.
         seed: the request's.
         is_final: whether it is the request's last one.
+        lead_samples: silence that goes before the chunk, the request's first one.
     """
 
     first_sample: int
@@ -210,6 +211,7 @@ class Chunk:
     sentences: tuple[SpokenSentence, ...]
     seed: int
     is_final: bool
+    lead_samples: int = 0
 
     def to_json(self) -> str:
         """This chunk as one JSON object."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +13,19 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN
 from chattts_serving.errors import ConfigError, InvalidInputError
-from chattts_serving.request import INT63_MAX, MAX_NEW_TOKENS, GenerationRequest, SynthesisRequest
+from chattts_serving.request import (
+    INT63_MAX,
+    MAX_NEW_TOKENS,
+    MAX_SILENCE_S,
+    MAX_SILENCES_S,
+    GenerationRequest,
+    SynthesisRequest,
+)
 from chattts_serving.text.characters import other_scripts, to_known_characters
+from chattts_serving.text.directives import check_directives, refuse_directives
+from chattts_serving.text.lexicon import Lexicon, parse_lexicon
 from chattts_serving.text.markup import without_markup
 from chattts_serving.text.normalizer import Normalizer, detect_language, load_homophones
 from chattts_serving.text.prompts import Prompts
@@ -25,11 +35,15 @@ from chattts_serving.text.verbalizer import Verbalizer
 from chattts_serving.voice.speaker import SpeakerStatistics, decode_sample
 from chattts_serving.voice.voices import Voice, VoiceLibrary
 
-# Silence after a piece of text, in audio tokens of 21.33 ms. What the model itself leaves at its ends comes on top.
+# Samples of silence after a piece of text where none is asked for: so many audio tokens of 21.33 ms, and the hop that a
+# sentence's last frame lacks. What the model itself leaves at its ends comes on top.
 PAUSES = {
-    End.PARAGRAPH: 28,  # 597 ms
-    End.SENTENCE: 12,  # 256 ms
-    End.CUT: 4,  # 85 ms: the sentence goes on
+    end: num_tokens * SAMPLES_PER_TOKEN + HOP_LENGTH
+    for end, num_tokens in {
+        End.PARAGRAPH: 28,  # 597 ms
+        End.SENTENCE: 12,  # 256 ms
+        End.CUT: 4,  # 85 ms: the sentence goes on
+    }.items()
 }
 
 # Audio tokens (21.3 ms each) of slow speech: of a letter, 10 a second; of a tag such as [laugh]; and of 2 s in all.
@@ -90,8 +104,12 @@ class Prepared(NamedTuple):
 class TextFrontend:
     """Everything between a caller's words and the model's prompts. One instance serves one thread."""
 
-    def __init__(self, assets_dir: Path, voices: Iterable[Voice] = ()) -> None:
-        """Load tokenizer.json, homophones.json and frontend.json of `assets_dir`; callers may ask for `voices` by name.
+    def __init__(
+        self, assets_dir: Path, voices: Iterable[Voice] = (), lexicon: Mapping[str, str] | None = None
+    ) -> None:
+        """Load tokenizer.json, homophones.json and frontend.json of `assets_dir`.
+
+        Callers may ask for `voices` by name; `lexicon`, as `load_lexicon` gives it, holds for all of them.
 
         Raises:
             ConfigError: a file is missing, broken, or does not fit the others, or a voice does not fit them.
@@ -99,6 +117,7 @@ class TextFrontend:
         self._config = FrontendConfig.load(assets_dir / "frontend.json")
         self._voices = VoiceLibrary(voices, SpeakerStatistics.parse(self._config.spk_stat, self._config.hidden_size))
         self._prompts = Prompts(assets_dir)
+        self._lexicon = Lexicon(lexicon)
         self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"))
 
     def prepare(self, request: SynthesisRequest) -> Prepared:
@@ -112,7 +131,8 @@ class TextFrontend:
         sample_codes = decode_sample(request.speaker_sample) if request.speaker_sample else ()
         seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
         speaker = self._voices.find(request.speaker) if request.speaker else self._voices.sample(seed)
-        text, warning = _speakable_text(request)
+        lexicon = self._lexicon.with_entries(parse_lexicon(request.lexicon))
+        text, warning = _speakable_text(request, lexicon)
         texts, pauses = self._sentences(request, text)
         generation = GenerationRequest(
             prompts=tuple(self._first_prompt(request, text) for text in texts),
@@ -136,24 +156,32 @@ class TextFrontend:
         return Prepared(generation, speaker.embedding, speaker.text if generation.has_speaker else "", warning)
 
     def _sentences(self, request: SynthesisRequest, text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The sentences of `text`, what is known of the request's, normalised, and the pauses after them, in tokens.
+        """The sentences of `text`, what is known of the request's, normalised, and the silence around them, in samples.
 
-        Sentences with nothing to say are left out; of the pauses around them the longest is kept.
+        That is before the first one and after each: what the text asks for, else PAUSES. Sentences with nothing to say
+        are left out; of the pauses around them the longest is kept, and those that are asked for add up.
         """
         language_of_all = detect_language(text)
         verbalize = Verbalizer() if request.normalize else None
         texts: list[str] = []
-        pauses: list[int] = []
-        for sentence, end in split_sentences(text):
+        usual: list[int] = [0]
+        asked: list[int | None] = [None]
+        for sentence, end, silence in split_sentences(text):
+            if silence is not None:
+                asked[-1] = (asked[-1] or 0) + silence
+                continue
             language = request.language or detect_language(sentence, otherwise=language_of_all)
             spoken = self._normalizer(sentence, language, verbalize)
             if is_speakable(spoken):
                 texts.append(spoken)
-                pauses.append(PAUSES[end])
-            elif pauses:
-                pauses[-1] = max(pauses[-1], PAUSES[end])
+                usual.append(0)
+                asked.append(None)
+            usual[-1] = max(usual[-1], PAUSES[end])
         if not texts:
             raise InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
+        usual[0] = usual[-1] = 0
+        _check_silences(asked)
+        pauses = (one if of_text is None else of_text for one, of_text in zip(usual, asked, strict=True))
         return tuple(texts), tuple(pauses)
 
     def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
@@ -185,6 +213,22 @@ class TextFrontend:
         )
 
 
+def _check_silences(asked: Iterable[int | None]) -> None:
+    """Refuse pauses that are too long together, in samples.
+
+    Raises:
+        InvalidInputError: they are.
+    """
+    silences = [samples for samples in asked if samples]
+    for samples, most, where in (
+        (max(silences, default=0), MAX_SILENCE_S, "in one place"),
+        (sum(silences), MAX_SILENCES_S, "in one request"),
+    ):
+        if samples > most * SAMPLE_RATE:
+            seconds = f"pauses of {samples / SAMPLE_RATE:g} s {where}"
+            raise InvalidInputError("text", seconds, f"at most {most} s of pauses {where}")
+
+
 def fewest_tokens(text: str) -> int:
     """Audio tokens (21.3 ms each) below which nobody can have said `text`: 2 for "Hi", 3 for "好", 8 for a sentence."""
     return min(8, 1 + (_width(text) + 1) // 2)
@@ -210,14 +254,16 @@ def _has_speaker(request: SynthesisRequest) -> bool:
     return bool(request.speaker) or not request.speaker_sample
 
 
-def _speakable_text(request: SynthesisRequest) -> tuple[str, str]:
-    """The request's text in characters that are known, less marks that are not read, and a warning of what is left out.
+def _speakable_text(request: SynthesisRequest, lexicon: Lexicon) -> tuple[str, str]:
+    """The request's text as it is to be said, in characters that are known, and a warning of what is left out.
 
     Raises:
         InvalidInputError: it has tags that are none, or most of it is in a script that the model does not know.
     """
     text = to_known_characters(request.text)
     check_tags("text", text, strict=request.strict_tags)
+    check_directives("text", text)
+    text = lexicon(without_markup(text) if request.normalize else text)
     scripts, warning = other_scripts(text), ""
     if scripts:
         left_out = sum(scripts.values())
@@ -230,11 +276,12 @@ def _speakable_text(request: SynthesisRequest) -> tuple[str, str]:
                 f"text in Chinese or English; {left_out:,} of its {num_letters:,} letters are others ({names})",
             )
         warning = f"not spoken, as the model speaks Chinese and English: {left_out:,} letters ({names})"
-    return without_markup(text) if request.normalize else text, warning
+    return text, warning
 
 
 def _check_texts(request: SynthesisRequest) -> None:
     check_tags("sample_text", request.sample_text)
+    refuse_directives("sample_text", request.sample_text)
     check_only_tags("prompt", request.prompt)
     check_only_tags("refine_prompt", request.refine_prompt)
     if request.sample_text and not request.speaker_sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -188,7 +189,13 @@ def _speak_parser() -> argparse.ArgumentParser:
 
 def _add_option_flags(group: Any) -> None:
     """One flag per field of `SynthesisOptions`; what is not given stays None."""
-    types = {"BYTES": (str, "S"), "FP32": (float, "X"), "INT32": (int, "N"), "INT64": (int, "N")}
+    types: dict[str, tuple[Callable[[str], object], str]] = {
+        "BYTES": (str, "S"),
+        "JSON": (_read_json, "FILE"),
+        "FP32": (float, "X"),
+        "INT32": (int, "N"),
+        "INT64": (int, "N"),
+    }
     for option in fields(SynthesisOptions):
         flag = "--" + option.name.replace("_", "-")
         description = option.metadata["help"].replace("%", "%%")
@@ -202,6 +209,14 @@ def _add_option_flags(group: Any) -> None:
             )
         else:
             group.add_argument(flag, dest=option.name, action="store_const", const=True, help=description)
+
+
+def _read_json(name: str) -> object:
+    """What a JSON file holds, for argparse, which knows ValueError and ArgumentTypeError."""
+    try:
+        return json.loads(Path(name).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read {name!r} as JSON: {error}") from error
 
 
 def _voices_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ only what cannot be put into a tensor is refused.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -47,6 +48,7 @@ class SynthesisOptions:
     skip_refine: bool | None = _option("BOOL", "speak the text as it stands, without the refining pass")
     refine_only: bool | None = _option("BOOL", "answer the refined text alone, without audio")
     normalize: bool | None = _option("BOOL", "write out numbers, dates and units as words")
+    lexicon: Mapping[str, str] | None = _option("JSON", "words and how to say them")
     strict_tags: bool | None = _option("BOOL", "refuse bracketed words that are no control tags")
     redraw_long: bool | None = _option(
         "BOOL", "draw sentences again that go on long after their text can have been said"
@@ -76,6 +78,7 @@ class OptionValues(TypedDict, total=False):
     skip_refine: bool | None
     refine_only: bool | None
     normalize: bool | None
+    lexicon: Mapping[str, str] | None
     strict_tags: bool | None
     redraw_long: bool | None
     refine_prompt: str | None
@@ -87,9 +90,14 @@ class OptionValues(TypedDict, total=False):
     refine_max_new_tokens: int | None
 
 
+JSON = frozenset(option.name for option in fields(SynthesisOptions) if option.metadata["datatype"] == "JSON")
+"""The inputs that go as JSON text."""
 DATATYPES: Mapping[str, str] = {
     "text": "BYTES",
-    **{option.name: option.metadata["datatype"] for option in fields(SynthesisOptions)},
+    **{
+        option.name: "BYTES" if option.name in JSON else option.metadata["datatype"]
+        for option in fields(SynthesisOptions)
+    },
 }
 STREAM_DATATYPES: Mapping[str, str] = {**DATATYPES, "mode": "BYTES"}
 
@@ -123,6 +131,8 @@ def input_tensors(text: str, options: SynthesisOptions, mode: Mode | None = None
 
 def _tensor(name: str, value: object) -> InputTensor:
     datatype = STREAM_DATATYPES[name]
+    if name in JSON:
+        value = _json(name, value)
     if datatype == "BYTES":
         array = np.array([[_utf8(name, value)]], dtype=object)
     elif datatype == "BOOL":
@@ -132,6 +142,13 @@ def _tensor(name: str, value: object) -> InputTensor:
     else:
         array = _integer_array(name, value, np.dtype({"INT32": np.int32, "INT64": np.int64}[datatype]))
     return InputTensor(name, datatype, array)
+
+
+def _json(name: str, value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise invalid_input(name, value, "what JSON can hold: strings, numbers, lists and dicts of these") from error
 
 
 def _utf8(name: str, value: object) -> bytes:

@@ -5,6 +5,7 @@ A value comes with what the contract says of it (`Expected`). Ranges are those o
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -193,6 +194,19 @@ def _tag_text(most: int) -> Values:
     )
 
 
+def _lexicon() -> Values:
+    """Words and how to say them."""
+    said = st.one_of(st.text(max_size=8), st.sampled_from(["[pause 1s]", "[spell A1]", "[laugh_9]"]))
+    entries = st.dictionaries(st.text(_DIGITS + "ab你 '-", max_size=6), said, max_size=4)
+    odd = st.sampled_from(["[]", "3", "null", "{", '{"a": 3}', '{"a": {}}', "[" * 9_999])
+    return st.one_of(
+        _said(st.sampled_from(["{}", '{"hello": "goodbye"}', '{"你": "我"}']).map(str.encode), Expected.ANSWER),
+        entries.map(lambda some: Value(json.dumps(some).encode(), Expected.EITHER)),
+        _said(odd.map(str.encode), Expected.REFUSAL),
+        _broken_text(),
+    )
+
+
 def _damaged(text: str, place: int, damage: str, character: str) -> bytes:
     place %= len(text)
     changed = {
@@ -301,6 +315,7 @@ VALUES: dict[str, Values] = {
     "skip_refine": _BOOL,
     "refine_only": _BOOL,
     "normalize": _BOOL,
+    "lexicon": _lexicon(),
     "strict_tags": _BOOL,
     "redraw_long": _BOOL,
     "refine_temperature": _float(*limits.TEMPERATURE_RANGE),

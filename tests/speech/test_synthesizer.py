@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from chattts_serving.audio import HELD_TOKENS, HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
+from chattts_serving.audio import HELD_TOKENS, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.engine.sequence import Kind
 from chattts_serving.errors import (
     CancelledError,
@@ -33,7 +33,7 @@ from tests.engine.models import CONFIG, random_engine
 
 SPEAKER = np.linspace(-1, 1, CONFIG.hidden_size, dtype=np.float32)
 WHOLE = ReadingPlan((512,), 512, sentences_ahead=16)  # a sentence is one chunk
-PAUSE = 12  # tokens
+PAUSE = 6_400  # samples
 
 
 class Prompts:
@@ -86,7 +86,7 @@ def request(
     return GenerationRequest(
         prompts=prompts,
         texts=tuple(" ".join(map(str, prompt)) for prompt in prompts),
-        pauses=(PAUSE,) * len(prompts),
+        pauses=(0, *(PAUSE,) * (len(prompts) - 1), 0),
         fewest_tokens=(fewest_tokens,) * len(prompts),
         most_tokens=(most_tokens,) * len(prompts),
         redraw_long=redraw_long,
@@ -201,7 +201,7 @@ def test_each_sentence_says_where_it_lies_and_why_it_ended(synthesizer):
         assert sentence.end == (start + samples) / SAMPLE_RATE
         assert sentence.num_tokens == len(part.codes)
         assert sentence.finish_reason == ("length" if len(part.codes) == 20 else "stop")
-        assert part.chunk.pause_samples == (0 if part.chunk.is_final else PAUSE * SAMPLES_PER_TOKEN + HOP_LENGTH)
+        assert part.chunk.pause_samples == (0 if part.chunk.is_final else PAUSE)
         start += samples + part.chunk.pause_samples
 
 

@@ -19,7 +19,7 @@ from chattts_serving.request import GenerationRequest, SynthesisRequest
 from chattts_serving.speech import admission
 from chattts_serving.speech.admission import PASSAGE_S, Door, Room, RoomSign
 from chattts_serving.triton.metrics import WRITE_S
-from chattts_serving.variables import DRAIN_FILE
+from chattts_serving.variables import DRAIN_FILE, LEXICON
 from tests import fake_pb_utils as pb
 from tests.frontend_assets import make_frontend_assets
 
@@ -122,6 +122,16 @@ def test_used_speaker_speaks_in_the_same_voice(model):
     (again,) = answers(model, [request(text="Hello", seed=4, speaker=speaker)])
     assert np.array_equal(voice_of(again)[0], embedding)
     assert voice_of(again)[1] == speaker
+
+
+def test_a_broken_lexicon_keeps_the_model_from_starting(model, tmp_path, monkeypatch):
+    make_frontend_assets(tmp_path / "1")
+    (tmp_path / "1" / "voices.json").write_text(library(default=SEVEN), encoding="utf-8")
+    (tmp_path / "words.json").write_text('{"nginx": 3}', encoding="utf-8")
+    monkeypatch.setenv(LEXICON, str(tmp_path / "words.json"))
+    arguments = {"model_repository": str(tmp_path), "model_version": "1", "model_instance_name": "text_frontend_0_0"}
+    with pytest.raises(ConfigError, match=r"words\.json is wrong: input 'lexicon' is \{'nginx': 3\}"):
+        pb.load_model(MODEL).TritonPythonModel().initialize(arguments | {"model_config": "{}"})
 
 
 def test_a_broken_voice_keeps_the_model_from_starting(model, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -33,8 +33,11 @@ def _option(datatype: str, description: str) -> Any:
 class SynthesisOptions:
     """The optional inputs of a synthesis; None is not sent and leaves the choice to the server."""
 
+    turns: Sequence[Mapping[str, object]] | None = _option("JSON", "what several voices say, in place of the text")
     speaker: str | None = _option(
-        "BYTES", "name of a voice of the server, or ChatTTS speaker string; default sampled from seed"
+        "BYTES",
+        "name of a voice of the server, a mixture such as slt:2+rms:1, or ChatTTS speaker string; default sampled "
+        "from seed",
     )
     speaker_sample: str | None = _option("BYTES", "ChatTTS spk_smp string: the voice of a recording")
     sample_text: str | None = _option("BYTES", "transcript of the speaker sample")
@@ -65,6 +68,7 @@ class SynthesisOptions:
 class OptionValues(TypedDict, total=False):
     """The fields of `SynthesisOptions` as keyword arguments, for type checkers."""
 
+    turns: Sequence[Mapping[str, object]] | None
     speaker: str | None
     speaker_sample: str | None
     sample_text: str | None
@@ -120,12 +124,14 @@ def merged(options: SynthesisOptions | None, changes: OptionValues) -> Synthesis
 
 
 def input_tensors(text: str, options: SynthesisOptions, mode: Mode | None = None) -> list[InputTensor]:
-    """The tensors of one request: `text`, each option that is not None, and `mode`, which streams alone have.
+    """The tensors of one request: `text` or `turns`, each option that is not None, and `mode`, which streams have.
 
     Raises:
         InvalidInputError: a value does not fit its tensor; the message names the input.
     """
     values = {"text": text, **{option.name: getattr(options, option.name) for option in fields(options)}, "mode": mode}
+    if options.turns is not None and not text:
+        del values["text"]
     return [_tensor(name, value) for name, value in values.items() if name == "text" or value is not None]
 
 

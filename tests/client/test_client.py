@@ -27,6 +27,7 @@ from chattts_client import (
 from tests.client.conftest import FLAVOURS
 
 ALL_OPTIONS = {
+    "turns": [{"text": "x", "speaker": "slt"}],
     "speaker": "蘁淰敥欀",
     "speaker_sample": "codes",
     "sample_text": "what I said 😀",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chattts_serving.audio import SAMPLE_RATE, num_samples
-from chattts_serving.text.frontend import PAUSES
+from chattts_serving.text.script import PAUSES
 from chattts_serving.voice.speaker import decode_speaker
 from tests.fuzz.calls import Call, Expected
 

@@ -9,7 +9,7 @@ import numpy as np
 from chattts_client import Chunk, Speech, joined
 
 from chattts_serving.audio import SAMPLE_RATE, num_samples
-from chattts_serving.text.frontend import PAUSES
+from chattts_serving.text.script import PAUSES
 
 GAPS = set(PAUSES.values())  # samples of silence (docs/streaming.md has them in ms)
 CLOSE = 1e-4  # largest difference of samples that were computed in different batches

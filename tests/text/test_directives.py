@@ -8,7 +8,8 @@ import pytest
 from chattts_serving.errors import InvalidInputError
 from chattts_serving.request import GenerationRequest, SynthesisRequest
 from chattts_serving.text.directives import pause_samples
-from chattts_serving.text.frontend import PAUSES, TextFrontend
+from chattts_serving.text.frontend import TextFrontend
+from chattts_serving.text.script import PAUSES
 from chattts_serving.text.sentences import MAX_PIECE_WIDTH, End
 from tests.frontend_assets import make_frontend_assets
 from tests.text.test_sentences import width

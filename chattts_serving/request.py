@@ -121,6 +121,7 @@ class SynthesisRequest(SamplingOptions):
         refine_only: answer the refined text, without audio; not together with `skip_refine`.
         normalize: write out numbers, dates and units as words.
         lexicon: words and how to say them, a JSON object, or "" for none but the server's.
+        ssml: `text` is a document of SSML (`text/ssml.py`); not together with `turns`.
         strict_tags: refuse every bracketed word of `text` that is no control tag, instead of speaking it.
         redraw_long: draw a sentence again that goes on long after its text can have been said, or to `max_new_tokens`.
         refine_prompt: control tags for the refining pass ([oral_2][laugh_0][break_6]).
@@ -143,6 +144,7 @@ class SynthesisRequest(SamplingOptions):
     refine_only: bool = False
     normalize: bool = True
     lexicon: str = ""
+    ssml: bool = False
     strict_tags: bool = False
     redraw_long: bool = False
     refine_prompt: str = ""
@@ -170,9 +172,11 @@ class SynthesisRequest(SamplingOptions):
             _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ms is not None:
             _check_integer("deadline_ms", self.deadline_ms, least=1, most=MAX_DEADLINE_MS)
-        for name in ("skip_refine", "refine_only", "normalize", "strict_tags", "redraw_long"):
+        for name in ("skip_refine", "refine_only", "normalize", "ssml", "strict_tags", "redraw_long"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "true or false")
+        if self.ssml and self.turns:
+            raise InvalidInputError("ssml", True, "false together with 'turns'")
         if self.refine_only and self.skip_refine:
             raise InvalidInputError("refine_only", True, "false together with 'skip_refine'")
 

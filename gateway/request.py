@@ -127,6 +127,7 @@ class SpeechRequest(BaseModel):
     max_new_tokens: int | None = None
     normalize: bool | None = None
     lexicon: dict[str, str] | None = Field(default=None, description="words and how to say them")
+    ssml: bool | None = Field(default=None, description="take `input` for a document of SSML")
     strict_tags: bool | None = Field(default=None, description="refuse bracketed words that are no control tags")
     redraw_long: bool | None = Field(default=None, description="draw sentences again that go on long after their text")
     refine_prompt: Text | None = None

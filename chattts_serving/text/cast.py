@@ -29,8 +29,8 @@ class Cast:
         self._turn_manners: list[int] = []
         self._turns: list[int] = []
 
-    def add(self, turn: Turn, speaker: Speaker) -> None:
-        """Somebody speaks in `turn` with the vector of `speaker`, which stands in the prompt where `has_speaker`.
+    def add(self, turn: Turn, speaker: Speaker, num_sentences: int) -> None:
+        """`turn` has so many sentences, in the voice of `speaker`, whose vector stands in the prompt if `has_speaker`.
 
         Raises:
             InvalidInputError: its recording is none, or there are too many voices.
@@ -47,11 +47,8 @@ class Cast:
         )
         if manner not in self.manners:
             self.manners.append(manner)
+        self._turns += [len(self._turn_manners)] * num_sentences
         self._turn_manners.append(self.manners.index(manner))
-
-    def says(self, num_sentences: int) -> None:
-        """Who was added last says so many sentences."""
-        self._turns += [len(self._turn_manners) - 1] * num_sentences
 
     @property
     def embedding(self) -> npt.NDArray[np.float32]:

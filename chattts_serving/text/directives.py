@@ -74,6 +74,11 @@ def pause_samples(pause: str) -> int:
     return round(Decimal(number) * SAMPLE_RATE / (1_000 if unit == "ms" else 1))
 
 
+def is_spelling(text: str) -> bool:
+    """Whether `text` is a [spell ...] that can be said."""
+    return _SPELL.fullmatch(text) is not None
+
+
 def is_spelled(tag: str) -> bool:
     """Whether `tag` is a [spell ...]."""
     return tag.startswith("[spell ")

@@ -24,6 +24,7 @@ from chattts_serving.text.normalizer import Normalizer, detect_language, load_ho
 from chattts_serving.text.prompts import Prompts
 from chattts_serving.text.script import Script
 from chattts_serving.text.sentences import split_sentences
+from chattts_serving.text.ssml import turns_of_ssml
 from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable, split_tags, without_tags
 from chattts_serving.text.turns import turns_of
 from chattts_serving.text.verbalizer import Verbalizer
@@ -112,7 +113,7 @@ class TextFrontend:
             InvalidInputError: an input is wrong in a way that only text and vocabulary show.
         """
         now_ns = time.monotonic_ns()
-        turns = turns_of(request)
+        turns = turns_of_ssml(request) if request.ssml else turns_of(request)
         seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
         lexicon = self._lexicon.with_entries(parse_lexicon(request.lexicon))
         verbalize = Verbalizer() if request.normalize else None
@@ -121,18 +122,21 @@ class TextFrontend:
         warnings: list[str] = []
         for turn in turns:
             with turn.named():
-                cast.add(turn, self._speaker(turn.request, seed))
                 text, warning = _speakable_text(turn.request, lexicon)
-                warnings += [f"turn {turn.number}: {warning}" if turn.number else warning] if warning else []
+                warnings += [f"{turn.where}: {warning}" if turn.where else warning] if warning else []
                 self._say(script, turn.request, text, verbalize)
                 new = script.texts[len(prompts) :]
-                if not new:
-                    allowed = "text with at least one word, Chinese character or number"
-                    raise InvalidInputError("text", turn.request.text, allowed)
-                prompts += [self._first_prompt(turn.request, text) for text in new]
-                cast.says(len(new))
+                if not new and not request.ssml:
+                    raise _nothing_to_say(turn.request)
+                if new:
+                    prompts += [self._first_prompt(turn.request, text) for text in new]
+                    cast.add(turn, self._speaker(turn.request, seed), len(new))
+            if turn.end is not None:
+                script.close(turn.end)
             if turn.pause is not None:
                 script.pause(turn.pause)
+        if not prompts:
+            raise _nothing_to_say(request)
         first = turns[0].request
         generation = GenerationRequest(
             prompts=tuple(prompts),
@@ -151,7 +155,7 @@ class TextFrontend:
             deadline_ns=None if request.deadline_ms is None else now_ns + request.deadline_ms * 1_000_000,
             priority=request.priority,
             sampling=first.sampling,
-            **(cast.parts() if request.turns else {}),
+            **(cast.parts() if request.turns or len(turns) > 1 else {}),
         )
         self._check_lengths(generation)
         return Prepared(generation, cast.embedding, cast.used_speakers, "; ".join(warnings))
@@ -228,6 +232,10 @@ def most_tokens(text: str, *, refine: bool) -> int:
 def _width(text: str) -> int:
     """Letters and digits of `text`, and three for each Chinese character, which takes as long to say."""
     return sum(1 if character.isascii() else 3 for character in without_tags(text) if character.isalnum())
+
+
+def _nothing_to_say(request: SynthesisRequest) -> InvalidInputError:
+    return InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
 
 
 def _speakable_text(request: SynthesisRequest, lexicon: Lexicon) -> tuple[str, str]:

@@ -41,6 +41,10 @@ class Script:
         """What was read up to here, said or not, ended like this."""
         self._usual[-1] = max(self._usual[-1], PAUSES[end])
 
+    def close(self, end: End) -> None:
+        """What was read up to here ended like this, whatever was said of it before."""
+        self._usual[-1] = PAUSES[end]
+
     def pause(self, samples: int) -> None:
         """So much silence is asked for."""
         self._asked[-1] = (self._asked[-1] or 0) + samples

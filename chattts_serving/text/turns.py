@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.errors import InvalidInputError
 from chattts_serving.request import MAX_NAME_CHARACTERS, MAX_SILENCE_S, MAX_TEXT_CHARACTERS, SynthesisRequest
+from chattts_serving.text.sentences import End
 
 MAX_TURNS = 200
 INPUTS = frozenset(  # of the request that a turn may have for itself
@@ -26,19 +27,23 @@ class Turn:
 
     Attributes:
         request: what is asked for in this turn, `text` and the voice among it.
-        number: 1 for the first turn; None where the request has none.
+        input: what said so, "turns", or "text" where that is SSML; "" where there are no turns.
+        where: in that, such as "for turn 2".
         name: who speaks, for people.
         pause: samples of silence behind it; None for the usual ones.
+        end: what it ends with, by which those are chosen; None is a paragraph.
     """
 
     request: SynthesisRequest
-    number: int | None = None
+    input: str = ""
+    where: str = ""
     name: str = ""
     pause: int | None = None
+    end: End | None = None
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """What is wrong inside is said of the input `turns`, with the turn's number, where it is one.
+        """What is wrong inside is said of the input that has the turns, with the place of this one.
 
         Raises:
             InvalidInputError: whatever was wrong.
@@ -46,9 +51,10 @@ class Turn:
         try:
             yield
         except InvalidInputError as error:
-            if self.number is None or error.name not in INPUTS:
+            if not self.input or error.name not in INPUTS:
                 raise
-            raise _wrong(self.number, {error.name: error.value}, error.allowed) from error
+            value = error.value if error.name == self.input else {error.name: error.value}
+            raise InvalidInputError(self.input, value, f"{self.where}: {error.allowed}") from error
 
 
 def turns_of(request: SynthesisRequest) -> tuple[Turn, ...]:
@@ -89,12 +95,14 @@ def _turn(request: SynthesisRequest, number: int, entry: object) -> Turn:
     inputs = {key: value for key, value in entry.items() if key in INPUTS}
     if {"speaker", "speaker_sample"} & set(inputs):  # the request's voice is no part of another one
         inputs = {"speaker": "", "speaker_sample": "", "sample_text": "", **inputs}
-    try:
-        asked = replace(request, turns="", **inputs)
-    except InvalidInputError as error:
-        raise _wrong(number, {error.name: error.value}, error.allowed) from error
-    return Turn(asked, number, name, None if pause is None else round(pause * SAMPLE_RATE))
+    turn = Turn(request, "turns", _where(number), name, None if pause is None else round(pause * SAMPLE_RATE))
+    with turn.named():
+        return replace(turn, request=replace(request, turns="", **inputs))
+
+
+def _where(number: int) -> str:
+    return f"for turn {number}"
 
 
 def _wrong(number: int, value: object, allowed: str) -> InvalidInputError:
-    return InvalidInputError("turns", value, f"for turn {number}: {allowed}")
+    return InvalidInputError("turns", value, f"{_where(number)}: {allowed}")

@@ -52,6 +52,7 @@ class SynthesisOptions:
     refine_only: bool | None = _option("BOOL", "answer the refined text alone, without audio")
     normalize: bool | None = _option("BOOL", "write out numbers, dates and units as words")
     lexicon: Mapping[str, str] | None = _option("JSON", "words and how to say them")
+    ssml: bool | None = _option("BOOL", "take the text for a document of SSML")
     strict_tags: bool | None = _option("BOOL", "refuse bracketed words that are no control tags")
     redraw_long: bool | None = _option(
         "BOOL", "draw sentences again that go on long after their text can have been said"
@@ -83,6 +84,7 @@ class OptionValues(TypedDict, total=False):
     refine_only: bool | None
     normalize: bool | None
     lexicon: Mapping[str, str] | None
+    ssml: bool | None
     strict_tags: bool | None
     redraw_long: bool | None
     refine_prompt: str | None

@@ -42,6 +42,7 @@ ALL_OPTIONS = {
     "refine_only": False,
     "normalize": False,
     "lexicon": {"nginx": "engine x", "重庆": "虫庆"},
+    "ssml": True,
     "strict_tags": True,
     "redraw_long": True,
     "refine_prompt": "[oral_2]",

@@ -83,7 +83,7 @@ def test_floating_point_samples(server, tmp_path):
 
 
 def test_every_flag_arrives_as_its_input(server, tmp_path):
-    flags = ["--skip-refine", "--no-normalize", "--strict-tags", "--redraw-long"]
+    flags = ["--skip-refine", "--no-normalize", "--ssml", "--strict-tags", "--redraw-long"]
     for name, value in ALL_OPTIONS.items():
         if name == "turns":  # are lines of another file: see test_dialogue.py
             continue

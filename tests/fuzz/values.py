@@ -332,6 +332,7 @@ VALUES: dict[str, Values] = {
     "refine_only": _BOOL,
     "normalize": _BOOL,
     "lexicon": _lexicon(),
+    "ssml": often(_said(st.just(False), Expected.ANSWER), _BOOL, share=3),
     "strict_tags": _BOOL,
     "redraw_long": _BOOL,
     "refine_temperature": _float(*limits.TEMPERATURE_RANGE),

@@ -10,7 +10,7 @@ import pytest
 
 from chattts_serving.audio import SAMPLE_RATE, num_samples
 from tests.oracle import NEAR_ZERO
-from tests.streams import Chunk, joined, read_stream, speak
+from tests.streams import Chunk, StreamError, joined, read_stream, speak
 
 TEXT = (
     "[pause 300ms] Hello there. [pause 1.5s] And so [pause 41ms] it goes on.\n[pause 0s]\nThe end is near. [pause 2s]"
@@ -64,3 +64,30 @@ def test_a_stream_has_the_same_pauses(tiny, options, whole, protocol):
 
 def test_a_stream_of_low_latency_has_the_same_pauses(tiny, options):
     check_pauses(joined(read_stream(tiny.server, "grpc", mode="low_latency", **options)))
+
+
+SSML = """<?xml version="1.0"?>
+<speak version="1.1" xmlns="http://www.w3.org/2001/10/synthesis" xml:lang="en">
+  <break time="300ms"/><s>Hello there</s><break time="1.5s"/>
+  <voice name="seed-1">And so <break time="41ms"/> it goes on.</voice>
+  <break strength="none"/><prosody rate="fast">The end is near.</prosody><break time="2s"/>
+</speak>"""
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_document_of_ssml_has_the_same_pauses_whole_and_streamed(tiny, protocol):
+    options = OPTIONS | {"text": SSML, "ssml": True, "skip_refine": True, "speaker": "default"}
+    answer = speak(tiny.server.grpc_url, **options)
+    check_pauses(answer)
+    assert [one["text"] for one in answer["sentences"]] == ["Hello there.", "And so", "it goes on.", "The end is near."]
+    assert [one["name"] for one in answer["sentences"]] == ["default", "seed-1", "seed-1", "default"]
+    found = joined(read_stream(tiny.server, protocol, **options))
+    np.testing.assert_allclose(found.pop("audio"), answer.pop("audio"), atol=1e-4, rtol=0)
+    assert found == answer
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_bad_document_is_refused_with_its_place(tiny, protocol):
+    wrong = {"text": "<speak>\n<audio/></speak>", "ssml": True}
+    with pytest.raises(StreamError, match="input 'text' is '<audio>'; allowed is at line 2, column 1: one of break, p"):
+        read_stream(tiny.server, protocol, **wrong)

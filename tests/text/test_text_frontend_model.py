@@ -100,7 +100,9 @@ def test_every_input_of_the_configuration_is_taken(model):
             name, data_type = line.split('"')[1], line.split("TYPE_")[1].split()[0]
             values[name] = samples[data_type]
     # Refining alone and no refining exclude each other.
-    (response,) = answers(model, [request(**{**values, "text": "Hello", "skip_refine": False, "priority": "batch"})])
+    (response,) = answers(
+        model, [request(**values | {"text": "Hello", "skip_refine": False, "ssml": False, "priority": "batch"})]
+    )
     assert set(values) == {field.name for field in fields(SynthesisRequest)}
     assert generation_of(response).sampling.max_new_tokens == 100
 

@@ -118,7 +118,7 @@ def test_a_lexicon_and_a_warning_hold_for_turns(frontend):
         frontend, turn("We run nginx."), turn("The word Привет is Russian.", "bert"), lexicon='{"nginx": "engine x"}'
     )
     assert prepared.generation.texts[0] == "We run engine x."
-    assert prepared.warning == "turn 2: not spoken, as the model speaks Chinese and English: 6 letters (Cyrillic)"
+    assert prepared.warning == "for turn 2: not spoken, as the model speaks Chinese and English: 6 letters (Cyrillic)"
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def sentence_request(seed: int, prompt: tuple[int, ...], sampling: SamplingOptio
     return GenerationRequest(
         prompts=(prompt,),
         texts=("x",),
-        pauses=(0,),
+        pauses=(0, 0),
         fewest_tokens=(0,),
         most_tokens=(MAX_NEW_TOKENS,),
         redraw_long=False,

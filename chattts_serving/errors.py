@@ -45,7 +45,7 @@ class InvalidInputError(ServingError):
     def __init__(self, name: str, value: object, allowed: str) -> None:
         """`name` is the contract's input name; `allowed` finishes the sentence "allowed is ..."."""
         super().__init__(f"input '{name}' is {shown(value)}; allowed is {allowed}")
-        self.name = name
+        self.name, self.value, self.allowed = name, value, allowed
 
 
 class OverloadedError(ServingError):

@@ -9,10 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
+from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.errors import InvalidInputError
 
 MAX_TEXT_CHARACTERS = 20_000
+MAX_LEXICON_CHARACTERS = 200_000  # as JSON
+MAX_TURNS_CHARACTERS = 1_000_000  # as JSON; a recording of 30 s has about 6,500
+MAX_NAME_CHARACTERS = 64  # of who speaks in a turn
+MAX_VOICES = 16  # of one request
 MAX_PROMPT_CHARACTERS = 1_000  # refine_prompt and prompt: a handful of control tags
 MAX_SAMPLE_TEXT_CHARACTERS = 1_000
 MAX_SPEAKER_CHARACTERS = 8_192  # a ChatTTS speaker string has about 900
@@ -20,7 +26,8 @@ MAX_SPEAKER_SAMPLE_CHARACTERS = 32_768  # a spk_smp string of 30 s has about 6,5
 MAX_NEW_TOKENS = 2_048  # per sentence, 43.7 s of audio
 MAX_REFINED_TOKENS = 384  # per sentence, ChatTTS's own limit
 MAX_DEADLINE_MS = 3_600_000
-MAX_PAUSE_TOKENS = 128  # 2.7 s between two sentences
+MAX_SILENCE_S = 30  # in one place: 2.9 MB of samples
+MAX_SILENCES_S = 600  # of one request
 LANGUAGES = ("zh", "en")
 PRIORITIES = ("interactive", "batch")
 MAX_SENTENCES = 2_000  # of one request; 20,000 characters make fewer
@@ -104,7 +111,8 @@ class SynthesisRequest(SamplingOptions):
     """One request as the caller makes it: every input of the contract but the tensors' shapes.
 
     Attributes:
-        text: what to say, 1 to 20,000 characters, control tags allowed.
+        text: what to say, 1 to 20,000 characters, control tags allowed; "" where there are `turns`.
+        turns: what several voices say, as JSON (`text/turns.py`), or "".
         speaker: ChatTTS speaker string; "" samples a voice from `seed`, or leaves it to `speaker_sample`.
         speaker_sample: ChatTTS `spk_smp` string (codes of a reference recording) or "".
         sample_text: the transcript of `speaker_sample`.
@@ -112,6 +120,8 @@ class SynthesisRequest(SamplingOptions):
         skip_refine: speak the text as it stands, without the refining pass.
         refine_only: answer the refined text, without audio; not together with `skip_refine`.
         normalize: write out numbers, dates and units as words.
+        lexicon: words and how to say them, a JSON object, or "" for none but the server's.
+        ssml: `text` is a document of SSML (`text/ssml.py`); not together with `turns`.
         strict_tags: refuse every bracketed word of `text` that is no control tag, instead of speaking it.
         redraw_long: draw a sentence again that goes on long after its text can have been said, or to `max_new_tokens`.
         refine_prompt: control tags for the refining pass ([oral_2][laugh_0][break_6]).
@@ -125,6 +135,7 @@ class SynthesisRequest(SamplingOptions):
     """
 
     text: str = ""
+    turns: str = ""
     speaker: str = ""
     speaker_sample: str = ""
     sample_text: str = ""
@@ -132,6 +143,8 @@ class SynthesisRequest(SamplingOptions):
     skip_refine: bool = False
     refine_only: bool = False
     normalize: bool = True
+    lexicon: str = ""
+    ssml: bool = False
     strict_tags: bool = False
     redraw_long: bool = False
     refine_prompt: str = ""
@@ -143,7 +156,9 @@ class SynthesisRequest(SamplingOptions):
     def __post_init__(self) -> None:
         """Check every range."""
         super().__post_init__()
-        _check_text("text", self.text, least=1, most=MAX_TEXT_CHARACTERS)
+        _check_text("turns", self.turns, most=MAX_TURNS_CHARACTERS)
+        _check_text("text", self.text, least=0 if self.turns else 1, most=MAX_TEXT_CHARACTERS)
+        _check_text("lexicon", self.lexicon, most=MAX_LEXICON_CHARACTERS)
         _check_text("speaker", self.speaker, most=MAX_SPEAKER_CHARACTERS)
         _check_text("speaker_sample", self.speaker_sample, most=MAX_SPEAKER_SAMPLE_CHARACTERS)
         _check_text("sample_text", self.sample_text, most=MAX_SAMPLE_TEXT_CHARACTERS)
@@ -157,9 +172,11 @@ class SynthesisRequest(SamplingOptions):
             _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ms is not None:
             _check_integer("deadline_ms", self.deadline_ms, least=1, most=MAX_DEADLINE_MS)
-        for name in ("skip_refine", "refine_only", "normalize", "strict_tags", "redraw_long"):
+        for name in ("skip_refine", "refine_only", "normalize", "ssml", "strict_tags", "redraw_long"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "true or false")
+        if self.ssml and self.turns:
+            raise InvalidInputError("ssml", True, "false together with 'turns'")
         if self.refine_only and self.skip_refine:
             raise InvalidInputError("refine_only", True, "false together with 'skip_refine'")
 
@@ -170,13 +187,42 @@ class SynthesisRequest(SamplingOptions):
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How sentences are spoken.
+
+    Attributes:
+        prompt, sample_text, sample_codes, has_speaker, sampling: as in `GenerationRequest`.
+        voice: which of the voices' vectors, 0 or more.
+        name: who speaks, for people; "" where nobody said.
+    """
+
+    prompt: str
+    sample_text: str
+    sample_codes: tuple[tuple[int, ...], ...]
+    has_speaker: bool
+    sampling: SamplingOptions
+    voice: int = 0
+    name: str = ""
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Manner:
+        """Read what JSON made of one; raises what `GenerationRequest.from_json` catches."""
+        codes, sampling = values.pop("sample_codes"), values.pop("sampling")
+        return cls(
+            sample_codes=tuple(tuple(_integers(code)) for code in codes),
+            sampling=SamplingOptions(**sampling),
+            **values,
+        )
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One request as `gpt_decoder` works on it.
 
     Attributes:
         prompts: token ids of each sentence's prompt for the first pass (refining, or audio where `skip_refine`).
         texts: the normalised sentences, one per prompt.
-        pauses: audio tokens of silence after each sentence, 0 to MAX_PAUSE_TOKENS; the last one's is not spoken.
+        pauses: samples of silence before the first sentence and after each one, each 0 to MAX_SILENCE_S seconds.
         fewest_tokens: audio tokens below which nobody can have said each sentence; what ends earlier is drawn again.
         most_tokens: audio tokens within which everybody has said each sentence, 1 to MAX_NEW_TOKENS.
         redraw_long: whether what takes more is drawn again.
@@ -191,6 +237,9 @@ class GenerationRequest:
             machine), or None.
         priority: one of PRIORITIES.
         sampling: how tokens are drawn.
+        manners: how sentences are spoken where there are turns, in place of `prompt` and its like; else empty.
+        turn_manners: the place in `manners` of each turn.
+        turns: the turn of each sentence, 0 or more; empty where there are none.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -209,11 +258,27 @@ class GenerationRequest:
     deadline_ns: int | None
     priority: str
     sampling: SamplingOptions
+    manners: tuple[Manner, ...] = ()
+    turn_manners: tuple[int, ...] = ()
+    turns: tuple[int, ...] = ()
+
+    @property
+    def num_voices(self) -> int:
+        """How many voices' vectors belong to it."""
+        return 1 + max((manner.voice for manner in self.manners), default=0)
+
+    def manner_of(self, place: int) -> Manner:
+        """How sentence number `place` is spoken."""
+        if self.manners:
+            return self.manners[self.turn_manners[self.turns[place]]]
+        return Manner(self.prompt, self.sample_text, self.sample_codes, self.has_speaker, self.sampling)
 
     def to_json(self) -> str:
         """This request as one JSON object."""
         # `asdict` copies whatever it finds, token by token.
-        return json.dumps({**vars(self), "sampling": vars(self.sampling)}, ensure_ascii=False, separators=(",", ":"))
+        manners = [{**vars(manner), "sampling": vars(manner.sampling)} for manner in self.manners]
+        values = {**vars(self), "sampling": vars(self.sampling), "manners": manners}
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> GenerationRequest:
@@ -232,6 +297,9 @@ class GenerationRequest:
                 most_tokens=tuple(_integers(values.pop("most_tokens"))),
                 sample_codes=tuple(tuple(_integers(codes)) for codes in values.pop("sample_codes")),
                 sampling=SamplingOptions(**values.pop("sampling")),
+                manners=tuple(map(Manner.from_values, values.pop("manners"))),
+                turn_manners=tuple(_integers(values.pop("turn_manners"))),
+                turns=tuple(_integers(values.pop("turns"))),
                 **values,
             )
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -245,27 +313,44 @@ class GenerationRequest:
             raise InvalidInputError(
                 "generation", self.prompts, f"{allowed}: a prompt for each of 1 to {MAX_SENTENCES} texts"
             )
-        if len(self.pauses) != len(self.texts) or not all(0 <= pause <= MAX_PAUSE_TOKENS for pause in self.pauses):
-            raise InvalidInputError(
-                "generation", self.pauses, f"{allowed}: a pause of 0 to {MAX_PAUSE_TOKENS} tokens a text"
-            )
+        most = MAX_SILENCE_S * SAMPLE_RATE
+        if len(self.pauses) != len(self.texts) + 1 or not all(0 <= pause <= most for pause in self.pauses):
+            allowed = f"{allowed}: a pause of 0 to {most} samples before the first text and after each"
+            raise InvalidInputError("generation", self.pauses, allowed)
         fewest = self.fewest_tokens
         if len(fewest) != len(self.texts) or not all(0 <= number <= MAX_NEW_TOKENS for number in fewest):
             raise InvalidInputError("generation", fewest, f"{allowed}: 0 to {MAX_NEW_TOKENS} fewest tokens a text")
-        most = self.most_tokens
-        if len(most) != len(self.texts) or not all(1 <= number <= MAX_NEW_TOKENS for number in most):
-            raise InvalidInputError("generation", most, f"{allowed}: 1 to {MAX_NEW_TOKENS} most tokens a text")
-        bools = ("redraw_long", "refine", "refine_only", "has_speaker")
-        for name, kind in (*((name, bool) for name in bools), ("prompt", str), ("sample_text", str)):
-            if not isinstance(getattr(self, name), kind):
+        slowest = self.most_tokens
+        if len(slowest) != len(self.texts) or not all(1 <= number <= MAX_NEW_TOKENS for number in slowest):
+            raise InvalidInputError("generation", slowest, f"{allowed}: 1 to {MAX_NEW_TOKENS} most tokens a text")
+        self._check_manners(allowed)
+        for name in ("redraw_long", "refine", "refine_only"):
+            if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)
         if self.priority not in PRIORITIES:
             raise InvalidInputError("generation", {"priority": self.priority}, allowed)
-        for text in (self.prompt, self.sample_text, *self.texts):
+        for text in self.texts:
             _check_unicode("generation", text)
         _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ns is not None:
             _check_integer("deadline_ns", self.deadline_ns, least=0, most=INT63_MAX)
+
+    def _check_manners(self, allowed: str) -> None:
+        owners: list[GenerationRequest | Manner] = [self, *self.manners]
+        for owner in owners:
+            for name, kind in (("has_speaker", bool), ("prompt", str), ("sample_text", str)):
+                if not isinstance(getattr(owner, name), kind):
+                    raise InvalidInputError("generation", {name: getattr(owner, name)}, allowed)
+            for text in (owner.prompt, owner.sample_text):
+                _check_unicode("generation", text)
+        places = (self.turn_manners, len(self.manners)), (self.turns, len(self.turn_manners))
+        if len(self.turns) != (len(self.texts) if self.manners else 0) or not all(
+            0 <= place < most for numbers, most in places for place in numbers
+        ):
+            raise InvalidInputError("generation", self.turns, f"{allowed}: a turn of each text, if there are turns")
+        for manner in self.manners:
+            _check_integer("voice", manner.voice, least=0, most=MAX_VOICES - 1)
+            _check_text("name", manner.name, most=MAX_NAME_CHARACTERS)
 
 
 def deadline_of(generation: str) -> float | None:
@@ -297,6 +382,6 @@ def request_from_inputs(values: Mapping[str, object]) -> SynthesisRequest:
     for name, value in values.items():
         if name not in known:
             raise InvalidInputError(name, value, f"one of the inputs {', '.join(sorted(known))}")
-    if "text" not in values:
+    if "text" not in values and not values.get("turns"):
         raise InvalidInputError("text", None, "1 or more characters")
     return SynthesisRequest(**values)  # type: ignore[arg-type]

@@ -22,13 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         speaker = read_pt(options.pt) if options.pt else options.speaker or ""
-        voice = Voice(options.name, options.description, speaker, options.seed)
+        voice = Voice(options.name, options.description, speaker, options.seed, options.mixture or "")
         path = voice_path(options.voices, voice.name)
         write_voice(voice, path, replace=options.force)
     except (ConfigError, OSError) as error:
         print(f"voice: {error}", file=sys.stderr)
         return 1
     values = f"{voice.hidden_size} values" if voice.speaker else "fits every checkpoint"
+    if voice.mixture:
+        values = f"fits checkpoints with the voices {', '.join(voice.ingredients)}"
     print(f"wrote {path} ({values}); run the export again and restart the server to offer it")
     return 0
 
@@ -98,6 +100,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--speaker", metavar="STRING", help="a ChatTTS speaker string")
     source.add_argument("--seed", type=int, metavar="N", help="sample it from the checkpoint's statistics")
+    source.add_argument("--mixture", metavar="SLT:2+RMS:1", help="mix voices of the library by weight")
     source.add_argument("--pt", type=Path, metavar="FILE", help="a speaker embedding that was saved with torch.save")
     parser.add_argument("--description", required=True, metavar="TEXT", help="one line for those who choose a voice")
     parser.add_argument(

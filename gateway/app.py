@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -113,12 +114,14 @@ async def _validation_error(request: Request, error: Any) -> JSONResponse:
         message = f"the header Content-Type is {shown(sent) if sent else 'missing'}; allowed is {allowed[0]}"
         return GatewayError(400, message, "invalid_content_type").response()
     name = next((str(part) for part in first["loc"][1:]), "body")
+    of_turn = re.search(r"input\.turns\.(\d+)\.(\w+)", ".".join(map(str, first["loc"])))
+    field = f"input[{of_turn[1]}].{of_turn[2]}" if of_turn else name
     if first["type"] == "extra_forbidden":
         meant = f"; '{MEANT[name]}' does what it says" if name in MEANT else ""
-        message = f"{shown(name)} is no field of this API{meant}"
+        message = f"{shown(field)} is no field of this API{meant}"
     else:
         given = "" if first["type"] == "missing" else f"; it is {shown(first.get('input'))}"
-        message = f"'{name}': {first['msg']}{given}"
+        message = f"'{field}': {first['msg']}{given}"
     return GatewayError(400, message, "invalid_value", name).response()
 
 

@@ -22,6 +22,7 @@ _INPUT = re.compile(r"^(?:in ensemble '[^']*', )?input '(\w+)'")
 # Inputs of the models by the names that they have here.
 _PARAMETERS = {
     "text": "input",
+    "turns": "input",
     "speaker": "voice",
     "speaker_sample": "voice",
     "sample_text": "voice",

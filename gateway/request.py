@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from chattts_client import SynthesisOptions
 from chattts_client.errors import shown
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from gateway.audio import FormatName
 from gateway.errors import GatewayError, invalid_field
@@ -20,7 +20,7 @@ MODEL = "chattts"
 # OpenAI's names, which its clients send unless they are told another one; routers of models put the maker in front.
 MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 MODEL_PATTERN = rf"(openai/)?({MODEL}|({'|'.join(MODEL_ALIASES)})(-\d{{4}}(-\d{{2}}-\d{{2}})?)?)"
-MAX_CHARACTERS = 20_000  # the server's limit
+MAX_CHARACTERS, MAX_TURNS = 20_000, 200  # the server's limits
 NORMAL_SPEED_TAG = 5
 # Of other makers' interfaces: they would be heard or change the file, and have another name here.
 MEANT = {
@@ -56,6 +56,41 @@ class VoiceId(BaseModel):
     id: str = Field(max_length=MAX_ID_CHARACTERS)
 
 
+class Turn(BaseModel):
+    """One turn of several voices."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_nullable)
+
+    text: str = Field(min_length=1, max_length=MAX_CHARACTERS)
+    voice: Annotated[str, Field(max_length=MAX_ID_CHARACTERS)] | VoiceId = Field(
+        default="", description="as that of the request, which is the default"
+    )
+    name: str = Field(default="", max_length=64, description="who speaks, for people")
+    pause: float | None = Field(default=None, ge=0, le=30, description="seconds behind the turn")
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    prompt: Text | None = None
+    language: Text | None = None
+
+    def values(self, voice: str) -> dict[str, Any]:
+        """The turn as the server takes it, in `voice`, which is as `spoken_by` takes it.
+
+        Raises:
+            GatewayError: the voice is none.
+        """
+        return {**self.model_dump(exclude_none=True, exclude={"voice"}), **spoken_by(voice)}
+
+
+# Told apart before they are checked, so that what is wrong is said of the one that was meant.
+Said = Annotated[
+    Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS), Tag("text")]
+    | Annotated[list[Turn], Field(min_length=1, max_length=MAX_TURNS), Tag("turns")],
+    Discriminator(lambda given: "turns" if isinstance(given, list) else "text"),
+]
+
+
 class SpeechRequest(BaseModel):
     """What to say; the fields from `mode` on are this server's own."""
 
@@ -64,7 +99,7 @@ class SpeechRequest(BaseModel):
     model: str = Field(
         description="chattts; OpenAI's names are taken for it", json_schema_extra={"pattern": f"^{MODEL_PATTERN}$"}
     )
-    input: str = Field(min_length=1, max_length=MAX_CHARACTERS, description="what to say")
+    input: Said = Field(description="what to say: a text, or turns of several voices")
     voice: Annotated[str, Field(max_length=MAX_ID_CHARACTERS)] | VoiceId = Field(
         default=DEFAULT, description="one of /v1/audio/voices, the id of a cloned voice or a ChatTTS speaker string"
     )
@@ -91,6 +126,8 @@ class SpeechRequest(BaseModel):
     min_new_tokens: int | None = None
     max_new_tokens: int | None = None
     normalize: bool | None = None
+    lexicon: dict[str, str] | None = Field(default=None, description="words and how to say them")
+    ssml: bool | None = Field(default=None, description="take `input` for a document of SSML")
     strict_tags: bool | None = Field(default=None, description="refuse bracketed words that are no control tags")
     redraw_long: bool | None = Field(default=None, description="draw sentences again that go on long after their text")
     refine_prompt: Text | None = None
@@ -128,29 +165,46 @@ class SpeechRequest(BaseModel):
         return [name for name in ("instructions", "user", "metadata") if getattr(self, name)]
 
     @property
-    def voice_name(self) -> str:
-        """The voice, however it is written."""
-        name = self.voice if isinstance(self.voice, str) else self.voice.id
-        return name.strip().strip("\ufeff").strip() or DEFAULT
+    def turns(self) -> list[Turn]:
+        """What several voices say; none where `input` is a text."""
+        return [] if isinstance(self.input, str) else self.input
 
-    def options(self, voice: str, speed_tags: Mapping[int, float]) -> tuple[SynthesisOptions, float]:
+    @property
+    def text(self) -> str:
+        """What is said, in lines where there are turns."""
+        return self.input if isinstance(self.input, str) else "\n".join(turn.text for turn in self.input)
+
+    @property
+    def voice_names(self) -> list[str]:
+        """The voice, however it is written, and then that of each turn."""
+        own = _named(self.voice) or DEFAULT
+        return [own, *(_named(turn.voice) or own for turn in self.turns)]
+
+    def options(self, voices: Sequence[str], speed_tags: Mapping[int, float]) -> tuple[SynthesisOptions, float]:
         """What the server is asked for, and the tempo that its samples are to be changed by.
 
         Args:
-            voice: as `spoken_by` takes it.
+            voices: those of `voice_names`, as `spoken_by` takes them.
             speed_tags: how fast ChatTTS's speed tags are; the one nearest to `speed` is asked for.
 
         Raises:
             GatewayError: the voice is none.
         """
         own = {option.name for option in fields(SynthesisOptions)} & set(type(self).model_fields)
-        values: dict[str, Any] = {name: getattr(self, name) for name in own} | spoken_by(voice)
+        values: dict[str, Any] = {name: getattr(self, name) for name in own - {"turns"}} | spoken_by(voices[0])
+        if self.turns:
+            values["turns"] = [turn.values(voice) for turn, voice in zip(self.turns, voices[1:], strict=True)]
         if self.refine is not None:
             values["skip_refine"] = not self.refine
         tag, tempo = speed_tag(self.speed, speed_tags if self.prompt is None else {})
         if tag != NORMAL_SPEED_TAG:
             values["prompt"] = f"[speed_{tag}]"
         return SynthesisOptions(**values), tempo
+
+
+def _named(voice: str | VoiceId) -> str:
+    name = voice if isinstance(voice, str) else voice.id
+    return name.strip().strip("\ufeff").strip()
 
 
 def check_model(name: str) -> None:

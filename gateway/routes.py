@@ -60,13 +60,13 @@ router = APIRouter(responses=NO)
 @router.post("/v1/audio/speech", response_class=Response, responses=SPOKEN, tags=["speech"])
 async def speak(body: SpeechRequest, request: Request, here: Here) -> Response:
     """Say `input`; the answer begins while the model still speaks."""
-    request.state.characters = len(body.input)
+    request.state.characters = len(body.text)
     if here.settings.log_text:
-        request.state.text = body.input
+        request.state.text = body.text
     return SpeechResponse(
         here.client,
         body,
-        await here.voices.resolved(body.voice_name),
+        [await here.voices.resolved(name) for name in body.voice_names],
         settings=here.settings,
         request_id=request.state.request_id,
         traceparent=request.headers.get("traceparent", ""),

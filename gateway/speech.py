@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
 
 import numpy as np
@@ -35,7 +35,7 @@ class SpeechResponse(Response):
         self,
         client: AsyncTTSClient,
         request: SpeechRequest,
-        voice: str,
+        voices: Sequence[str],
         *,
         settings: Settings,
         request_id: str,
@@ -43,14 +43,14 @@ class SpeechResponse(Response):
         report: Callable[[], SpeechReport],
         place: AbstractContextManager[None],
     ) -> None:
-        """Nothing is sent yet; `voice` is as `spoken_by` takes it; `place` is held as long as something is sent.
+        """Nothing is sent yet; `voices` are as `options` takes them; `place` is held as long as something is sent.
 
         Raises:
             GatewayError: the request is wrong.
         """
         super().__init__()
         request.check(strict=settings.strict)
-        options, self._tempo = request.options(voice, settings.speed_tags)
+        options, self._tempo = request.options(voices, settings.speed_tags)
         self._place, self._timeout_s = place, settings.timeout_s
         self._request, self._request_id, self._report = request, request_id, report
         self._is_whole = not (request.stream and FORMATS[request.response_format].streams)
@@ -58,7 +58,7 @@ class SpeechResponse(Response):
         self._allow_silence = settings.allow_silence if asked is None else asked
         trace = traceparent if is_traceparent(traceparent) else ""
         self._stream = client.stream(
-            request.input, options, mode=request.mode, request_id=request_id, traceparent=trace
+            "" if request.turns else request.text, options, mode=request.mode, request_id=request_id, traceparent=trace
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's

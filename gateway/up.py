@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--triton-flag", action="append", default=[], metavar="FLAG", help="--triton-flag=--NAME=VALUE, again and again"
     )
     parser.add_argument("--gpus", default="", metavar="WHICH", help=f"a Triton for each behind a balancer: {ALLOWED}")
+    parser.add_argument("--lexicon", type=Path, metavar="FILE", help="words and how to say them, as a JSON object")
     options, flags = parser.parse_known_args(arguments)
     try:
-        ServerOptions(
-            gpus=options.gpus, flags=tuple(options.triton_flag)
-        )  # all before the minutes that an export may take
+        # All before the minutes that an export may take.
+        ServerOptions(gpus=options.gpus, lexicon=options.lexicon, flags=tuple(options.triton_flag))
         sockets = listeners(parse(flags))
         if options.model_repository is None:
             export_if_needed()
@@ -51,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.model_repository or REPOSITORY,
             log_path=LOG,
             flags=options.triton_flag,
-            launcher_flags=[*_ports(options.gpus), f"--gpus={options.gpus}"],
+            launcher_flags=[
+                *_ports(options.gpus),
+                f"--gpus={options.gpus}",
+                *([f"--lexicon={options.lexicon}"] if options.lexicon else []),
+            ],
         ) as server:
             threading.Thread(target=_end_with, args=[server.launcher], daemon=True).start()
             print(

@@ -1,10 +1,11 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from chattts_serving.errors import InvalidInputError, shown
-from chattts_serving.request import GenerationRequest, SamplingOptions, SynthesisRequest, request_from_inputs
+from chattts_serving.request import GenerationRequest, Manner, SamplingOptions, SynthesisRequest, request_from_inputs
 
 HUGE = 2**70
 
@@ -105,7 +106,7 @@ def test_a_message_shows_the_characters_of_a_value_and_counts_them(value, text):
 GENERATION = GenerationRequest(
     prompts=((1, 2, 3), (4,)),
     texts=("你好", 'say "hi"'),
-    pauses=(12, 0),
+    pauses=(0, 6_400, 720_000),
     fewest_tokens=(8, 0),
     most_tokens=(2048, 1),
     redraw_long=True,
@@ -122,8 +123,59 @@ GENERATION = GenerationRequest(
 )
 
 
-def test_a_generation_request_survives_json():
-    assert GenerationRequest.from_json(GENERATION.to_json()) == GENERATION
+TURNS = replace(
+    GENERATION,
+    manners=(
+        Manner("[speed_5]", "", (), True, SamplingOptions()),
+        Manner("", "so", ((1, 2, 3, 4),), False, SamplingOptions(), 1, "Zoë"),
+    ),
+    turn_manners=(1, 0),
+    turns=(0, 1),
+)
+
+
+@pytest.mark.parametrize("generation", [GENERATION, TURNS])
+def test_a_generation_request_survives_json(generation):
+    assert GenerationRequest.from_json(generation.to_json()) == generation
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"turns": []},
+        {"turns": [0]},
+        {"turns": [0, 2]},
+        {"turns": [0, -1]},
+        {"turns": [0, 0.5]},
+        {"turn_manners": [0, 2]},
+        {"turn_manners": []},
+        {"manners": []},
+        {"manners": [{}]},
+        {"manners": None},
+    ],
+)
+def test_turns_that_do_not_fit_their_texts_are_refused(change):
+    with pytest.raises(InvalidInputError, match="input 'generation' is"):
+        GenerationRequest.from_json(json.dumps({**json.loads(TURNS.to_json()), **change}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"voice": 16},
+        {"voice": -1},
+        {"name": 3},
+        {"name": "a" * 65},
+        {"prompt": 3},
+        {"has_speaker": 1},
+        {"sampling": {}, "x": 1},
+    ],
+)
+def test_a_manner_that_is_none_is_refused(change):
+    values = json.loads(TURNS.to_json())
+    values["manners"][0] |= change
+    with pytest.raises(InvalidInputError):
+        GenerationRequest.from_json(json.dumps(values))
 
 
 @pytest.mark.parametrize(
@@ -138,10 +190,10 @@ def test_a_generation_request_survives_json():
         {"texts": 3},
         {"refine": 1},
         {"refine_only": None},
-        {"pauses": [1]},
-        {"pauses": [1, -1]},
-        {"pauses": [1, 129]},
-        {"pauses": [1, 0.5]},
+        {"pauses": [1, 1]},
+        {"pauses": [0, 1, -1]},
+        {"pauses": [0, 1, 720_001]},
+        {"pauses": [0, 1, 0.5]},
         {"fewest_tokens": [1]},
         {"fewest_tokens": [1, -1]},
         {"fewest_tokens": [1, 2049]},

@@ -126,7 +126,7 @@ def told_apart(audio: Mapping[Said, Audio]) -> float:
 
     A recording is no part of the centres that it is compared with.
     """
-    features = {said: _timbre(samples) for said, samples in audio.items()}
+    features = {said: timbre(samples) for said, samples in audio.items()}
     spread = np.std(list(features.values()), axis=0)
     voices = sorted({voice for voice, _ in features})
 
@@ -140,7 +140,7 @@ def told_apart(audio: Mapping[Said, Audio]) -> float:
     return float(np.mean([nearest(said) == said[0] for said in features]))
 
 
-def _timbre(audio: Audio) -> npt.NDArray[np.float64]:
+def timbre(audio: Audio) -> npt.NDArray[np.float64]:
     """Mean and spread over time of mel-frequency cepstral coefficients; loudness, the first one, is left out."""
     mel = LogMel()(torch.from_numpy(audio)[None])[0].double().numpy()  # [NUM_MELS, frames]
     num_mels = len(mel)

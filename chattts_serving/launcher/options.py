@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,6 +46,7 @@ class ServerOptions:
         start_timeout_s: how long loading the models may take.
         hang_timeout_s: seconds without a good answer after which the server is started anew; 0: never.
         drain_timeout_s: seconds that open requests have to end when the server is to stop.
+        lexicon: file of words and how to say them; None for none.
         log_requests: have the models log a line for each request.
         exit_with_parent: stop when the process that started this one ends.
         flags: further flags for tritonserver.
@@ -64,6 +66,7 @@ class ServerOptions:
     start_timeout_s: float = 600.0
     hang_timeout_s: float = 60.0
     drain_timeout_s: float = 5.0
+    lexicon: Path | None = None
     log_requests: bool = False
     exit_with_parent: bool = False
     flags: tuple[str, ...] = ()
@@ -81,6 +84,8 @@ class ServerOptions:
         for option, seconds in (("--hang-timeout", self.hang_timeout_s), ("--drain-timeout", self.drain_timeout_s)):
             if not 0 <= seconds <= MOST_SECONDS:
                 raise ConfigError(f"{option} is {seconds:g}; allowed is 0 to {MOST_SECONDS:g} seconds")
+        if self.lexicon is not None and not os.access(self.lexicon, os.R_OK):
+            raise ConfigError(f"--lexicon is {self.lexicon}; allowed is a file that this user may read")
         for flag in self.flags:
             if not flag.startswith("-"):
                 raise ConfigError(f"{shown(flag)} is no flag; those for tritonserver are written --NAME=VALUE")
@@ -98,7 +103,7 @@ class ServerOptions:
 
     def arguments(self) -> list[str]:
         """The command line that `parse_arguments` makes this of."""
-        names = (*PORT_OPTIONS, *SECONDS_OPTIONS, "model_repository", "host", "gpus", "log_file")
+        names = (*PORT_OPTIONS, *SECONDS_OPTIONS, "model_repository", "host", "gpus", "log_file", "lexicon")
         values = {name.removesuffix("_s"): getattr(self, name) for name in names}
         switches = [name for name in SWITCHES if getattr(self, name)]
         return [
@@ -162,6 +167,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerOptions:
     parser.add_argument(
         "--triton-flag", action="append", default=[], metavar="FLAG", help="--triton-flag=--NAME=VALUE, again and again"
     )
+    parser.add_argument("--lexicon", type=Path, metavar="FILE", help="words and how to say them, as a JSON object")
     parser.add_argument("--log-requests", action="store_true", help="log a line of JSON for each request")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when the process that started this ends")
     known, further = parser.parse_known_args(arguments)

@@ -41,7 +41,7 @@ from chattts_serving.launcher.tritonserver import (
 )
 from chattts_serving.launcher.warning import warn_of_little_shared_memory, warn_of_the_network
 from chattts_serving.triton.device import VISIBLE
-from chattts_serving.variables import LOG_REQUESTS, TRACES_URL
+from chattts_serving.variables import LEXICON, LOG_REQUESTS, TRACES_URL
 
 EXIT_CONFIG = 2  # nothing was started
 EXIT_TIMEOUT_S = 5  # that tritonserver takes to end, within supervisor.STOP_TIMEOUT_S
@@ -134,6 +134,8 @@ def serve(options: ServerOptions) -> int:
         imports = folder / "imports"
         imports.mkdir()
         (imports / PACKAGE.name).symlink_to(PACKAGE)
+        if options.lexicon is not None:
+            env[LEXICON] = str(options.lexicon.resolve())
         if options.log_requests:
             env[LOG_REQUESTS] = "1"
         if traces_url(options.flags):

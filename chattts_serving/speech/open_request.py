@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN
+from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN
 from chattts_serving.engine.batch import IntArray
 from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
@@ -47,7 +47,7 @@ class Opening:
 
     Attributes:
         request: what to say.
-        speaker: the voice's normalised vector, float32 [hidden].
+        speaker: the voices' normalised vectors, one after the other, float32 [request.num_voices * hidden].
         plan: how the audio is read.
         traceparent: W3C's, of what waits for the first chunk; "" where nobody traces it.
     """
@@ -75,6 +75,11 @@ class Beginning:
     launched_ns: int
     drawn_ns: int
     ready_ns: int
+
+    def speaker_of(self, voice: int) -> Hidden:
+        """The vector of one voice, float32 [hidden]."""
+        speaker: Hidden = self.speaker.reshape(self.request.num_voices, -1)[voice]
+        return speaker
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,7 @@ class OpenRequest:
         """All sentences wait."""
         self.texts = list(self.request.texts)
         self.waiting = deque(range(len(self.texts)))
+        self.num_samples = self.sentence_start = self.request.pauses[0]
 
     @property
     def request(self) -> GenerationRequest:
@@ -180,7 +186,8 @@ class OpenRequest:
     def sequence(self, place: int, kind: Kind, prompt: tuple[int, ...]) -> Sequence:
         """Sentence number `place` as a sequence that generates `kind`."""
         priority = Priority.BATCH if self.is_batch else Priority.INTERACTIVE
-        options, seed = self.request.sampling, self.request.seed
+        manner, seed = self.request.manner_of(place), self.request.seed
+        options = manner.sampling
         stream = 2 * place + (kind is Kind.AUDIO)
         if kind is Kind.TEXT:
             params = SamplingParams(
@@ -204,7 +211,8 @@ class OpenRequest:
             seed=seed,
             stream=stream,
         )
-        return Sequence(kind, prompt, params, self.request.sample_codes, self.opening.speaker, priority)
+        speaker = self.opening.speaker_of(manner.voice)
+        return Sequence(kind, prompt, params, manner.sample_codes, speaker, priority)
 
     def take_finished(self, place: int, finished: Finished) -> Sequence | None:
         """The running sequence of sentence `place` has ended. Spoken sentences are kept until they are read.
@@ -240,7 +248,7 @@ class OpenRequest:
         return is_cut and self.request.redraw_long and self.num_draws.get(place, 1) < MAX_DRAWS
 
     def _most_tokens(self, place: int) -> int:
-        options, most = self.request.sampling, self.request.most_tokens[place]
+        options, most = self.request.manner_of(place).sampling, self.request.most_tokens[place]
         if not self.request.redraw_long:
             return options.max_new_tokens
         return min(options.max_new_tokens, max(options.min_new_tokens, most))
@@ -252,8 +260,9 @@ class OpenRequest:
             return replace(self.sequence(place, Kind.AUDIO, sequence.prompt_ids), params=params)
         ended = f"ended after {sequence.num_new_tokens} tokens, too early to be said"
         what = f"sentence {place + 1} {ended}, {MAX_DRAWS} times"
-        if self.request.sample_codes:
-            named = f"{len(self.request.sample_codes)} tokens"
+        sample_codes = self.request.manner_of(place).sample_codes
+        if sample_codes:
+            named = f"{len(sample_codes)} tokens"
             raise InvalidInputError("speaker_sample", named, f"a recording whose voice this model can speak in: {what}")
         raise EngineError(f"{what}; another seed or speaker may say it")
 
@@ -325,6 +334,7 @@ class OpenRequest:
         place, is_first = self.place, self.num_read == 0
         sentences: tuple[SpokenSentence, ...] = ()
         pause_samples = 0
+        lead_samples = self.request.pauses[0] if is_first and place == 0 else 0
         is_final = window.ends and place == len(self.texts) - 1
         self.num_samples += window.num_samples
         self.num_read, self.num_rendered = window.last, window.end
@@ -337,10 +347,11 @@ class OpenRequest:
                     end=self.num_samples / SAMPLE_RATE,
                     num_tokens=sequence.num_new_tokens,
                     finish_reason=self._finish_reason(sequence),
+                    turn=self.request.turns[place] if self.request.turns else None,
+                    name=self.request.manner_of(place).name,
                 ),
             )
-            if not is_final:
-                pause_samples = self.request.pauses[place] * SAMPLES_PER_TOKEN + HOP_LENGTH
+            pause_samples = self.request.pauses[place + 1]
             self.num_samples += pause_samples
             self.sentence_start = self.num_samples
             del self.spoken[place]
@@ -355,6 +366,7 @@ class OpenRequest:
             sentences=sentences,
             seed=self.request.seed,
             is_final=is_final,
+            lead_samples=lead_samples,
         )
 
     def _finish_reason(self, sequence: Sequence) -> str:

@@ -58,7 +58,7 @@ class Heard:
     """One chunk of speech.
 
     Attributes:
-        audio: mono samples, float32 [n], silence after a sentence included.
+        audio: mono samples, float32 [n], silence before and after a sentence included.
         chunk: what they are.
     """
 
@@ -106,7 +106,7 @@ class SpeechSession:
             end = chunk.first_sample + chunk.num_samples
             audio = cross_faded(faded, waveform[chunk.first_sample : end])
             faded = waveform[end : end + chunk.fade_samples]
-            yield Heard(np.concatenate([audio, np.zeros(chunk.pause_samples, np.float32)]), chunk)
+            yield Heard(np.pad(audio, (chunk.lead_samples, chunk.pause_samples)), chunk)
             if chunk.is_final:
                 return
             with self._models.span("gpt_decoder"):

@@ -270,12 +270,12 @@ class Synthesizer:
         """Speak what was refined, or go on refining where that is all."""
         refined = self._prompts.refined_text(tuple(sequence.codes(0, sequence.num_new_tokens)[:, 0].tolist()))
         request.texts[place] = refined or request.texts[place]  # style tags alone say nothing: keep the text
-        spoken = request.request
-        if spoken.refine_only:
+        if request.request.refine_only:
             self._start_waiting(request)
             return
+        manner = request.request.manner_of(place)
         prompt = self._prompts.code_prompt(
-            request.texts[place], spoken.prompt, spoken.sample_text, has_speaker=spoken.has_speaker
+            request.texts[place], manner.prompt, manner.sample_text, has_speaker=manner.has_speaker
         )
         self._add(request, place, request.sequence(place, Kind.AUDIO, prompt))
 

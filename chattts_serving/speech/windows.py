@@ -180,6 +180,8 @@ class SpokenSentence:
         num_tokens: audio tokens.
         finish_reason: "stop", "length" where `max_new_tokens` cut it, or "late" where it ended long after its text can
             have been said.
+        turn: which of the request's turns it belongs to, 0 or more; None where there are none.
+        name: who speaks in it; "" where there are no turns.
     """
 
     text: str
@@ -187,6 +189,13 @@ class SpokenSentence:
     end: float
     num_tokens: int
     finish_reason: str
+    turn: int | None = None
+    name: str = ""
+
+    def values(self) -> dict[str, object]:
+        """For JSON; what belongs to turns only where there are some."""
+        mine = dict(vars(self))
+        return mine if self.turn is not None else {key: mine[key] for key in mine if key not in ("turn", "name")}
 
 
 @dataclass(frozen=True)
@@ -203,6 +212,7 @@ class Chunk:
         sentences: the sentences that end in it.
         seed: the request's.
         is_final: whether it is the request's last one.
+        lead_samples: silence that goes before the chunk, the request's first one.
     """
 
     first_sample: int
@@ -214,10 +224,11 @@ class Chunk:
     sentences: tuple[SpokenSentence, ...]
     seed: int
     is_final: bool
+    lead_samples: int = 0
 
     def to_json(self) -> str:
         """This chunk as one JSON object."""
-        values = {**vars(self), "sentences": list(map(vars, self.sentences))}
+        values = {**vars(self), "sentences": [sentence.values() for sentence in self.sentences]}
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -230,4 +241,4 @@ class Chunk:
 
 def sentences_json(sentences: tuple[SpokenSentence, ...]) -> str:
     """The output `sentences`: a JSON list."""
-    return json.dumps(list(map(vars, sentences)), ensure_ascii=False)
+    return json.dumps([sentence.values() for sentence in sentences], ensure_ascii=False)

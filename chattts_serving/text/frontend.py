@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -14,23 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.errors import ConfigError, InvalidInputError
-from chattts_serving.request import INT63_MAX, MAX_NEW_TOKENS, GenerationRequest, SynthesisRequest
+from chattts_serving.request import INT63_MAX, MAX_NEW_TOKENS, GenerationRequest, Manner, SynthesisRequest
+from chattts_serving.text.cast import Cast, has_speaker
 from chattts_serving.text.characters import other_scripts, to_known_characters
+from chattts_serving.text.directives import check_directives, refuse_directives
+from chattts_serving.text.lexicon import Lexicon, parse_lexicon
 from chattts_serving.text.markup import without_markup
 from chattts_serving.text.normalizer import Normalizer, detect_language, load_homophones
 from chattts_serving.text.prompts import Prompts
-from chattts_serving.text.sentences import End, split_sentences
+from chattts_serving.text.script import Script
+from chattts_serving.text.sentences import split_sentences
+from chattts_serving.text.ssml import turns_of_ssml
 from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable, split_tags, without_tags
+from chattts_serving.text.turns import turns_of
 from chattts_serving.text.verbalizer import Verbalizer
-from chattts_serving.voice.speaker import SpeakerStatistics, decode_sample
-from chattts_serving.voice.voices import Voice, VoiceLibrary
-
-# Silence after a piece of text, in audio tokens of 21.33 ms. What the model itself leaves at its ends comes on top.
-PAUSES = {
-    End.PARAGRAPH: 28,  # 597 ms
-    End.SENTENCE: 12,  # 256 ms
-    End.CUT: 4,  # 85 ms: the sentence goes on
-}
+from chattts_serving.voice.speaker import SpeakerStatistics
+from chattts_serving.voice.voices import Speaker, Voice, VoiceLibrary
 
 # Audio tokens (21.3 ms each) of slow speech: of a letter, 10 a second; of a tag such as [laugh]; and of 2 s in all.
 _LETTER_TOKENS = 5
@@ -76,8 +75,9 @@ class Prepared(NamedTuple):
 
     Attributes:
         generation: the work.
-        speaker_embedding: the voice's vector at length 1, float32 [hidden].
-        used_speaker: the voice's ChatTTS speaker string; "" where a recording alone decides, without the vector.
+        speaker_embedding: the voices' vectors at length 1, one after the other, float32 [num_voices * hidden].
+        used_speaker: the voices' ChatTTS speaker strings, a line each; empty where a recording alone decides, without
+            the vector.
         warning: what of the text is not spoken, for people to read; "" where all is.
     """
 
@@ -90,8 +90,12 @@ class Prepared(NamedTuple):
 class TextFrontend:
     """Everything between a caller's words and the model's prompts. One instance serves one thread."""
 
-    def __init__(self, assets_dir: Path, voices: Iterable[Voice] = ()) -> None:
-        """Load tokenizer.json, homophones.json and frontend.json of `assets_dir`; callers may ask for `voices` by name.
+    def __init__(
+        self, assets_dir: Path, voices: Iterable[Voice] = (), lexicon: Mapping[str, str] | None = None
+    ) -> None:
+        """Load tokenizer.json, homophones.json and frontend.json of `assets_dir`.
+
+        Callers may ask for `voices` by name; `lexicon`, as `load_lexicon` gives it, holds for all of them.
 
         Raises:
             ConfigError: a file is missing, broken, or does not fit the others, or a voice does not fit them.
@@ -99,87 +103,112 @@ class TextFrontend:
         self._config = FrontendConfig.load(assets_dir / "frontend.json")
         self._voices = VoiceLibrary(voices, SpeakerStatistics.parse(self._config.spk_stat, self._config.hidden_size))
         self._prompts = Prompts(assets_dir)
+        self._lexicon = Lexicon(lexicon)
         self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"))
 
     def prepare(self, request: SynthesisRequest) -> Prepared:
-        """What `gpt_decoder` is to do for `request`, and in whose voice.
+        """What `gpt_decoder` is to do for `request`, and in whose voices.
 
         Raises:
             InvalidInputError: an input is wrong in a way that only text and vocabulary show.
         """
         now_ns = time.monotonic_ns()
-        _check_texts(request)
-        sample_codes = decode_sample(request.speaker_sample) if request.speaker_sample else ()
+        turns = turns_of_ssml(request) if request.ssml else turns_of(request)
         seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
-        speaker = self._voices.find(request.speaker) if request.speaker else self._voices.sample(seed)
-        text, warning = _speakable_text(request)
-        texts, pauses = self._sentences(request, text)
+        lexicon = self._lexicon.with_entries(parse_lexicon(request.lexicon))
+        verbalize = Verbalizer() if request.normalize else None
+        script, cast = Script(), Cast()
+        prompts: list[tuple[int, ...]] = []
+        warnings: list[str] = []
+        for turn in turns:
+            with turn.named():
+                text, warning = _speakable_text(turn.request, lexicon)
+                warnings += [f"{turn.where}: {warning}" if turn.where else warning] if warning else []
+                self._say(script, turn.request, text, verbalize)
+                new = script.texts[len(prompts) :]
+                if not new and not request.ssml:
+                    raise _nothing_to_say(turn.request)
+                if new:
+                    prompts += [self._first_prompt(turn.request, text) for text in new]
+                    cast.add(turn, self._speaker(turn.request, seed), len(new))
+            if turn.end is not None:
+                script.close(turn.end)
+            if turn.pause is not None:
+                script.pause(turn.pause)
+        if not prompts:
+            raise _nothing_to_say(request)
+        first = turns[0].request
         generation = GenerationRequest(
-            prompts=tuple(self._first_prompt(request, text) for text in texts),
-            texts=texts,
-            pauses=pauses,
-            fewest_tokens=tuple(map(fewest_tokens, texts)),
-            most_tokens=tuple(most_tokens(text, refine=not request.skip_refine) for text in texts),
+            prompts=tuple(prompts),
+            texts=tuple(script.texts),
+            pauses=script.pauses("turns" if request.turns else "text"),
+            fewest_tokens=tuple(map(fewest_tokens, script.texts)),
+            most_tokens=tuple(most_tokens(text, refine=not request.skip_refine) for text in script.texts),
             redraw_long=request.redraw_long,
             refine=not request.skip_refine,
             refine_only=request.refine_only,
-            prompt=request.prompt,
-            sample_text=request.sample_text,
-            sample_codes=sample_codes,
-            has_speaker=_has_speaker(request),
+            prompt=first.prompt,
+            sample_text=first.sample_text,
+            sample_codes=cast.manners[0].sample_codes,
+            has_speaker=cast.manners[0].has_speaker,
             seed=seed,
             deadline_ns=None if request.deadline_ms is None else now_ns + request.deadline_ms * 1_000_000,
             priority=request.priority,
-            sampling=request.sampling,
+            sampling=first.sampling,
+            **(cast.parts() if request.turns or len(turns) > 1 else {}),
         )
         self._check_lengths(generation)
-        return Prepared(generation, speaker.embedding, speaker.text if generation.has_speaker else "", warning)
+        return Prepared(generation, cast.embedding, cast.used_speakers, "; ".join(warnings))
 
-    def _sentences(self, request: SynthesisRequest, text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The sentences of `text`, what is known of the request's, normalised, and the pauses after them, in tokens.
+    def _speaker(self, request: SynthesisRequest, seed: int) -> Speaker:
+        return self._voices.find(request.speaker) if request.speaker else self._voices.sample(seed)
 
-        Sentences with nothing to say are left out; of the pauses around them the longest is kept.
+    def _say(self, script: Script, request: SynthesisRequest, text: str, verbalize: Verbalizer | None) -> None:
+        """Add the sentences of `text`, what is known of the request's, to `script`, normalised, and its pauses.
+
+        Sentences with nothing to say are left out.
         """
         language_of_all = detect_language(text)
-        verbalize = Verbalizer() if request.normalize else None
-        texts: list[str] = []
-        pauses: list[int] = []
-        for sentence, end in split_sentences(text):
+        for sentence, end, silence in split_sentences(text):
+            if silence is not None:
+                script.pause(silence)
+                continue
             language = request.language or detect_language(sentence, otherwise=language_of_all)
             spoken = self._normalizer(sentence, language, verbalize)
             if is_speakable(spoken):
-                texts.append(spoken)
-                pauses.append(PAUSES[end])
-            elif pauses:
-                pauses[-1] = max(pauses[-1], PAUSES[end])
-        if not texts:
-            raise InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
-        return tuple(texts), tuple(pauses)
+                script.say(spoken)
+            script.end(end)
 
     def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
         if request.skip_refine:
             return self._prompts.code_prompt(
-                text, request.prompt, request.sample_text, has_speaker=_has_speaker(request)
+                text, request.prompt, request.sample_text, has_speaker=has_speaker(request)
             )
         return self._prompts.refine_prompt(text, request.refine_prompt)
 
     def _check_lengths(self, generation: GenerationRequest) -> None:
         """Check that the prompts of both passes fit, that of the second for the longest text that refining may make."""
+        manners = generation.manners or (generation.manner_of(0),)
+        longest = dict.fromkeys(manners, 0)
+        for place, prompt in enumerate(generation.prompts):
+            manner = generation.manner_of(place) if generation.manners else manners[0]
+            longest[manner] = max(longest[manner], len(prompt))
+        for manner in manners:
+            self._check_length(generation, manner, longest[manner])
+
+    def _check_length(self, generation: GenerationRequest, manner: Manner, longest: int) -> None:
         most = self._config.max_prompt_tokens
-        prompt = self._prompts.code_prompt(
-            "", generation.prompt, generation.sample_text, has_speaker=generation.has_speaker
-        )
-        frame = len(prompt) + len(generation.sample_codes)
-        longest = max(map(len, generation.prompts))
+        prompt = self._prompts.code_prompt("", manner.prompt, manner.sample_text, has_speaker=manner.has_speaker)
         if generation.refine:
-            needed = max(longest, frame + generation.sampling.refine_max_new_tokens)
+            frame = len(prompt) + len(manner.sample_codes)
+            needed = max(longest, frame + manner.sampling.refine_max_new_tokens)
         else:
-            needed = longest + len(generation.sample_codes)
+            needed = longest + len(manner.sample_codes)
         if needed <= most:
             return
-        if generation.sample_codes:
+        if manner.sample_codes:
             allowed = f"a recording that leaves room for text: the prompt needs {needed} tokens of at most {most}"
-            raise InvalidInputError("speaker_sample", f"{len(generation.sample_codes)} tokens", allowed)
+            raise InvalidInputError("speaker_sample", f"{len(manner.sample_codes)} tokens", allowed)
         raise InvalidInputError(
             "text", generation.texts, f"sentences whose prompt has at most {most} tokens, not {needed}"
         )
@@ -205,19 +234,22 @@ def _width(text: str) -> int:
     return sum(1 if character.isascii() else 3 for character in without_tags(text) if character.isalnum())
 
 
-def _has_speaker(request: SynthesisRequest) -> bool:
-    """A recording without a speaker string decides the voice alone, as in ChatTTS: a sampled voice would blur it."""
-    return bool(request.speaker) or not request.speaker_sample
+def _nothing_to_say(request: SynthesisRequest) -> InvalidInputError:
+    return InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
 
 
-def _speakable_text(request: SynthesisRequest) -> tuple[str, str]:
-    """The request's text in characters that are known, less marks that are not read, and a warning of what is left out.
+def _speakable_text(request: SynthesisRequest, lexicon: Lexicon) -> tuple[str, str]:
+    """The request's text as it is to be said, in characters that are known, and a warning of what is left out.
 
     Raises:
-        InvalidInputError: it has tags that are none, or most of it is in a script that the model does not know.
+        InvalidInputError: it or a text beside it has tags that are none, or most of it is in a script that the model
+            does not know.
     """
+    _check_texts(request)
     text = to_known_characters(request.text)
     check_tags("text", text, strict=request.strict_tags)
+    check_directives("text", text)
+    text = lexicon(without_markup(text) if request.normalize else text)
     scripts, warning = other_scripts(text), ""
     if scripts:
         left_out = sum(scripts.values())
@@ -230,11 +262,12 @@ def _speakable_text(request: SynthesisRequest) -> tuple[str, str]:
                 f"text in Chinese or English; {left_out:,} of its {num_letters:,} letters are others ({names})",
             )
         warning = f"not spoken, as the model speaks Chinese and English: {left_out:,} letters ({names})"
-    return without_markup(text) if request.normalize else text, warning
+    return text, warning
 
 
 def _check_texts(request: SynthesisRequest) -> None:
     check_tags("sample_text", request.sample_text)
+    refuse_directives("sample_text", request.sample_text)
     check_only_tags("prompt", request.prompt)
     check_only_tags("refine_prompt", request.refine_prompt)
     if request.sample_text and not request.speaker_sample:

@@ -35,7 +35,7 @@ _LINES: tuple[Rule, ...] = (
 )
 _SPANS: tuple[Rule, ...] = (
     (rf"!?(?!{TAG_PATTERN})\[{_LINK_TEXT}\]{_URL}", r"\1"),
-    (rf"\[{_LINK_TEXT}\]\[[^\[\]\n]*\]", r"\1"),
+    (rf"(?!{TAG_PATTERN})\[{_LINK_TEXT}\](?!{TAG_PATTERN})\[[^\[\]\n]*\]", r"\1"),
     (r"\[\^[^\[\]\s]+\]", ""),  # footnotes
     (r"<(https?://[^<>\s]+|[^<>\s@]+@[^<>\s@]+)>", r"\1"),
     (r"<!--[^\n]{0,200}?-->|</?[A-Za-z][A-Za-z0-9-]*(?:\s[^<>\n]*)?/?>", " "),  # HTML

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError
+from chattts_serving.text.directives import is_spelled, spelled
 from chattts_serving.text.tags import split_tags, without_tags
 
 # Half-width punctuation and its full-width form, which Chinese text gets. Brackets are not among it: they are for tags.
@@ -30,6 +31,7 @@ _TO_KNOWN = str.maketrans(
 )
 _UNKNOWN = re.compile(r"[^\u4e00-\u9fffA-Za-z0-9，。、,. ]+")
 _WHITE_SPACE = re.compile(r"\s")
+_SPARE_BLANKS = re.compile(r" +(?=[ ,.，。、])")
 _APOSTROPHES = frozenset("'’‘")
 
 Verbalize = Callable[[str, str], str]  # a text without tags and its language
@@ -75,16 +77,20 @@ class Normalizer:
         """`text` with what cannot be spoken left out.
 
         Args:
-            text: one sentence of what `to_known_characters` gives, tags among it.
+            text: one sentence of what `to_known_characters` gives, tags among it but no pauses.
             language: "zh" or "en".
             verbalize: writes out numbers, dates and units; without it digits stay digits.
 
         Returns:
-            Chinese characters, ASCII letters and digits, ",.，。、", blanks, and the tags of `text`.
+            Chinese characters, ASCII letters and digits, ",.，。、", blanks, and the control tags of `text`.
         """
         pieces = split_tags(text)
         pieces[::2] = [self._normalize(piece, language, verbalize) for piece in pieces[::2]]
-        return "".join(pieces).strip()
+        are_spelled = [place for place in range(1, len(pieces), 2) if is_spelled(pieces[place])]
+        for place in are_spelled:
+            pieces[place] = f" {spelled(pieces[place], language)} "
+        text = "".join(pieces)
+        return (_SPARE_BLANKS.sub("", text) if are_spelled else text).strip()
 
     def _normalize(self, text: str, language: str, verbalize: Verbalize | None) -> str:
         """The same for text without tags."""

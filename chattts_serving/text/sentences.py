@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from chattts_serving.text.tags import TAG_PATTERN
+from chattts_serving.text.directives import is_spelled, num_spelled, pause_samples, split_pauses
+from chattts_serving.text.tags import CONTROL_PATTERN, TAG_PATTERN
 
 # A piece's width is how long it takes to say, in Latin letters: MAX_PIECE_WIDTH is 360 letters, 120 Chinese characters
 # or 72 digits, which are 25 to 30 s of speech and as many tokens at most.
@@ -26,7 +27,7 @@ _PARAGRAPH = re.compile(rf"[^{_NEWLINES}]+(?:[{_NEWLINES}]\s*)?")  # with the wh
 
 # Where a sentence ends: after a run of these with the closing brackets, quotes and tags that touch it, and white space.
 # An ASCII mark needs white space, a wide character or the end of the text behind it: "a.b", "x?y=1" and "3.14" go on.
-_CLOSING = rf"(?:[”’\"'）)】」』》〉]|{TAG_PATTERN})*"
+_CLOSING = rf"(?:[”’\"'）)】」』》〉]|{CONTROL_PATTERN})*"
 _END = re.compile(
     rf"([。！？…；][。！？…；.!?]*{_CLOSING}"
     rf"|(?<![.!?])[!?][.!?]*{_CLOSING}(?![!-~”’）】」』》〉])"
@@ -57,10 +58,11 @@ class End(enum.Enum):
 
 
 class Piece(NamedTuple):
-    """Text to speak in one go, and what ends it."""
+    """Text to speak in one go, and what ends it; or no text, and silence that was asked for, in samples."""
 
     text: str
     end: End
+    silence: int | None = None
 
 
 class _Measured(NamedTuple):
@@ -72,19 +74,27 @@ class _Measured(NamedTuple):
 
 
 def split_sentences(text: str) -> list[Piece]:
-    """`text` in pieces that the model can speak well.
+    """`text` in pieces that the model can speak well, and the pauses between them.
 
-    Every character of `text` is in one piece, in order, but for white space at a piece's ends; no piece is blank or
-    wider than MAX_PIECE_WIDTH, and none has part of a tag. Of 20,000 characters there are at most MAX_PIECES.
+    Every character of `text` is in one piece, in order, but for white space at a piece's ends and pauses, which are
+    pieces of their own; no other piece is blank or wider than MAX_PIECE_WIDTH, and none has part of a tag. Of 20,000
+    characters there are at most MAX_PIECES without pauses, and MAX_SENTENCES of `request` with any.
     """
     least = MIN_PIECE_WIDTH
+    stretches = split_pauses(text)
     # A short sentence joins one of its own paragraph, where there is another.
-    pieces = [piece for paragraph in _paragraphs(text) for piece in _merge_short(paragraph, least)]
-    pieces = _merge_short(pieces, least)
-    while len(pieces) > MAX_PIECES and least < MAX_PIECE_WIDTH:
+    spoken = [
+        _merge_short([piece for paragraph in _paragraphs(stretch) for piece in _merge_short(paragraph, least)], least)
+        for stretch in stretches[::2]
+    ]
+    while sum(map(len, spoken)) > MAX_PIECES and least < MAX_PIECE_WIDTH:
         least *= 2
-        pieces = _merge_short(pieces, least)
-    return [Piece(piece.text.strip(), piece.end) for piece in pieces]
+        spoken = [_merge_short(pieces, least) for pieces in spoken]
+    found = [Piece(piece.text.strip(), piece.end) for piece in spoken[0]]
+    for pause, pieces in zip(stretches[1::2], spoken[1:], strict=True):
+        found.append(Piece("", End.CUT, pause_samples(pause)))
+        found += [Piece(piece.text.strip(), piece.end) for piece in pieces]
+    return found
 
 
 def _paragraphs(text: str) -> Iterator[list[_Measured]]:
@@ -118,6 +128,8 @@ def _is_abbreviation(text: str, end: re.Match[str]) -> bool:
 
 
 def _width(atom: str) -> int:
+    if is_spelled(atom):
+        return num_spelled(atom) * _DIGIT
     if atom.isdecimal():
         return _DIGIT
     if unicodedata.category(atom[0]) == "No":

@@ -96,7 +96,7 @@ class Decoder:
         Args:
             stream_id: what the caller will call it by; 1 to MAX_STREAM_ID_CHARACTERS characters, random.
             generation: `GenerationRequest` as JSON.
-            speaker: the voice's normalised vector, float32 [hidden].
+            speaker: the voices' normalised vectors, one after the other, float32 [num_voices * hidden].
             reading: `ReadingPlan` as JSON.
             reply: called once, from any thread, with the model's outputs (without the batch dimension) or the error.
             reader: who is to hear that the chunk can be read, if anybody; `reply` is called at once then.
@@ -183,11 +183,13 @@ class Decoder:
         """Refuse what would fail inside a step, where it could harm the other requests in it."""
         config = self._config
         _check_ids("prompts", request.prompts, config.num_text_tokens)
-        _check_ids("sample_codes", request.sample_codes, config.eos_code)
-        if any(len(codes) != config.num_codebooks for codes in request.sample_codes):
-            raise InvalidInputError("generation", request.sample_codes, f"{config.num_codebooks} codes a token")
-        if speaker.shape != (config.hidden_size,) or not np.isfinite(speaker).all():
-            raise InvalidInputError("speaker_embedding", speaker.shape, f"{config.hidden_size} finite numbers")
+        for sample_codes in (request.sample_codes, *(manner.sample_codes for manner in request.manners)):
+            _check_ids("sample_codes", sample_codes, config.eos_code)
+            if any(len(codes) != config.num_codebooks for codes in sample_codes):
+                raise InvalidInputError("generation", sample_codes, f"{config.num_codebooks} codes a token")
+        num_values = config.hidden_size * request.num_voices
+        if speaker.shape != (num_values,) or not np.isfinite(speaker).all():
+            raise InvalidInputError("speaker_embedding", speaker.shape, f"{num_values} finite numbers")
 
 
 def sequences_on(device: str, config: DecoderConfig) -> int:

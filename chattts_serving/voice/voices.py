@@ -1,8 +1,9 @@
 """The voice library of a server: voices that callers ask for by name.
 
 A voice is one JSON file in the checkout's `voices/`: {"description": ..., "seed": 7} is sampled from the checkpoint's
-statistics and so fits every checkpoint, {"description": ..., "speaker": ...} is a ChatTTS speaker string. The export
-writes them into one file beside text_frontend, which lists them to whoever asks for its output `voices`.
+statistics and so fits every checkpoint, {"description": ..., "speaker": ...} is a ChatTTS speaker string, and
+{"description": ..., "mixture": "slt:2+rms"} a mixture of others (`mixture.py`). The export writes them into one file
+beside text_frontend, which lists them to whoever asks for its output `voices`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from chattts_serving.errors import ConfigError, InvalidInputError, shown
 from chattts_serving.request import INT63_MAX, MAX_SPEAKER_CHARACTERS
 from chattts_serving.voice.base16384 import AROUND
+from chattts_serving.voice.mixture import is_mixture, mixed, parse_mixture
 from chattts_serving.voice.speaker import SpeakerStatistics, Vector, decode_speaker, encode_speaker, normalize
 
 DEFAULT_VOICE = "default"
@@ -37,17 +39,19 @@ class Voice:
     Attributes:
         name: 1 to 64 of the characters a to z, 0 to 9, "_" and "-".
         description: what a person should know to choose it: 1 to MAX_DESCRIPTION_CHARACTERS in one line.
-        speaker: ChatTTS speaker string, or "" where `seed` decides.
-        seed: what it is sampled from, 0 or more, or None where `speaker` decides.
+        speaker: ChatTTS speaker string, or "" where another one decides.
+        seed: what it is sampled from, 0 or more, or None where another one decides.
+        mixture: of voices of the library that are none themselves, and of speaker strings; or "".
 
     Raises:
-        ConfigError: a value is none of these, or neither or both of `speaker` and `seed` are given.
+        ConfigError: a value is none of these, or not one of `speaker`, `seed` and `mixture` is given.
     """
 
     name: str
     description: str
     speaker: str = ""
     seed: int | None = None
+    mixture: str = ""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -56,10 +60,12 @@ class Voice:
                 f"voice name is {shown(self.name)}; allowed is 1 to 64 of the characters a to z, 0 to 9, _ and -"
             )
         _check_description(self)
-        if bool(self.speaker) == (self.seed is not None):
-            raise ConfigError(f"voice '{self.name}' must have either a 'speaker' or a 'seed'")
+        if sum((bool(self.speaker), self.seed is not None, bool(self.mixture))) != 1:
+            raise ConfigError(f"voice '{self.name}' must have one of 'speaker', 'seed' and 'mixture'")
         if self.speaker:
             _check_speaker(self)
+        elif self.mixture:
+            _check_mixture(self)
         elif type(self.seed) is not int or not 0 <= self.seed <= INT63_MAX:
             raise ConfigError(f"seed of voice '{self.name}' is {shown(self.seed)}; allowed is 0 to {INT63_MAX}")
 
@@ -70,24 +76,31 @@ class Voice:
         Raises:
             ConfigError: `text` is no JSON object, has another key, or a value is not allowed.
         """
-        allowed = "'description' and either 'speaker' or 'seed'"
+        allowed = "'description' and one of 'speaker', 'seed' and 'mixture'"
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"voice '{name}' is no JSON: {error}") from error
-        if not isinstance(values, dict) or set(values) not in ({"description", "speaker"}, {"description", "seed"}):
+        kinds = [{"description", kind} for kind in ("speaker", "seed", "mixture")]
+        if not isinstance(values, dict) or set(values) not in kinds:
             raise ConfigError(f"voice '{name}' is {shown(values)}; allowed is an object with {allowed}")
         return cls(name, **values)
 
     def to_json(self) -> str:
         """The voice as one line of JSON, without its name."""
-        how = {"speaker": self.speaker} if self.speaker else {"seed": self.seed}
+        known = {"speaker": self.speaker, "mixture": self.mixture, "seed": self.seed}
+        how = {key: value for key, value in known.items() if value not in ("", None)}
         return json.dumps({"description": self.description, **how}, ensure_ascii=False)
 
     @property
     def hidden_size(self) -> int | None:
-        """Of the checkpoints that it fits; None for a sampled voice, which fits all."""
+        """Of the checkpoints that it fits; None for one that fits all, or whose mixture fits where its voices do."""
         return len(decode_speaker(self.speaker)) if self.speaker else None
+
+    @property
+    def ingredients(self) -> tuple[str, ...]:
+        """What a mixture is of: names and speaker strings."""
+        return tuple(part.voice for part in parse_mixture(self.mixture)) if self.mixture else ()
 
 
 def voice_path(folder: Path, name: str) -> Path:
@@ -165,19 +178,20 @@ class VoiceLibrary:
             ConfigError: one of them does not fit the checkpoint.
         """
         self._statistics = statistics
-        self._speakers = {voice.name: self._resolve(voice) for voice in voices}
+        voices = tuple(voices)
+        self._speakers = {voice.name: self._resolve(voice) for voice in voices if not voice.mixture}
+        self._speakers |= {voice.name: self._resolve(voice) for voice in voices if voice.mixture}
 
     def find(self, speaker: str) -> Speaker:
-        """The voice of that name, else that of a ChatTTS speaker string; either may have white space around it.
+        """The voice of that name, else that of a ChatTTS speaker string, or of a mixture of such.
+
+        Each may have white space around it.
 
         Raises:
-            InvalidInputError: `speaker` is neither.
+            InvalidInputError: `speaker` is none of these.
         """
-        name = speaker.strip(AROUND)
-        if name in self._speakers:
-            return self._speakers[name]
         try:
-            return self._decode(speaker)
+            return self._mixture(speaker) if is_mixture(speaker) else self._one(speaker)
         except ValueError as error:
             raise InvalidInputError("speaker", speaker, f"{self._allowed()} ({error})") from error
 
@@ -187,9 +201,20 @@ class VoiceLibrary:
 
     def _resolve(self, voice: Voice) -> Speaker:
         try:
+            if voice.mixture:
+                return self._mixture(voice.mixture)
             return self._decode(voice.speaker) if voice.seed is None else self.sample(voice.seed)
         except ValueError as error:
             raise ConfigError(f"voice '{voice.name}' does not fit this checkpoint: {error}") from error
+
+    def _one(self, speaker: str) -> Speaker:
+        name = speaker.strip(AROUND)
+        return self._speakers[name] if name in self._speakers else self._decode(speaker)
+
+    def _mixture(self, text: str) -> Speaker:
+        parts = parse_mixture(text)
+        vectors = [self._one(part.voice).vector for part in parts]
+        return Speaker.of(mixed(vectors, [part.weight for part in parts]))
 
     def _decode(self, text: str) -> Speaker:
         vector, hidden_size = decode_speaker(text), len(self._statistics.mean)
@@ -203,7 +228,8 @@ class VoiceLibrary:
             return string
         names = ", ".join(list(self._speakers)[:MAX_NAMES_SHOWN])
         num_more = len(self._speakers) - MAX_NAMES_SHOWN
-        return f"a voice of this server ({names}{f' and {num_more} more' if num_more > 0 else ''}) or {string}"
+        names += f" and {num_more} more" if num_more > 0 else ""
+        return f"a voice of this server ({names}), a mixture such as NAME:2+NAME:1, or {string}"
 
 
 def _load_voice(path: Path) -> Voice:
@@ -220,6 +246,16 @@ def _check_description(voice: Voice) -> None:
     allowed = f"1 to {MAX_DESCRIPTION_CHARACTERS} printable characters in one line"
     if not isinstance(text, str) or not 1 <= len(text) <= MAX_DESCRIPTION_CHARACTERS or not text.isprintable():
         raise ConfigError(f"description of voice '{voice.name}' is {shown(text)}; allowed is {allowed}")
+
+
+def _check_mixture(voice: Voice) -> None:
+    wrong = f"mixture of voice '{voice.name}' is {shown(voice.mixture)}; allowed is"
+    if not isinstance(voice.mixture, str) or len(voice.mixture) > MAX_SPEAKER_CHARACTERS:
+        raise ConfigError(f"{wrong} text of at most {MAX_SPEAKER_CHARACTERS:,} characters")
+    try:
+        parse_mixture(voice.mixture)
+    except ValueError as error:
+        raise ConfigError(f"{wrong} VOICE:WEIGHT+VOICE:WEIGHT ({error})") from error
 
 
 def _check_speaker(voice: Voice) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from chattts_client.audio_file import audio_format
 from chattts_client.client import DEFAULT_TIMEOUT, DEFAULT_URLS, MAX_DEADLINE_MS, Endpoint
+from chattts_client.dialogue import Turn, turns_from, voices_from
 from chattts_client.errors import InvalidInputError, invalid_input
 from chattts_client.options import Mode, SynthesisOptions
 from chattts_client.recording import MAX_SECONDS, read_recording
@@ -24,12 +26,16 @@ STANDARD_STREAM = "-"
 DEFAULT_CONCURRENCY = 4  # the server batches what arrives together
 FOLDER_FILE_STEM = "speech"  # of files where --output or --srt is a folder
 SUBTITLE_ENDING = ".srt"
+TURNS = "turns"
 VOICES, CLONE = "voices", "clone"  # words that are commands where they come first
 
 EPILOG = f"""\
 other commands (a text that is one of their names goes behind the flags):
   chattts {VOICES}                  list the voices that --speaker takes by name
   chattts {CLONE} REFERENCE.wav     print the voice of a recording, for --speaker-sample
+
+a dialogue: --turns FILE has lines "NAME: text", spoken as one; --voice NAME=VOICE gives a name its voice, which is
+  otherwise the server's voice of that name. VOICE is as for --speaker, or @FILE with what "chattts clone" wrote.
 
 several texts:
   They are spoken in this order: TEXT arguments, then the files of -f.
@@ -174,6 +180,8 @@ def _speak_parser() -> argparse.ArgumentParser:
         "-f", "--file", action="append", default=[], help="a UTF-8 file with one text, - for standard input; repeatable"
     )
     add("--lines", action="store_true", help="files and standard input hold one text per line; empty lines are skipped")
+    add("--turns", metavar="FILE", help="a dialogue: lines NAME: TEXT, - for standard input; in place of texts")
+    add("--voice", action="append", default=[], metavar="NAME=VOICE", help="the voice of a name of --turns; repeatable")
     add("-o", "--output", help="audio file, pattern or folder; - writes WAV to standard output; not for --refine-only")
     add("--srt", metavar="FILE", help="subtitles, a cue a sentence: .srt file, pattern or folder")
     add("--float", action="store_true", help="32-bit floating point samples (WAV only)")
@@ -188,8 +196,16 @@ def _speak_parser() -> argparse.ArgumentParser:
 
 def _add_option_flags(group: Any) -> None:
     """One flag per field of `SynthesisOptions`; what is not given stays None."""
-    types = {"BYTES": (str, "S"), "FP32": (float, "X"), "INT32": (int, "N"), "INT64": (int, "N")}
+    types: dict[str, tuple[Callable[[str], object], str]] = {
+        "BYTES": (str, "S"),
+        "JSON": (_read_json, "FILE"),
+        "FP32": (float, "X"),
+        "INT32": (int, "N"),
+        "INT64": (int, "N"),
+    }
     for option in fields(SynthesisOptions):
+        if option.name == TURNS:  # has a flag of its own
+            continue
         flag = "--" + option.name.replace("_", "-")
         description = option.metadata["help"].replace("%", "%%")
         datatype = option.metadata["datatype"]
@@ -202,6 +218,14 @@ def _add_option_flags(group: Any) -> None:
             )
         else:
             group.add_argument(flag, dest=option.name, action="store_const", const=True, help=description)
+
+
+def _read_json(name: str) -> object:
+    """What a JSON file holds, for argparse, which knows ValueError and ArgumentTypeError."""
+    try:
+        return json.loads(Path(name).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read {name!r} as JSON: {error}") from error
 
 
 def _voices_parser() -> argparse.ArgumentParser:
@@ -243,9 +267,10 @@ def _speak_command(arguments: argparse.Namespace) -> SpeakCommand:
         raise invalid_input("concurrency", arguments.concurrency, "1 or more")
     _check_combination(arguments)
     endpoint = _endpoint(arguments)
-    options = SynthesisOptions(**{option.name: getattr(arguments, option.name) for option in fields(SynthesisOptions)})
+    values = {option.name: getattr(arguments, option.name) for option in fields(SynthesisOptions)}
+    options = SynthesisOptions(**values | {TURNS: _turns(arguments)})
     mode: Mode | None = (arguments.mode or "exact") if arguments.stream else None
-    texts = _texts(arguments.texts, arguments.file, by_line=arguments.lines)
+    texts = _texts(arguments.texts, arguments.file, by_line=arguments.lines) if options.turns is None else [""]
     for text in texts:
         endpoint.tensors(text, options, mode)  # what cannot be sent is refused before anything is
     outputs = _outputs(arguments, len(texts))
@@ -271,6 +296,17 @@ def _check_combination(arguments: argparse.Namespace) -> None:
         raise invalid_input("mode", arguments.mode, "none without --stream")
     if arguments.json and arguments.output == STANDARD_STREAM:
         raise invalid_input("output", STANDARD_STREAM, "a file, because --json writes to standard output")
+
+
+def _turns(arguments: argparse.Namespace) -> list[Turn] | None:
+    if arguments.turns is None:
+        if arguments.voice:
+            raise invalid_input("voice", arguments.voice[0], "none without --turns; --speaker is the voice of texts")
+        return None
+    if arguments.texts or arguments.file:
+        raise invalid_input("turns", arguments.turns, "none beside texts")
+    (text,) = _read(arguments.turns, by_line=False)
+    return turns_from(text, voices_from(arguments.voice))
 
 
 def _texts(arguments: Sequence[str], files: Sequence[str], *, by_line: bool) -> list[str]:

@@ -138,7 +138,7 @@ class TTSClient:
 
     def synthesize(
         self,
-        text: str,
+        text: str = "",
         options: SynthesisOptions | None = None,
         *,
         request_id: str = "",
@@ -148,7 +148,7 @@ class TTSClient:
         """Speak `text`.
 
         Args:
-            text: 1 to 20,000 characters.
+            text: 1 to 20,000 characters; none with the option `turns`.
             options: None leaves all to the server.
             request_id: by which the server's log calls this request.
             traceparent: W3C's, of the trace that this request belongs to.
@@ -169,7 +169,7 @@ class TTSClient:
 
     def stream(
         self,
-        text: str,
+        text: str = "",
         options: SynthesisOptions | None = None,
         *,
         mode: Mode = "exact",
@@ -183,7 +183,7 @@ class TTSClient:
         the caller does in between. Leaving the stream early cancels the request: see `SpeechStream`.
 
         Args:
-            text: 1 to 20,000 characters.
+            text: 1 to 20,000 characters; none with the option `turns`.
             options: None leaves all to the server.
             mode: "exact" for the samples that `synthesize` gives, "low_latency" for the first ones sooner.
             request_id: by which the server's log calls this request.
@@ -292,7 +292,7 @@ class AsyncTTSClient:
 
     async def synthesize(
         self,
-        text: str,
+        text: str = "",
         options: SynthesisOptions | None = None,
         *,
         request_id: str = "",
@@ -308,7 +308,7 @@ class AsyncTTSClient:
 
     def stream(
         self,
-        text: str,
+        text: str = "",
         options: SynthesisOptions | None = None,
         *,
         mode: Mode = "exact",

@@ -7,8 +7,9 @@ only what cannot be put into a tensor is refused.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -32,8 +33,11 @@ def _option(datatype: str, description: str) -> Any:
 class SynthesisOptions:
     """The optional inputs of a synthesis; None is not sent and leaves the choice to the server."""
 
+    turns: Sequence[Mapping[str, object]] | None = _option("JSON", "what several voices say, in place of the text")
     speaker: str | None = _option(
-        "BYTES", "name of a voice of the server, or ChatTTS speaker string; default sampled from seed"
+        "BYTES",
+        "name of a voice of the server, a mixture such as slt:2+rms:1, or ChatTTS speaker string; default sampled "
+        "from seed",
     )
     speaker_sample: str | None = _option("BYTES", "ChatTTS spk_smp string: the voice of a recording")
     sample_text: str | None = _option("BYTES", "transcript of the speaker sample")
@@ -47,6 +51,8 @@ class SynthesisOptions:
     skip_refine: bool | None = _option("BOOL", "speak the text as it stands, without the refining pass")
     refine_only: bool | None = _option("BOOL", "answer the refined text alone, without audio")
     normalize: bool | None = _option("BOOL", "write out numbers, dates and units as words")
+    lexicon: Mapping[str, str] | None = _option("JSON", "words and how to say them")
+    ssml: bool | None = _option("BOOL", "take the text for a document of SSML")
     strict_tags: bool | None = _option("BOOL", "refuse bracketed words that are no control tags")
     redraw_long: bool | None = _option(
         "BOOL", "draw sentences again that go on long after their text can have been said"
@@ -63,6 +69,7 @@ class SynthesisOptions:
 class OptionValues(TypedDict, total=False):
     """The fields of `SynthesisOptions` as keyword arguments, for type checkers."""
 
+    turns: Sequence[Mapping[str, object]] | None
     speaker: str | None
     speaker_sample: str | None
     sample_text: str | None
@@ -76,6 +83,8 @@ class OptionValues(TypedDict, total=False):
     skip_refine: bool | None
     refine_only: bool | None
     normalize: bool | None
+    lexicon: Mapping[str, str] | None
+    ssml: bool | None
     strict_tags: bool | None
     redraw_long: bool | None
     refine_prompt: str | None
@@ -87,9 +96,14 @@ class OptionValues(TypedDict, total=False):
     refine_max_new_tokens: int | None
 
 
+JSON = frozenset(option.name for option in fields(SynthesisOptions) if option.metadata["datatype"] == "JSON")
+"""The inputs that go as JSON text."""
 DATATYPES: Mapping[str, str] = {
     "text": "BYTES",
-    **{option.name: option.metadata["datatype"] for option in fields(SynthesisOptions)},
+    **{
+        option.name: "BYTES" if option.name in JSON else option.metadata["datatype"]
+        for option in fields(SynthesisOptions)
+    },
 }
 STREAM_DATATYPES: Mapping[str, str] = {**DATATYPES, "mode": "BYTES"}
 
@@ -112,17 +126,21 @@ def merged(options: SynthesisOptions | None, changes: OptionValues) -> Synthesis
 
 
 def input_tensors(text: str, options: SynthesisOptions, mode: Mode | None = None) -> list[InputTensor]:
-    """The tensors of one request: `text`, each option that is not None, and `mode`, which streams alone have.
+    """The tensors of one request: `text` or `turns`, each option that is not None, and `mode`, which streams have.
 
     Raises:
         InvalidInputError: a value does not fit its tensor; the message names the input.
     """
     values = {"text": text, **{option.name: getattr(options, option.name) for option in fields(options)}, "mode": mode}
+    if options.turns is not None and not text:
+        del values["text"]
     return [_tensor(name, value) for name, value in values.items() if name == "text" or value is not None]
 
 
 def _tensor(name: str, value: object) -> InputTensor:
     datatype = STREAM_DATATYPES[name]
+    if name in JSON:
+        value = _json(name, value)
     if datatype == "BYTES":
         array = np.array([[_utf8(name, value)]], dtype=object)
     elif datatype == "BOOL":
@@ -132,6 +150,13 @@ def _tensor(name: str, value: object) -> InputTensor:
     else:
         array = _integer_array(name, value, np.dtype({"INT32": np.int32, "INT64": np.int64}[datatype]))
     return InputTensor(name, datatype, array)
+
+
+def _json(name: str, value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise invalid_input(name, value, "what JSON can hold: strings, numbers, lists and dicts of these") from error
 
 
 def _utf8(name: str, value: object) -> bytes:

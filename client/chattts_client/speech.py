@@ -28,6 +28,8 @@ class Sentence:
         num_tokens: audio tokens, 512 samples each.
         finish_reason: "stop"; "length" where it reached `max_new_tokens` and was cut; or "late" where it ended long
             after its text can have been said.
+        turn: which of the option `turns` it belongs to, 0 or more; None where there are none.
+        name: who speaks in that turn.
     """
 
     text: str
@@ -35,6 +37,8 @@ class Sentence:
     end: float
     num_tokens: int
     finish_reason: str
+    turn: int | None = None
+    name: str = ""
 
     @property
     def is_cut(self) -> bool:
@@ -50,7 +54,8 @@ class Speech:
         audio: FP32 [num_samples], mono, within about -1 to 1; no sample after `refine_only`.
         sample_rate: samples per second, 24,000.
         seed: the seed that made it, to make it again.
-        speaker: the ChatTTS speaker string of the voice, to use it again; "" where a recording alone decided.
+        speaker: the ChatTTS speaker string of the voice, to use it again; "" where a recording alone decided. Several
+            voices have a line each, in the order in which they first speak.
         refined_text: the text as it was spoken, a sentence a line, control tags included.
         num_tokens: audio tokens, 512 samples each.
         sentences: where in the audio each sentence is; none after `refine_only`.

@@ -11,11 +11,17 @@ _CONTROL_TAG = re.compile(r"\[[a-zA-Z][a-zA-Z0-9_]*\]")  # the server has made e
 
 
 def srt(sentences: Iterable[Sentence]) -> str:
-    """A SubRip file: a cue a sentence, without control tags; one of tags alone keeps them, one of nothing gets dots."""
-    return "".join(
-        f"{number}\n{_time(sentence.start)} --> {_time(sentence.end)}\n{_words(sentence.text)}\n\n"
-        for number, sentence in enumerate(sentences, 1)
-    )
+    """A SubRip file: a cue a sentence, without control tags; one of tags alone keeps them, one of nothing gets dots.
+
+    Of several who speak, each turn begins with a name, where it has one.
+    """
+    cues, turn = [], None
+    for number, sentence in enumerate(sentences, 1):
+        name = f"{sentence.name}: " if sentence.name and sentence.turn != turn else ""
+        turn = sentence.turn
+        times = f"{_time(sentence.start)} --> {_time(sentence.end)}"
+        cues.append(f"{number}\n{times}\n{name}{_words(sentence.text)}\n\n")
+    return "".join(cues)
 
 
 def _time(seconds: float) -> str:

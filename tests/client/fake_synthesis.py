@@ -1,8 +1,8 @@
 """What the fake models answer: a tone of a token per character, and what arrived. The fake models import it.
 
 `refined_text` is a JSON object {input name: {"datatype", "shape", "value"}} of every input that arrived; in a stream it
-stands in the first chunk. Each line of the text is a sentence, "length" being the finish reason of one that has more
-characters than `max_new_tokens`; the line break is spoken, too, as one token.
+stands in the first chunk. Each line of the text, or each turn, is a sentence, "length" being the finish reason of one
+that has more characters than `max_new_tokens`; the line break is spoken, too, as one token.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ def described(array: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {"datatype": str(array.dtype), "shape": array.shape, "value": value}
 
 
+def said(seen: dict[str, Any]) -> str:
+    """The text, or those of the turns in lines."""
+    if "turns" in seen:
+        return "\n".join(turn["text"] for turn in json.loads(seen["turns"]["value"]))
+    text: str = seen["text"]["value"]
+    return text
+
+
 def whole(seen: dict[str, Any]) -> Outputs:
     """The answer of `chattts` to the inputs `seen`."""
     return _outputs(seen, 0, _num_tokens(seen), refined_text=json.dumps(seen))
@@ -46,7 +54,7 @@ def chunks(seen: dict[str, Any], size: int = CHARACTERS_PER_CHUNK) -> list[Outpu
 
 def _num_tokens(seen: dict[str, Any]) -> int:
     refine_only = "refine_only" in seen and seen["refine_only"]["value"]
-    text = seen["text"]["value"]
+    text = said(seen)
     return 0 if refine_only or text == "silence" else len(text)
 
 
@@ -58,7 +66,7 @@ def _outputs(seen: dict[str, Any], start: int, end: int, *, refined_text: str) -
         "audio": (0.5 * np.sin(2 * np.pi * 440 * times)).astype(np.float32)[None],
         "sample_rate": np.array([[SAMPLE_RATE]], np.int32),
         "used_seed": np.array([[seen["seed"]["value"] if "seed" in seen else DEFAULT_SEED]], np.int64),
-        "warning": _string("not all" if "☃" in seen["text"]["value"] else ""),
+        "warning": _string("not all" if "☃" in said(seen) else ""),
         "used_speaker": _string(seen["speaker"]["value"] if "speaker" in seen else SPEAKER),
         "refined_text": _string(refined_text),
         "num_tokens": np.array([[end - start]], np.int32),
@@ -70,7 +78,9 @@ def _sentences(seen: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """Each with the token that it ends before."""
     most = seen["max_new_tokens"]["value"] if "max_new_tokens" in seen else 2_048
     found, first = [], 0
-    for line in seen["text"]["value"].split("\n"):
+    turns = json.loads(seen["turns"]["value"]) if "turns" in seen else []
+    lines = [turn["text"] for turn in turns] or said(seen).split("\n")
+    for number, line in enumerate(lines):
         last = first + len(line)
         sentence = {
             "text": line,
@@ -79,6 +89,8 @@ def _sentences(seen: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
             "num_tokens": len(line),
             "finish_reason": "length" if len(line) > most else "late" if line == "on and on" else "stop",
         }
+        if turns:
+            sentence |= {"turn": number, "name": turns[number].get("name", "")}
         found.append((last, sentence))
         first = last + 1
     return found

@@ -27,6 +27,7 @@ from chattts_client import (
 from tests.client.conftest import FLAVOURS
 
 ALL_OPTIONS = {
+    "turns": [{"text": "x", "speaker": "slt"}],
     "speaker": "蘁淰敥欀",
     "speaker_sample": "codes",
     "sample_text": "what I said 😀",
@@ -40,6 +41,8 @@ ALL_OPTIONS = {
     "skip_refine": True,
     "refine_only": False,
     "normalize": False,
+    "lexicon": {"nginx": "engine x", "重庆": "虫庆"},
+    "ssml": True,
     "strict_tags": True,
     "redraw_long": True,
     "refine_prompt": "[oral_2]",
@@ -49,6 +52,11 @@ ALL_OPTIONS = {
     "priority": "batch",
     "refine_temperature": 0.75,
     "refine_max_new_tokens": 11,
+}
+# What goes as JSON.
+AS_SENT = {
+    name: json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+    for name, value in ALL_OPTIONS.items()
 }
 NUMPY_TYPES = {str: "object", int: "int32", float: "float32", bool: "bool"}
 
@@ -131,8 +139,8 @@ def test_a_recording_that_cannot_be_sent_is_refused_before_connecting(refusing_u
 
 def test_every_option_arrives_with_its_value_and_type(server, flavour):
     seen = arrived(flavour.call(flavour.url(server), "synthesize", "x", **ALL_OPTIONS))
-    assert {name: entry["value"] for name, entry in seen.items()} == {"text": "x", **ALL_OPTIONS}
-    expected = {name: NUMPY_TYPES[type(value)] for name, value in ALL_OPTIONS.items()} | {"seed": "int64"}
+    assert {name: entry["value"] for name, entry in seen.items()} == {"text": "x", **AS_SENT}
+    expected = {name: NUMPY_TYPES[type(value)] for name, value in AS_SENT.items()} | {"seed": "int64"}
     assert {name: entry["datatype"] for name, entry in seen.items()} == {"text": "object", **expected}
     assert all(entry["shape"] == [1, 1] for entry in seen.values())
 

@@ -41,8 +41,8 @@ def test_the_datatypes_are_those_of_the_contract(model, datatypes):
 
 
 def test_every_tensor_is_a_batch_of_one_value_of_its_datatype():
-    values = {"BYTES": "x", "INT64": 1, "INT32": 1, "FP32": 1.0, "BOOL": True}
-    options = SynthesisOptions(**{field.name: values[DATATYPES[field.name]] for field in fields(SynthesisOptions)})
+    values = {"JSON": {"x": "y"}, "BYTES": "x", "INT64": 1, "INT32": 1, "FP32": 1.0, "BOOL": True}
+    options = SynthesisOptions(**{field.name: values[field.metadata["datatype"]] for field in fields(SynthesisOptions)})
     tensors = input_tensors("x", options)
     assert [tensor.name for tensor in tensors] == list(DATATYPES)
     for name, datatype, array in tensors:

@@ -45,6 +45,14 @@ def test_a_voice_from_a_speaker_string(add, tmp_path, capsys):
     assert "64 values" in capsys.readouterr().out
 
 
+def test_a_voice_that_is_a_mixture(add, tmp_path, capsys):
+    assert add("new", "--mixture", "seed-1:2+seed-2") == 0
+    assert voice(tmp_path) == Voice("new", "Someone.", mixture="seed-1:2+seed-2")
+    assert "fits checkpoints with the voices seed-1, seed-2" in capsys.readouterr().out
+    assert add("other", "--mixture", "seed-1:0") == 1
+    assert "mixture of voice 'other' is 'seed-1:0'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(64,), (1, 64)])
 def test_a_voice_from_a_saved_tensor(add, tmp_path, dtype, shape):

@@ -52,3 +52,21 @@ def test_the_default_voice_must_fit(folder):
     voice_path(folder, "written").rename(voice_path(folder, "default"))
     with pytest.raises(ConfigError, match="voice 'default' has 64 values"):
         voices_for(folder, 768)
+
+
+def test_a_mixture_fits_where_its_voices_do(folder):
+    mixture = Voice("mixture", "m", mixture="default:2+written")
+    again = Voice("again", "a", mixture="mixture+default")
+    for voice in (mixture, again):
+        voice_path(folder, voice.name).write_text(voice.to_json(), "utf-8")
+    fitting, others = voices_for(folder, 64)
+    assert [voice.name for voice in fitting] == ["default", "mixture", "written"]
+    assert others == (again,)
+    assert "voice 'again' is a mixture (mixture+default) of one that was left out" in why_left_out(again, 64)
+    assert [voice.name for voice in voices_for(folder, 768)[0]] == ["default"]
+
+
+def test_a_mixture_of_nobody_is_refused(folder):
+    voice_path(folder, "mixture").write_text(Voice("mixture", "m", mixture="default+nobody").to_json(), "utf-8")
+    with pytest.raises(ConfigError, match="voice 'mixture' is a mixture of 'nobody', which is none"):
+        voices_for(folder, 64)

@@ -43,8 +43,13 @@ def judged(values: dict[str, Value]) -> tuple[Expected, tuple[str, ...]]:
     least, most = elements.get("min_new_tokens", 0), elements.get("max_new_tokens", 2_048)
     if isinstance(least, int) and isinstance(most, int) and least > most:
         expected, wrong = Expected.REFUSAL, [*wrong, "min_new_tokens", "max_new_tokens"]
-    if "text" not in elements:
+    if elements.get("turns"):  # a text beside them is one too many, even where it is none
+        expected = Expected.REFUSAL if elements.get("text") else Expected.EITHER
+        wrong += ["turns", "ssml"]
+    elif "text" not in elements:
         expected, wrong = Expected.REFUSAL, [*wrong, "text", "has 0 inputs"]
+    if elements.get("ssml"):
+        expected, wrong = both(expected, Expected.EITHER), [*wrong, "text", "ssml"]
     if expected is not Expected.REFUSAL:  # a prompt that is too long blames what is longest
         wrong += ["text", "speaker_sample", "deadline exceeded"]
     return expected, tuple(wrong)

@@ -5,6 +5,7 @@ A value comes with what the contract says of it (`Expected`). Ranges are those o
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -193,6 +194,34 @@ def _tag_text(most: int) -> Values:
     )
 
 
+def _turns() -> Values:
+    """What several voices say; good ones say little."""
+    keys = st.sampled_from(["text", "speaker", "name", "pause", "temperature", "seed", "prompt"])
+    turns = st.dictionaries(keys, st.one_of(st.text(max_size=6), st.floats(), st.none(), st.integers(-1, 40)))
+    good = ['[{"text": "Hi."}]', '[{"text": "Hi.", "name": "Zoë"}, {"text": "你好", "temperature": 0.5}]']
+    odd = ["[]", "{}", "3", "null", "[", "[3]", "[{}]", '[{"text": ""}]', '[{"text": "Hi.", "seed": 3}]', "[" * 9_999]
+    return st.one_of(
+        _said(st.just(b""), Expected.ANSWER),
+        _said(st.sampled_from(good).map(str.encode), Expected.ANSWER),
+        st.lists(turns, max_size=3).map(lambda some: Value(json.dumps(some).encode(), Expected.EITHER)),
+        _said(st.sampled_from(odd).map(str.encode), Expected.REFUSAL),
+        _broken_text(),
+    )
+
+
+def _lexicon() -> Values:
+    """Words and how to say them."""
+    said = st.one_of(st.text(max_size=8), st.sampled_from(["[spell A1]", "[laugh_9]"]))
+    entries = st.dictionaries(st.text(_DIGITS + "ab你 '-", max_size=6), said, max_size=4)
+    odd = st.sampled_from(["[]", "3", "null", "{", '{"a": 3}', '{"a": {}}', "[" * 9_999])
+    return st.one_of(
+        _said(st.sampled_from(["{}", '{"hello": "goodbye"}', '{"你": "我"}']).map(str.encode), Expected.ANSWER),
+        entries.map(lambda some: Value(json.dumps(some).encode(), Expected.EITHER)),
+        _said(odd.map(str.encode), Expected.REFUSAL),
+        _broken_text(),
+    )
+
+
 def _damaged(text: str, place: int, damage: str, character: str) -> bytes:
     place %= len(text)
     changed = {
@@ -288,6 +317,7 @@ def _deadline() -> Values:
 
 VALUES: dict[str, Values] = {
     "text": _text(),
+    "turns": _turns(),
     "speaker": _speaker(),
     "speaker_sample": _speaker_sample(),
     "sample_text": _sample_text(),
@@ -301,6 +331,8 @@ VALUES: dict[str, Values] = {
     "skip_refine": _BOOL,
     "refine_only": _BOOL,
     "normalize": _BOOL,
+    "lexicon": _lexicon(),
+    "ssml": often(_said(st.just(False), Expected.ANSWER), _BOOL, share=3),
     "strict_tags": _BOOL,
     "redraw_long": _BOOL,
     "refine_temperature": _float(*limits.TEMPERATURE_RANGE),

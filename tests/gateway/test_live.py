@@ -97,6 +97,60 @@ def test_a_cloned_voice_is_that_of_its_recording(live, tiny):
     assert len(answer.content) == 2 * len(speech.audio)
 
 
+def test_turns_are_spoken_by_their_voices(live, tiny):
+    turns = [
+        {"text": "The library opens.", "speaker": "seed-1", "name": "Anna", "pause": 0.5},
+        {"text": "At nine?", "speaker": "seed-2:2+seed-3", "temperature": 0.2},
+        {"text": "At nine.", "speaker": "default"},
+    ]
+    options = {"seed": 7, "skip_refine": True, "max_new_tokens": 64}
+    with TTSClient(tiny.server.grpc_url) as client:
+        audio = client.synthesize(turns=turns, **options).audio
+    said = [
+        {"text": "The library opens.", "voice": "nova", "name": "Anna", "pause": 0.5},
+        {"text": "At nine?", "voice": {"id": "seed-2:2+seed-3"}, "temperature": 0.2},
+        {"text": "At nine."},
+    ]
+    answer = requests.post(live.url + SPEECH, json=SHORT | {"input": said, "voice": "alloy"}, timeout=120)
+    heard = np.frombuffer(answer.content, "<i2") / 32767
+    assert len(heard) == len(audio)
+    np.testing.assert_allclose(heard, np.clip(audio, -1, 1), atol=1e-4)
+
+
+def test_pauses_spellings_and_words_of_a_lexicon_are_spoken_as_by_the_models(live, tiny):
+    text, lexicon = "We run nginx. [pause 1.5s] Its code is [spell A1].", {"nginx": "engine x"}
+    with TTSClient(tiny.server.grpc_url) as client:
+        speech = client.synthesize(
+            text, speaker="default", lexicon=lexicon, seed=7, skip_refine=True, max_new_tokens=64
+        )
+    assert [sentence.text for sentence in speech.sentences] == ["We run engine x.", "Its code is A one."]
+    answer = requests.post(live.url + SPEECH, json=SHORT | {"input": text, "lexicon": lexicon}, timeout=120)
+    heard = np.frombuffer(answer.content, "<i2") / 32767
+    assert len(heard) == len(speech.audio)
+    np.testing.assert_allclose(heard, np.clip(speech.audio, -1, 1), atol=1e-4)
+    assert (heard == 0).sum() >= 36_000
+
+
+def test_ssml_is_spoken_where_it_is_called_so(live, tiny):
+    text = (
+        "<speak>We are <sub alias='all'>A.</sub> here.<break time='1s'/><voice name='seed-1'>So am I.</voice></speak>"
+    )
+    with TTSClient(tiny.server.grpc_url) as client:
+        audio = client.synthesize(text, speaker="default", ssml=True, seed=7, skip_refine=True, max_new_tokens=64).audio
+    answer = requests.post(live.url + SPEECH, json=SHORT | {"input": text, "ssml": True}, timeout=120)
+    heard = np.frombuffer(answer.content, "<i2") / 32767
+    assert len(heard) == len(audio)
+    np.testing.assert_allclose(heard, np.clip(audio, -1, 1), atol=1e-4)
+    plain = requests.post(live.url + SPEECH, json=SHORT | {"input": text}, timeout=120)
+    assert plain.ok
+    assert plain.content != answer.content
+    wrong = requests.post(
+        live.url + SPEECH, json=SHORT | {"input": "<speak><audio/></speak>", "ssml": True}, timeout=120
+    )
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "input")
+    assert "line 1, column 8" in wrong.json()["error"]["message"]
+
+
 def test_who_leaves_frees_the_slot(live, tiny):
     with requests.post(live.url + SPEECH, json=ENDLESS, stream=True, timeout=120) as answer:
         assert answer.raw.read(1_000)

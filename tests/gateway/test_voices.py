@@ -214,12 +214,12 @@ def test_the_nearest_speed_tag_is_taken_and_the_rest_is_stretched(speed, tags, t
 
 def test_a_prompt_of_the_caller_stays():
     body = {"model": "chattts", "input": "Hello", "speed": 1.2}
-    options, tempo = SpeechRequest(**body, prompt="[speed_9]").options("default", {7: 1.2})
+    options, tempo = SpeechRequest(**body, prompt="[speed_9]").options(["default"], {7: 1.2})
     assert (options.prompt, tempo) == ("[speed_9]", 1.2)
-    options, tempo = SpeechRequest(**body).options("default", {7: 1.2})
+    options, tempo = SpeechRequest(**body).options(["default"], {7: 1.2})
     assert (options.prompt, tempo) == ("[speed_7]", 1.0)
 
 
 def test_own_fields_become_options():
-    options, _ = SpeechRequest(model="chattts", input="Hello", refine=False, seed=3, top_k=5).options("ANNA", {})
+    options, _ = SpeechRequest(model="chattts", input="Hello", refine=False, seed=3, top_k=5).options(["ANNA"], {})
     assert (options.skip_refine, options.seed, options.top_k, options.speaker) == (True, 3, 5, "ANNA")

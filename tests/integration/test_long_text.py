@@ -14,7 +14,7 @@ import pytest
 import tritonclient.http
 from chattts_client import Chunk, Speech, TTSClient
 
-from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
+from chattts_serving.audio import SAMPLE_RATE, num_samples
 from chattts_serving.request import GenerationRequest, SynthesisRequest
 from chattts_serving.text.frontend import TextFrontend
 from tests.oracle import NEAR_ZERO
@@ -69,12 +69,13 @@ def test_every_sentence_is_spoken_in_order(spoken):
 
 def test_sentences_lie_in_the_audio_where_they_say(spoken):
     """Each is followed by its pause, longest where a paragraph ends; the last one by nothing."""
-    assert len(set(spoken.prepared.pauses)) == 3
-    num_tokens = 0
-    for sentence, pause in zip(spoken.whole.sentences, spoken.prepared.pauses, strict=True):
-        assert to_samples(sentence.start) == num_tokens * SAMPLES_PER_TOKEN
-        assert to_samples(sentence.end) == num_tokens * SAMPLES_PER_TOKEN + num_samples(sentence.num_tokens)
-        num_tokens += sentence.num_tokens + pause
+    before, *pauses = spoken.prepared.pauses
+    assert (before, pauses[-1], len(set(pauses[:-1]))) == (0, 0, 3)
+    start = 0
+    for sentence, pause in zip(spoken.whole.sentences, pauses, strict=True):
+        assert to_samples(sentence.start) == start
+        assert to_samples(sentence.end) == start + num_samples(sentence.num_tokens)
+        start += num_samples(sentence.num_tokens) + pause
     assert len(spoken.whole.audio) == to_samples(spoken.whole.sentences[-1].end)
     assert spoken.whole.num_tokens == sum(sentence.num_tokens for sentence in spoken.whole.sentences)
 

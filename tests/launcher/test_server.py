@@ -139,6 +139,7 @@ def test_a_short_form_of_our_flags_is_not_taken_for_ours() -> None:
         (["--triton-flag=log-verbose=1"], "'log-verbose=1' is no flag"),
         (["--triton-flag=--http-port=9000"], "--http-port=9000 cannot be passed on"),
         (["--drain-timeout=-1"], "--drain-timeout is -1; allowed is 0 to 86400 seconds"),
+        (["--lexicon=no/words.json"], "--lexicon is no/words.json; allowed is a file that this user may read"),
         (["--hang-timeout=nan"], "--hang-timeout is nan; allowed is 0 to 86400 seconds"),
     ],
 )

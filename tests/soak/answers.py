@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from chattts_client import Chunk, Speech, joined
 
-from chattts_serving.audio import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
-from chattts_serving.text.frontend import PAUSES
+from chattts_serving.audio import SAMPLE_RATE, num_samples
+from chattts_serving.text.script import PAUSES
 
-# Of a sentence's last frame, which adds no samples, and then of silence (docs/streaming.md has it in ms).
-GAPS = {tokens * SAMPLES_PER_TOKEN + HOP_LENGTH for tokens in PAUSES.values()}
+GAPS = set(PAUSES.values())  # samples of silence (docs/streaming.md has them in ms)
 CLOSE = 1e-4  # largest difference of samples that were computed in different batches
 
 

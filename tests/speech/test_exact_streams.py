@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from chattts_serving.audio import CONTEXT_TOKENS, HOP_LENGTH, N_FFT, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
+from chattts_serving.audio import CONTEXT_TOKENS, N_FFT, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason
 from chattts_serving.request import GenerationRequest, SamplingOptions
@@ -250,7 +250,7 @@ def stream(
     request = GenerationRequest(
         prompts=((5,),) * number,
         texts=tuple(map(str, range(number))),
-        pauses=tuple(pauses or (0,) * number),
+        pauses=tuple(pauses or (0,) * (number + 1)),
         fewest_tokens=(0,) * number,
         most_tokens=(2_048,) * number,
         redraw_long=False,
@@ -297,10 +297,9 @@ def joined(heard: Sequence[Heard]) -> Array:
 
 
 def with_pauses(sentences: Sequence[Array], pauses: Sequence[int]) -> Array:
-    """The audio of whole sentences in one: the last frame of one has no samples, so silence takes its hop."""
-    silences = [np.zeros(pause * SAMPLES_PER_TOKEN + HOP_LENGTH, np.float32) for pause in pauses]
-    silences[-1] = np.zeros(0, np.float32)
-    return np.concatenate([part for pair in zip(sentences, silences, strict=True) for part in pair])
+    """The audio of whole sentences in one, with silence before the first and after each."""
+    lead, *silences = (np.zeros(pause, np.float32) for pause in pauses)
+    return np.concatenate([lead, *(part for pair in zip(sentences, silences, strict=True) for part in pair)])
 
 
 def check_equal(found: Array, expected: Array) -> None:
@@ -333,15 +332,16 @@ def plans(draw) -> ReadingPlan:
     return ReadingPlan(tuple(least), most, sentences_ahead=draw(st.integers(1, 3)))
 
 
-sentences_and_pauses = st.lists(st.tuples(st.integers(1, LONGEST), st.integers(0, 128)), min_size=1, max_size=3)
+silences = st.one_of(st.just(0), st.integers(0, 50_000))
+sentences_and_pauses = st.lists(st.tuples(st.integers(1, LONGEST), silences), min_size=1, max_size=3)
 bursts = st.lists(st.integers(1, 100), min_size=1, max_size=5)
 
 
 @settings(max_examples=20, deadline=None)
-@given(lengths=sentences_and_pauses, plan=plans(), arrivals=bursts)
-def test_any_schedule_equals_the_whole_sentences_and_the_silence_between_them(render, lengths, plan, arrivals):
+@given(lead=silences, lengths=sentences_and_pauses, plan=plans(), arrivals=bursts)
+def test_any_schedule_equals_the_whole_sentences_and_the_silence_between_them(render, lead, lengths, plan, arrivals):
     sentences = [noise(length, place) for place, (length, _) in enumerate(lengths)]
-    pauses = [pause for _, pause in lengths]
+    pauses = [lead, *(pause for _, pause in lengths)]
     heard = stream(render, sentences, plan, arrivals, pauses)
     wholes = [at_once(render, sentence) for sentence in sentences]
     audio = joined(heard)
@@ -369,13 +369,13 @@ def low_latency_plans(draw) -> ReadingPlan:
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=sentences_and_pauses, plan=low_latency_plans(), arrivals=bursts)
-def test_any_lookahead_gives_as_many_samples_as_there_are(lengths, plan, arrivals):
+@given(lead=silences, lengths=sentences_and_pauses, plan=low_latency_plans(), arrivals=bursts)
+def test_any_lookahead_gives_as_many_samples_as_there_are(lead, lengths, plan, arrivals):
     def silent(hidden: Array, mask: Array, states: States) -> tuple[Array, States]:
         waits = (CONTEXT_TOKENS if states[0][0] else 0) - (0 if len(mask) > len(hidden) else CONTEXT_TOKENS)
         return np.zeros((len(hidden) + waits) * SAMPLES_PER_TOKEN, np.float32), (np.ones(1), np.ones(1))
 
-    pauses = [pause for _, pause in lengths]
+    pauses = [lead, *(pause for _, pause in lengths)]
     heard = stream(silent, [noise(length) for length, _ in lengths], plan, arrivals, pauses)
     wholes = [np.zeros(num_samples(length), np.float32) for length, _ in lengths]
     assert len(joined(heard)) == len(with_pauses(wholes, pauses))

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from chattts_serving.audio import HELD_TOKENS, HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
+from chattts_serving.audio import HELD_TOKENS, SAMPLE_RATE, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.engine.sequence import Kind
 from chattts_serving.errors import (
     CancelledError,
@@ -20,7 +20,7 @@ from chattts_serving.errors import (
     ShuttingDownError,
 )
 from chattts_serving.launcher.draining import Drain
-from chattts_serving.request import GenerationRequest, SamplingOptions
+from chattts_serving.request import GenerationRequest, Manner, SamplingOptions
 from chattts_serving.speech import open_request, pacing
 from chattts_serving.speech import synthesizer as synthesis
 from chattts_serving.speech.admission import Room
@@ -33,7 +33,7 @@ from tests.engine.models import CONFIG, random_engine
 
 SPEAKER = np.linspace(-1, 1, CONFIG.hidden_size, dtype=np.float32)
 WHOLE = ReadingPlan((512,), 512, sentences_ahead=16)  # a sentence is one chunk
-PAUSE = 12  # tokens
+PAUSE = 6_400  # samples
 
 
 class Prompts:
@@ -80,13 +80,15 @@ def request(
     most_tokens=2_048,
     redraw_long=False,
     sample_codes=(),
+    manners=(),
+    turns=(),
     **sampling,
 ):
     options = {"max_new_tokens": 20, "refine_max_new_tokens": 10} | sampling
     return GenerationRequest(
         prompts=prompts,
         texts=tuple(" ".join(map(str, prompt)) for prompt in prompts),
-        pauses=(PAUSE,) * len(prompts),
+        pauses=(0, *(PAUSE,) * (len(prompts) - 1), 0),
         fewest_tokens=(fewest_tokens,) * len(prompts),
         most_tokens=(most_tokens,) * len(prompts),
         redraw_long=redraw_long,
@@ -100,7 +102,15 @@ def request(
         deadline_ns=deadline_ns,
         priority=priority,
         sampling=SamplingOptions(**options),
+        manners=manners,
+        turn_manners=tuple(range(len(manners))),
+        turns=turns,
     )
+
+
+def manner(voice, name, **sampling):
+    options = {"max_new_tokens": 20, "refine_max_new_tokens": 10} | sampling
+    return Manner("", "", (), True, SamplingOptions(**options), voice, name)
 
 
 class Stream:
@@ -108,12 +118,12 @@ class Stream:
 
     counter = 0
 
-    def __init__(self, synthesizer, one, plan=WHOLE):
+    def __init__(self, synthesizer, one, plan=WHOLE, speaker=SPEAKER):
         Stream.counter += 1
         self.name = f"stream {Stream.counter}"
         self.synthesizer = synthesizer
         self.replies = queue.Queue()
-        synthesizer.open(self.name, Opening(one, SPEAKER, plan), self.replies.put)
+        synthesizer.open(self.name, Opening(one, speaker, plan), self.replies.put)
 
     def next(self):
         return self.replies.get(timeout=30)
@@ -130,9 +140,9 @@ class Stream:
         return parts
 
 
-def answer(synthesizer, one, plan=WHOLE):
+def answer(synthesizer, one, plan=WHOLE, speaker=SPEAKER):
     """All parts of `one`; of a request that fails, the error."""
-    parts = Stream(synthesizer, one, plan).rest()
+    parts = Stream(synthesizer, one, plan, speaker).rest()
     return parts if isinstance(parts[-1], Part) else parts[-1]
 
 
@@ -201,8 +211,26 @@ def test_each_sentence_says_where_it_lies_and_why_it_ended(synthesizer):
         assert sentence.end == (start + samples) / SAMPLE_RATE
         assert sentence.num_tokens == len(part.codes)
         assert sentence.finish_reason == ("length" if len(part.codes) == 20 else "stop")
-        assert part.chunk.pause_samples == (0 if part.chunk.is_final else PAUSE * SAMPLES_PER_TOKEN + HOP_LENGTH)
+        assert part.chunk.pause_samples == (0 if part.chunk.is_final else PAUSE)
         start += samples + part.chunk.pause_samples
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_each_turn_is_spoken_in_its_own_voice_and_manner(synthesizer, refine):
+    """As if the whole request were, since a draw depends on the place of its sentence alone."""
+    voices = [SPEAKER, -SPEAKER]
+    prompts = ((CONFIG.spk_emb_id, 5), (CONFIG.spk_emb_id, 7), (CONFIG.spk_emb_id, 9))
+    manners = manner(1, "Anna", temperature=2.0), manner(0, "Bert", temperature=0.1)
+    several = request(prompts=prompts, refine=refine, manners=manners, turns=(0, 1, 1))
+    spoken = answer(synthesizer, several, speaker=np.concatenate(voices))
+    alone = [
+        answer(synthesizer, request(prompts=prompts, refine=refine, temperature=temperature), speaker=voices[voice])
+        for voice, temperature in ((1, 2.0), (0, 0.1))
+    ]
+    assert [codes([part]) for part in spoken] == [codes([alone[turn][place]]) for place, turn in enumerate((0, 1, 1))]
+    assert codes(spoken[1:]) != codes(alone[0][1:])
+    sentences = [sentence for part in spoken for sentence in part.chunk.sentences]
+    assert [(sentence.turn, sentence.name) for sentence in sentences] == [(0, "Anna"), (1, "Bert"), (1, "Bert")]
 
 
 @pytest.mark.parametrize("refine", [False, True])

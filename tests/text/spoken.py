@@ -250,6 +250,7 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
         ("see [1] and [2]", "see one and two", "references"),
         ("真的[笑]吗", "真的笑吗", "in Chinese"),
         ("good [laugh] day", "good[laugh]day", "a control tag stays one"),
+        ("good [uv_break][laugh] day", "good[uv_break][laugh]day", "no link with its mark, though it looks like one"),
         ("[laugh](he said)", "[laugh],he said,", "also before a bracket"),
     ],
     "other scripts": [

@@ -19,7 +19,7 @@ from chattts_serving.request import GenerationRequest, SynthesisRequest
 from chattts_serving.speech import admission
 from chattts_serving.speech.admission import PASSAGE_S, Door, Room, RoomSign
 from chattts_serving.triton.metrics import WRITE_S
-from chattts_serving.variables import DRAIN_FILE
+from chattts_serving.variables import DRAIN_FILE, LEXICON
 from tests import fake_pb_utils as pb
 from tests.frontend_assets import make_frontend_assets
 
@@ -100,7 +100,9 @@ def test_every_input_of_the_configuration_is_taken(model):
             name, data_type = line.split('"')[1], line.split("TYPE_")[1].split()[0]
             values[name] = samples[data_type]
     # Refining alone and no refining exclude each other.
-    (response,) = answers(model, [request(**{**values, "text": "Hello", "skip_refine": False, "priority": "batch"})])
+    (response,) = answers(
+        model, [request(**values | {"text": "Hello", "skip_refine": False, "ssml": False, "priority": "batch"})]
+    )
     assert set(values) == {field.name for field in fields(SynthesisRequest)}
     assert generation_of(response).sampling.max_new_tokens == 100
 
@@ -122,6 +124,16 @@ def test_used_speaker_speaks_in_the_same_voice(model):
     (again,) = answers(model, [request(text="Hello", seed=4, speaker=speaker)])
     assert np.array_equal(voice_of(again)[0], embedding)
     assert voice_of(again)[1] == speaker
+
+
+def test_a_broken_lexicon_keeps_the_model_from_starting(model, tmp_path, monkeypatch):
+    make_frontend_assets(tmp_path / "1")
+    (tmp_path / "1" / "voices.json").write_text(library(default=SEVEN), encoding="utf-8")
+    (tmp_path / "words.json").write_text('{"nginx": 3}', encoding="utf-8")
+    monkeypatch.setenv(LEXICON, str(tmp_path / "words.json"))
+    arguments = {"model_repository": str(tmp_path), "model_version": "1", "model_instance_name": "text_frontend_0_0"}
+    with pytest.raises(ConfigError, match=r"words\.json is wrong: input 'lexicon' is \{'nginx': 3\}"):
+        pb.load_model(MODEL).TritonPythonModel().initialize(arguments | {"model_config": "{}"})
 
 
 def test_a_broken_voice_keeps_the_model_from_starting(model, tmp_path):

@@ -84,7 +84,7 @@ def test_a_description_that_is_no_line_of_text_is_refused(text):
 
 @pytest.mark.parametrize("values", [{}, {"speaker": "", "seed": None}, {"speaker": SEVEN.name, "seed": 1}])
 def test_neither_or_both_of_speaker_and_seed_are_refused(values):
-    with pytest.raises(ConfigError, match="either a 'speaker' or a 'seed'"):
+    with pytest.raises(ConfigError, match="must have one of 'speaker', 'seed' and 'mixture'"):
         Voice("x", "text", **values)
 
 
@@ -244,7 +244,9 @@ def test_the_string_of_a_speaker_finds_the_same_vector(library, speaker):
     "speaker", ["Seven", "sevens", "", *BAD_SPEAKERS.values(), encode_speaker(random_vector(0, 64))]
 )
 def test_what_is_neither_is_refused_with_the_known_names(library, speaker):
-    with pytest.raises(InvalidInputError, match=r"input 'speaker' is .*\(seven, written\) or .* 768 finite values"):
+    with pytest.raises(
+        InvalidInputError, match=r"input 'speaker' is .*\(seven, written\), a mixture such as .* 768 finite values"
+    ):
         library.find(speaker)
 
 

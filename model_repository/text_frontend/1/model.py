@@ -1,5 +1,6 @@
 """Text frontend: normalisation, sentences, prompts and voice; see config.pbtxt for its tensors."""
 
+import os
 import queue
 import re
 import sys
@@ -15,6 +16,7 @@ from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.garbage import keep_what_is_loaded
 from chattts_serving.triton.metrics import Metrics
 from chattts_serving.triton.reports import RequestReports
+from chattts_serving.variables import LEXICON
 from chattts_serving.voice.voices import library_text, read_library
 
 SWITCH_S = 0.0005  # after which the thread that works lets those that refuse go on; Python's default is 5 ms
@@ -34,10 +36,12 @@ class TritonPythonModel:
         """Load the assets that `python -m export` put beside this file."""
         # 0.3 s of a core: not where Triton imports this only to complete its configuration, once more at each start.
         from chattts_serving.text.frontend import TextFrontend  # noqa: PLC0415
+        from chattts_serving.text.lexicon import load_lexicon  # noqa: PLC0415
 
         folder = Path(args["model_repository"], args["model_version"])
         voices = read_library(folder / "voices.json")
-        self._frontend, self._voices = TextFrontend(folder, voices), library_text(voices)
+        lexicon = load_lexicon(Path(os.environ[LEXICON])) if os.environ.get(LEXICON) else {}
+        self._frontend, self._voices = TextFrontend(folder, voices, lexicon), library_text(voices)
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
         self._door = Door(int(re.findall(r"\d+", args["model_instance_name"])[-1]))  # "text_frontend_0_1"

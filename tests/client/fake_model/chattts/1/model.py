@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving.launcher.tritonserver import ROOT
 
 sys.path.append(str(ROOT))
-from tests.client.fake_synthesis import described, whole
+from tests.client.fake_synthesis import described, said, whole
 
 
 class TritonPythonModel:
@@ -39,7 +39,7 @@ def _send(sender, response):
 
 def _planned(seen):
     """Seconds to wait, and the response."""
-    command, _, rest = seen["text"]["value"].partition(" ")
+    command, _, rest = said(seen).partition(" ")
     if command == "fail":
         code, message = rest.split(" ", 1)
         error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))

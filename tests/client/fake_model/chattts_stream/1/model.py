@@ -24,7 +24,7 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving.launcher.tritonserver import ROOT
 
 sys.path.append(str(ROOT))
-from tests.client.fake_synthesis import chunks, described
+from tests.client.fake_synthesis import chunks, described, said
 
 MOST_SECONDS = 20  # until a request that should be cancelled is given up
 CHUNK_SECONDS = 0.02  # between two endless chunks
@@ -40,7 +40,7 @@ class TritonPythonModel:
             seen = {tensor.name(): described(tensor.as_numpy()) for tensor in request.inputs()}
             if request.request_id():
                 seen["request_id"] = request.request_id()
-            arguments = (request.get_response_sender(), seen, *seen["text"]["value"].partition(" ")[::2])
+            arguments = (request.get_response_sender(), seen, *said(seen).partition(" ")[::2])
             threading.Thread(target=_answer, args=arguments, daemon=True).start()
 
 

@@ -57,6 +57,11 @@ class Opening:
     plan: ReadingPlan
     traceparent: str = ""
 
+    def speaker_of(self, voice: int) -> Hidden:
+        """The vector of one voice, float32 [hidden]."""
+        speaker: Hidden = self.speaker.reshape(self.request.num_voices, -1)[voice]
+        return speaker
+
 
 @dataclass(frozen=True)
 class Beginning:
@@ -75,11 +80,6 @@ class Beginning:
     launched_ns: int
     drawn_ns: int
     ready_ns: int
-
-    def speaker_of(self, voice: int) -> Hidden:
-        """The vector of one voice, float32 [hidden]."""
-        speaker: Hidden = self.speaker.reshape(self.request.num_voices, -1)[voice]
-        return speaker
 
 
 @dataclass(frozen=True)

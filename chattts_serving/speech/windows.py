@@ -33,8 +33,9 @@ class ReadingPlan:
     Attributes:
         least_tokens: audio tokens that the first, second, ... chunk of a sentence waits for; the last holds for all
             further ones. A sentence's end cuts a chunk short.
-        most_tokens: of a chunk, where more are there already; a sentence's last one has up to `lookahead_tokens` more.
-        lookahead_tokens: tokens past a chunk that it waits for, 1 to CONTEXT_TOKENS, which makes chunks exact. With
+        most_tokens: of a chunk, where more are there already; a sentence's last one has up to its lookahead more.
+        lookahead_tokens: tokens past the first, second, ... chunk of a sentence that it waits for, as `least_tokens`;
+            they do not become fewer. Each 1 to CONTEXT_TOKENS, which makes a chunk exact. With
             none, a sentence's last token could be read before it is known to be the last.
         fade_tokens: of a lookahead that makes no exact chunks, how many are cross-faded with the next one.
         sentences_ahead: sentences in the engine at once, the one that is read included.
@@ -46,21 +47,23 @@ class ReadingPlan:
 
     least_tokens: tuple[int, ...]
     most_tokens: int
-    lookahead_tokens: int = CONTEXT_TOKENS
+    lookahead_tokens: tuple[int, ...] = (CONTEXT_TOKENS,)
     fade_tokens: int = 0
     sentences_ahead: int = 2
     live: bool = False
 
     def __post_init__(self) -> None:
         """Check every range."""
-        least, most = self.least_tokens, self.most_tokens
-        if not least or not all(type(value) is int for value in (*least, *self._scalars)):
-            raise InvalidInputError("reading", asdict(self), "integers, and one or more of 'least_tokens'")
+        least, most, lookahead = self.least_tokens, self.most_tokens, self.lookahead_tokens
+        if not (least and lookahead) or not all(type(value) is int for value in (*least, *lookahead, *self._scalars)):
+            allowed = "integers, and one or more of 'least_tokens' and 'lookahead_tokens'"
+            raise InvalidInputError("reading", asdict(self), allowed)
         if not 1 <= min(least) <= max(least) <= most <= MAX_CHUNK_TOKENS:
             allowed = f"1 <= least_tokens <= most_tokens <= {MAX_CHUNK_TOKENS}"
             raise InvalidInputError("reading", asdict(self), allowed)
-        if not (1 <= self.lookahead_tokens <= CONTEXT_TOKENS and 0 <= self.fade_tokens <= self.lookahead_tokens):
-            allowed = f"lookahead_tokens of 1 to {CONTEXT_TOKENS}, and fade_tokens of 0 to that"
+        is_ascending = list(lookahead) == sorted(lookahead)
+        if not (is_ascending and lookahead[-1] <= CONTEXT_TOKENS and 0 <= self.fade_tokens <= lookahead[0] != 0):
+            allowed = f"lookahead_tokens of 1 to {CONTEXT_TOKENS}, never fewer, and fade_tokens of 0 to the first"
             raise InvalidInputError("reading", asdict(self), allowed)
         if not 1 <= self.sentences_ahead <= MAX_SENTENCES_AHEAD:
             raise InvalidInputError("reading", asdict(self), f"1 <= sentences_ahead <= {MAX_SENTENCES_AHEAD}")
@@ -69,7 +72,7 @@ class ReadingPlan:
 
     @property
     def _scalars(self) -> tuple[int, ...]:
-        return (self.most_tokens, self.lookahead_tokens, self.fade_tokens, self.sentences_ahead)
+        return (self.most_tokens, self.fade_tokens, self.sentences_ahead)
 
     def to_json(self) -> str:
         """This plan as one JSON object."""
@@ -84,7 +87,8 @@ class ReadingPlan:
         """
         try:
             values = json.loads(text)
-            return cls(least_tokens=tuple(values.pop("least_tokens")), **values)
+            least, lookahead = tuple(values.pop("least_tokens")), tuple(values.pop("lookahead_tokens"))
+            return cls(least_tokens=least, lookahead_tokens=lookahead, **values)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InvalidInputError("reading", text, "a reading plan as JSON") from error
 
@@ -118,11 +122,11 @@ class Window:
 
 def next_end(plan: ReadingPlan, number: int, first: int) -> int:
     """The tokens of a sentence that goes on from which on its chunk `number` is there; arguments as `next_window`."""
-    return first + _least(plan, number) + plan.lookahead_tokens
+    return first + _of(plan.least_tokens, number) + _of(plan.lookahead_tokens, number)
 
 
-def _least(plan: ReadingPlan, number: int) -> int:
-    return plan.least_tokens[min(number, len(plan.least_tokens) - 1)]
+def _of(sizes: tuple[int, ...], number: int) -> int:
+    return sizes[min(number, len(sizes) - 1)]
 
 
 def next_window(
@@ -138,16 +142,17 @@ def next_window(
         num_tokens: tokens that there are, more than `first` if `ended`.
         ended: whether those are all of the sentence.
     """
-    if ended and num_tokens - first <= plan.most_tokens + plan.lookahead_tokens:
+    lookahead = _of(plan.lookahead_tokens, number)
+    if ended and num_tokens - first <= plan.most_tokens + lookahead:
         return Window(start, first, num_tokens, num_tokens, fade_tokens=0, closes=True, ends=True)
     if num_tokens < next_end(plan, number, first):
         return None
-    ready = min(num_tokens - plan.lookahead_tokens - first, plan.most_tokens)
+    ready = min(num_tokens - lookahead - first, plan.most_tokens)
     number_of_bucket = bisect.bisect_right(_BUCKETS, ready)
-    last = first + max(_least(plan, number), _BUCKETS[number_of_bucket - 1] if number_of_bucket else 0)
-    closes = plan.lookahead_tokens < CONTEXT_TOKENS
+    last = first + max(_of(plan.least_tokens, number), _BUCKETS[number_of_bucket - 1] if number_of_bucket else 0)
+    closes = lookahead < CONTEXT_TOKENS
     fade_tokens = plan.fade_tokens if closes else 0
-    return Window(start, first, last, last + plan.lookahead_tokens, fade_tokens, closes=closes, ends=False)
+    return Window(start, first, last, last + lookahead, fade_tokens, closes=closes, ends=False)
 
 
 def rows_of(

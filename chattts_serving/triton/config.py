@@ -68,7 +68,7 @@ class ReadingConfig:
     most_tokens: int = 512
     sentences_ahead: int = 16
     low_latency_least_tokens: tuple[int, ...] = ()  # none: as `least_tokens`
-    low_latency_lookahead_tokens: int = 10
+    low_latency_lookahead_tokens: tuple[int, ...] = (10,)
     low_latency_fade_tokens: int = 1
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class ReadingConfig:
     def from_triton(cls, model_config: str) -> ReadingConfig:
         """As `DecoderConfig.from_triton`."""
         readers: dict[str, _Reader] = {field.name: int for field in fields(cls)}
-        for name in ("least_tokens", "low_latency_least_tokens"):
+        for name in ("least_tokens", "low_latency_least_tokens", "low_latency_lookahead_tokens"):
             readers[name] = lambda text: tuple(map(int, text.split(",")))
         return cls(**_parameters(model_config, readers))  # type: ignore[arg-type]
 

@@ -23,7 +23,7 @@ from tests.fuzz.values import TINY_HIDDEN_SIZE, malformed, often
 from tests.fuzz.wires import Wire
 
 Json = Any
-PLAN = ReadingPlan(least_tokens=(16,), most_tokens=16, lookahead_tokens=4)  # several reads for a short sentence
+PLAN = ReadingPlan(least_tokens=(16,), most_tokens=16, lookahead_tokens=(4,))  # several reads for a short sentence
 _ODD = [math.nan, math.inf, -math.inf, 0.0, 1e30, -1e30, 1e-45]
 _JUNK: tuple[Json, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, -1e308, math.nan, math.inf, "", "x", "\0", "\ud800"),

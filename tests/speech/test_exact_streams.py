@@ -114,7 +114,7 @@ class ScriptedEngine:
     It works while a read waits and rests in between, so that chunks depend on `arrivals` and not on the clock.
     """
 
-    num_waiting = num_used_cache_tokens = num_cache_tokens = batch_size = 0
+    num_waiting = num_resting = num_used_cache_tokens = num_cache_tokens = batch_size = 0
     num_generated: dict[Any, int] = {}  # noqa: RUF012
 
     def __init__(self, sentences: Sequence[Array], arrivals: Sequence[int]) -> None:
@@ -365,7 +365,7 @@ def test_a_sentence_that_the_whole_answer_takes_in_several_calls_equals_one_call
 def low_latency_plans(draw) -> ReadingPlan:
     lookahead = draw(st.integers(1, CONTEXT_TOKENS))
     most = draw(st.integers(1, 60))
-    return ReadingPlan((draw(st.integers(1, most)),), most, lookahead, draw(st.integers(0, min(lookahead, 3))))
+    return ReadingPlan((draw(st.integers(1, most)),), most, (lookahead,), draw(st.integers(0, min(lookahead, 3))))
 
 
 @settings(max_examples=60, deadline=None)
@@ -385,7 +385,7 @@ def test_any_lookahead_gives_as_many_samples_as_there_are(lead, lengths, plan, a
 @pytest.mark.parametrize("arrivals", [(1,), (7, 1, 90)], ids=["one by one", "in bursts"])
 def test_guesses_are_not_kept(render, whole_sentences, lookahead, arrivals):
     """A sentence's last chunk is exact, whatever was guessed before, and so is what lies far enough behind a guess."""
-    heard = stream(render, [NOISE], ReadingPlan((4, 6, 8), 16, lookahead, fade_tokens=1), arrivals)
+    heard = stream(render, [NOISE], ReadingPlan((4, 6, 8), 16, (lookahead,), fade_tokens=1), arrivals)
     *guessed, last = [one.audio for one in heard]
     faded = SAMPLES_PER_TOKEN
     check_equal(last[faded:], whole_sentences[-1][-len(last) :][faded:])

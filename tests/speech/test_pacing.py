@@ -30,7 +30,7 @@ def opened(plan=WHOLE, **values):
 
 def stream(left_s=None, now=START, chunk=1, **values):
     """A stream whose next chunk wants `chunk` tokens; of what was sent, `left_s` seconds are to be heard."""
-    one = opened(ReadingPlan((chunk,), 512, lookahead_tokens=1, live=True), **values)
+    one = opened(ReadingPlan((chunk,), 512, lookahead_tokens=(1,), live=True), **values)
     if left_s is not None:
         one.heard_since, one.num_samples = now - 1.0, round((1.0 + left_s) * SAMPLE_RATE)
     return one
@@ -94,7 +94,7 @@ def test_a_stream_that_nobody_hears_yet_is_late_after_a_while():
     assert rests(pacing, [whole, new], START + FIRST_S) == [whole]
 
 
-@pytest.mark.parametrize("plan", [WHOLE, ReadingPlan((1,), 512, lookahead_tokens=1, live=True)])
+@pytest.mark.parametrize("plan", [WHOLE, ReadingPlan((1,), 512, lookahead_tokens=(1,), live=True)])
 def test_requests_of_the_batch_hold_nobody_up(plan):
     batch = opened(plan, priority="batch")
     assert rests(Pacing(), [opened(), batch], START + 60) == []

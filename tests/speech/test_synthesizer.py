@@ -237,7 +237,7 @@ def test_each_turn_is_spoken_in_its_own_voice_and_manner(synthesizer, refine):
 def test_chunks_of_a_sentence_join_to_the_whole(synthesizer, refine):
     one = request(refine=refine, min_new_tokens=90, max_new_tokens=90)
     (whole,) = answer(synthesizer, one)
-    parts = answer(synthesizer, one, ReadingPlan((3, 5), 9, lookahead_tokens=4, sentences_ahead=1))
+    parts = answer(synthesizer, one, ReadingPlan((3, 5), 9, lookahead_tokens=(4,), sentences_ahead=1))
     assert codes(parts) == codes([whole])
     assert len(parts) >= 10
     first = start = 0
@@ -252,7 +252,7 @@ def test_chunks_of_a_sentence_join_to_the_whole(synthesizer, refine):
 
 
 def test_the_first_chunk_comes_before_the_sentence_ends(synthesizer, engine):
-    stream = Stream(synthesizer, endless(), ReadingPlan((3,), 9, lookahead_tokens=4))
+    stream = Stream(synthesizer, endless(), ReadingPlan((3,), 9, lookahead_tokens=(4,)))
     first = stream.next()
     assert not first.chunk.is_final
     assert engine.num_running == 1
@@ -265,7 +265,7 @@ def test_chunks_are_read_out_of_a_cache_that_was_lost_and_computed_again(monkeyp
     monkeypatch.setattr("chattts_serving.engine.scheduler.MIN_SLOT_GROWTH", 8)
     engine = random_engine(cache_tokens=180, steps_ahead=steps_ahead)
     synthesizer = make_synthesizer(engine)
-    plan = ReadingPlan((3,), 9, lookahead_tokens=4)
+    plan = ReadingPlan((3,), 9, lookahead_tokens=(4,))
     try:
         alone = [answer(synthesizer, endless(seed), plan) for seed in (1, 2)]
         preempted = []
@@ -509,7 +509,7 @@ def test_a_second_read_at_once_is_refused_and_the_first_answered(synthesizer):
 @pytest.mark.parametrize("reading", [False, True], ids=["between reads", "in a read"])
 def test_a_cancelled_request_leaves_the_engine_and_its_neighbour_alone(synthesizer, engine, reading):
     (expected,) = answer(synthesizer, endless(seed=2))
-    plan = ReadingPlan((3,), 3, lookahead_tokens=1)
+    plan = ReadingPlan((3,), 3, lookahead_tokens=(1,))
     stream, neighbour = Stream(synthesizer, endless(), plan), Stream(synthesizer, endless(seed=2))
     assert is_answered(stream.next())
     if reading:
@@ -669,7 +669,7 @@ def test_interactive_requests_overtake_the_batch(steps_ahead):
 def test_a_server_that_is_about_to_end_opens_nothing_and_ends_the_rest_in_time(synthesizer, tmp_path, monkeypatch):
     drain = Drain(tmp_path / "drain", 3_600.0, ("127.0.0.1", 1))
     monkeypatch.setenv(DRAIN_FILE, str(drain.file))
-    plan = ReadingPlan((3,), 9, lookahead_tokens=4)
+    plan = ReadingPlan((3,), 9, lookahead_tokens=(4,))
     short, long = Stream(synthesizer, endless(), plan), Stream(synthesizer, endless(), plan)
     assert is_answered(short.next())
     assert is_answered(long.next())
@@ -750,7 +750,7 @@ def test_a_reply_that_fails_harms_no_other(synthesizer):
 
 def test_the_first_part_of_a_traced_request_says_how_it_came_to_be(synthesizer):
     opened_ns, replies = time.time_ns(), queue.Queue()
-    opening = Opening(request(min_new_tokens=20), SPEAKER, ReadingPlan((3,), 3, lookahead_tokens=1), "whose it is")
+    opening = Opening(request(min_new_tokens=20), SPEAKER, ReadingPlan((3,), 3, lookahead_tokens=(1,)), "whose it is")
     synthesizer.open("traced", opening, replies.put)
     parts = [replies.get(timeout=30)]
     while not parts[-1].chunk.is_final:
@@ -814,7 +814,7 @@ def test_every_step_is_reported_with_its_batch_and_its_tokens(engine):
     assert all(step.seconds > 0 for step in observer.steps)
 
 
-LIVE = ReadingPlan((3,), 9, lookahead_tokens=4, live=True)
+LIVE = ReadingPlan((3,), 9, lookahead_tokens=(4,), live=True)
 
 
 @pytest.fixture

@@ -22,8 +22,12 @@ from chattts_serving.speech.windows import (
 def plans(draw):
     most = draw(st.integers(1, 150))
     least = draw(st.lists(st.integers(1, most), min_size=1, max_size=6))
-    lookahead = draw(st.integers(1, CONTEXT_TOKENS))
-    return ReadingPlan(tuple(least), most, lookahead, draw(st.integers(0, lookahead)))
+    lookahead = sorted(draw(st.lists(st.integers(1, CONTEXT_TOKENS), min_size=1, max_size=4)))
+    return ReadingPlan(tuple(least), most, tuple(lookahead), draw(st.integers(0, lookahead[0])))
+
+
+def lookahead_of(plan, number):
+    return plan.lookahead_tokens[min(number, len(plan.lookahead_tokens) - 1)]
 
 
 def read(plan, length, arrivals):
@@ -47,13 +51,14 @@ def test_every_token_is_rendered_and_heard_once_in_order(plan, length, arrivals)
     assert windows[-1].last == windows[-1].end == length
     assert [window.ends for window in windows] == [False] * (len(windows) - 1) + [True]
     assert sum(window.num_samples for window in windows) == num_samples(length)
-    for window in windows[:-1]:
-        assert window.end == window.last + plan.lookahead_tokens
+    for number, window in enumerate(windows[:-1]):
+        lookahead = lookahead_of(plan, number)
+        assert window.end == window.last + lookahead
         assert 1 <= window.last - window.first <= plan.most_tokens
-        assert window.closes == (plan.lookahead_tokens < CONTEXT_TOKENS)
+        assert window.closes == (lookahead < CONTEXT_TOKENS)
         assert window.fade_tokens == (plan.fade_tokens if window.closes else 0)
     assert windows[-1].closes
-    assert windows[-1].last - windows[-1].first <= plan.most_tokens + plan.lookahead_tokens
+    assert windows[-1].last - windows[-1].first <= plan.most_tokens + lookahead_of(plan, len(windows) - 1)
 
 
 @given(plans(), st.integers(1, 400), st.lists(st.integers(1, 400)).map(sorted))
@@ -70,7 +75,7 @@ def test_what_a_window_renders_has_the_samples_of_its_chunk(plan, length, arriva
 def test_a_chunk_waits_for_its_least_tokens_and_the_lookahead(plan, first, number, more):
     least = plan.least_tokens[min(number, len(plan.least_tokens) - 1)]
     window = next_window(plan, number, first, first, first + more, ended=False)
-    assert (window is not None) == (more >= least + plan.lookahead_tokens)
+    assert (window is not None) == (more >= least + lookahead_of(plan, number))
 
 
 def test_a_sentence_window_by_window():
@@ -140,7 +145,7 @@ def test_rows_that_others_follow_are_not_padded(closes):
 
 
 def test_a_plan_crosses_models_as_json():
-    plan = ReadingPlan((1, 2), 3, 4, 2, 5, live=True)
+    plan = ReadingPlan((1, 2), 3, (4, 5), 2, 5, live=True)
     assert ReadingPlan.from_json(plan.to_json()) == plan
 
 
@@ -155,8 +160,12 @@ def test_a_plan_crosses_models_as_json():
         {"least_tokens": [True]},
         {"most_tokens": 1_025},
         {"most_tokens": "32"},
-        {"lookahead_tokens": 0},
-        {"lookahead_tokens": 53},
+        {"lookahead_tokens": []},
+        {"lookahead_tokens": 10},
+        {"lookahead_tokens": [0]},
+        {"lookahead_tokens": [53]},
+        {"lookahead_tokens": [10, 9]},
+        {"lookahead_tokens": [10], "fade_tokens": 11},
         {"fade_tokens": 53},
         {"live": 1},
         {"sentences_ahead": 0},

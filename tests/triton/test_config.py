@@ -79,14 +79,14 @@ def test_pytorch_on_a_cpu_computes_in_float32_alone(precision):
 def test_each_mode_of_a_stream_has_its_plan():
     parameters = {"least_tokens": "4,8", "most_tokens": "16", "sentences_ahead": "3"}
     config = ReadingConfig.from_triton(
-        triton(**parameters, low_latency_lookahead_tokens="6", low_latency_fade_tokens="2")
+        triton(**parameters, low_latency_lookahead_tokens="6,8", low_latency_fade_tokens="2")
     )
-    assert config.plan("exact") == ReadingPlan((4, 8), 16, CONTEXT_TOKENS, 0, 3)
-    assert config.plan("low_latency") == ReadingPlan((4, 8), 16, 6, 2, 3)
-    assert config.plan("exact", live=True) == ReadingPlan((4, 8), 16, CONTEXT_TOKENS, 0, 3, live=True)
+    assert config.plan("exact") == ReadingPlan((4, 8), 16, (CONTEXT_TOKENS,), 0, 3)
+    assert config.plan("low_latency") == ReadingPlan((4, 8), 16, (6, 8), 2, 3)
+    assert config.plan("exact", live=True) == ReadingPlan((4, 8), 16, (CONTEXT_TOKENS,), 0, 3, live=True)
     sooner = ReadingConfig.from_triton(triton(**parameters, low_latency_least_tokens="2,3"))
     assert sooner.plan("exact") == config.plan("exact")
-    assert sooner.plan("low_latency") == ReadingPlan((2, 3), 16, 10, 1, 3)
+    assert sooner.plan("low_latency") == ReadingPlan((2, 3), 16, (10,), 1, 3)
     with pytest.raises(InvalidInputError, match="'mode' is 'fast'; allowed is one of exact, low_latency"):
         config.plan("fast")
 

@@ -151,7 +151,7 @@ def test_answer_has_every_output_with_a_batch_dimension(model, request_for):
 def test_a_request_is_read_chunk_by_chunk(model, request_for):
     whole = request_for(num_tokens=40)
     model.execute([whole])
-    call = request_for(num_tokens=40, stream_id="mine", plan=ReadingPlan((8,), 8, lookahead_tokens=4))
+    call = request_for(num_tokens=40, stream_id="mine", plan=ReadingPlan((8,), 8, lookahead_tokens=(4,)))
     responses = []
     while not responses or not chunk_of(responses[-1]).is_final:
         model.execute([call])

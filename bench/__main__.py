@@ -92,6 +92,7 @@ def _server(options: argparse.Namespace) -> None:
         mode=options.mode,
         buffer_ms=options.buffer,
         long_text=options.long_text,
+        whole=options.whole,
     )
     settings = parse_settings(options.set)
     server.run(load, options.repository, options.precision, options.url, options.pid, settings=settings)
@@ -282,6 +283,9 @@ def _add_server(parts: Any) -> Any:
     )
     server.add_argument(
         "--long-text", action="store_true", help="each closed level again, beside a stream of 10,000 characters"
+    )
+    server.add_argument(
+        "--whole", type=int, default=0, metavar="N", help="each closed level again, beside N callers of whole answers"
     )
     server.add_argument(
         "--tokens", type=int, metavar="N", help=f"of each sentence (default {TOKENS}: 2 s; streams {STREAM_TOKENS})"

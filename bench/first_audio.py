@@ -144,6 +144,8 @@ def show(levels: Sequence[Level]) -> str:
         at = f"{level['concurrency']} at once" if level["loop"] == "closed" else f"{level['rate']:g}/s"
         if level.get("beside_long_text"):
             at += " + long text"
+        if level.get("beside_whole"):
+            at += f" + {level['beside_whole']} whole"
         pooled[at, level.get("turn") or 0].append(level)
     rows = []
     for (at, turn), same in pooled.items():

@@ -128,9 +128,9 @@ def _server_panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def _levels(run: Run, loop: str, key: str = "answered") -> list[dict[str, Any]]:
-    """Levels of `loop` at which something was answered, and whose field `key` was measured; not beside a long text."""
-    levels = (level for level in run["levels"] if level["loop"] == loop and not level.get("beside_long_text"))
-    return [level for level in levels if level["answered"] and key in level]
+    """Levels of `loop` at which something was answered, and whose field `key` was measured; nothing ran beside them."""
+    levels = [level for level in run["levels"] if level["loop"] == loop and level["answered"] and key in level]
+    return [level for level in levels if not (level.get("beside_long_text") or level.get("beside_whole"))]
 
 
 def _panel(

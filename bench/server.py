@@ -17,8 +17,8 @@ import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from chattts_client.transport import ProtocolName
 from tqdm import tqdm
 
 from bench import first_audio, report
+from bench.beside import Beside, long_text_streams, whole_answers
 from bench.first_audio import Notes
 from bench.load import Loaded, Speak, Summary, closed_loop, open_loop, poisson_arrivals, slope, summarize
-from bench.long_text import long_text_streams
 from bench.playback import summarize_streams
 from bench.plots import draw_beside
 from bench.repository import FOLDER, precision_of, sentence, with_precision
@@ -43,6 +43,8 @@ from chattts_serving.variables import TRACES_URL
 DEFAULT_CONCURRENCY = (1, 4, 16, 64)
 SOAK_CONCURRENCY = 16
 SOAK_BLOCK = 50  # requests between two looks at the memory
+WHOLE_TOKENS = 96  # of a whole answer beside streams: 2 s
+WHOLE_FIRST = 65_536  # the sentence of the first of them, far from those of streams
 COLUMNS = {  # of the table, by field
     "answered": "answered",
     "errors": "errors",
@@ -116,6 +118,7 @@ class Load:
         mode: of the streams.
         buffer_ms: audio that a stream's player waits for before it starts.
         long_text: run each closed level a second time, beside a stream of 10,000 characters.
+        whole: callers of whole answers of WHOLE_TOKENS beside each closed level of streams, run another time; 0: none.
         turns: how often each seed of a rate is run, one time after the other: what differs between them is noise.
 
     Raises:
@@ -134,6 +137,7 @@ class Load:
     mode: Mode = "exact"
     buffer_ms: float = 0.0
     long_text: bool = False
+    whole: int = 0
     turns: int = 1
 
     def __post_init__(self) -> None:
@@ -150,6 +154,8 @@ class Load:
             raise ConfigError(f"--buffer is {self.buffer_ms:g}; allowed is 0 ms or more")
         if not self.stream and (self.mode, self.buffer_ms) != ("exact", 0.0):
             raise ConfigError("--mode and --buffer are of streams: they need --stream")
+        if self.whole and (self.whole < 0 or not self.stream):
+            raise ConfigError(f"--whole is {self.whole}; allowed is 0 or more, beside streams: it needs --stream")
 
     def num_closed(self, concurrency: int) -> int:
         """Requests of one closed level: four for each caller."""
@@ -218,6 +224,12 @@ def _measure(load: Load, target: Target, precision: str | None, changed: Mapping
         print(report.table(("load", *columns.values()), [_row(level, columns) for level in levels]))
         if load.stream:
             print(first_audio.show(levels))
+        for level in levels:
+            if whole := level.get("whole"):
+                print(
+                    f"beside {level['concurrency']} streams {level['beside_whole']} callers of whole answers got "
+                    f"{whole['sentences_per_s']:.3g} sentences/s; p50 {whole['p50_s'] or math.nan:.3g} s"
+                )
     if soak:
         print(
             f"memory over {load.soak} requests: {soak['slope_mb_per_100']:+.2f} MB per 100 requests, "
@@ -247,19 +259,28 @@ async def measure_levels(load: Load, target: Target, gpu: Gpu | None) -> list[di
                 notes = Notes()
                 speak = speaker(client, load, notes, first=said, is_traced=target.spans is not None)
                 said += where["requests"]
-                async with long_text_streams(client) if where["beside_long_text"] else nullcontext():
+                async with _beside(where, client, load) as beside:
                     run = _loaded(where, speak, bar.update)
-                    levels.append(where | await _watched(run, load, target, gpu, notes))
+                    level = where | await _watched(run, load, target, gpu, notes)
+                levels.append(level | ({"whole": asdict(beside.summary)} if beside and beside.summary else {}))
     return levels
+
+
+def _beside(where: Mapping[str, Any], client: AsyncTTSClient, load: Load) -> AbstractAsyncContextManager[Beside | None]:
+    if where["beside_whole"]:
+        whole = replace(load, tokens=WHOLE_TOKENS, stream=False, mode="exact", buffer_ms=0.0, whole=0)
+        return whole_answers(speaker(client, whole, first=WHOLE_FIRST), where["beside_whole"])
+    return long_text_streams(client) if where["beside_long_text"] else nullcontext()
 
 
 def _plan(load: Load) -> list[dict[str, Any]]:
     """What each level is: "loop" ("closed" or "open"), "concurrency" or "rate", "seed", "turn" and so on."""
-    nothing = dict.fromkeys(("concurrency", "rate", "seed", "turn")) | {"beside_long_text": False}
+    nothing = dict.fromkeys(("concurrency", "rate", "seed", "turn")) | {"beside_long_text": False, "beside_whole": 0}
     plan = []
     for concurrency in load.concurrency:
         where = nothing | {"loop": "closed", "concurrency": concurrency, "requests": load.num_closed(concurrency)}
         plan += [where | {"beside_long_text": beside} for beside in ((False, True) if load.long_text else (False,))]
+        plan += [where | {"beside_whole": load.whole}] if load.whole else []
     for rate in load.rates:
         where = nothing | {"loop": "open", "rate": rate, "requests": load.num_open(rate)}
         plan += [where | {"seed": seed, "turn": turn} for seed in range(load.seeds) for turn in range(load.turns)]
@@ -368,6 +389,7 @@ def _gpu() -> Gpu | None:
 
 def _row(level: dict[str, Any], columns: Mapping[str, str]) -> list[object]:
     name = f"{level['concurrency']} at once" if level["loop"] == "closed" else f"{level['rate']:g}/s, {level['seed']}"
+    name += f" + {level['beside_whole']} whole" * bool(level["beside_whole"])
     name += " + long text" * level["beside_long_text"] + ", again" * bool(level["turn"])
     return [name, *(_errors(level[key]) if key == "errors" else level[key] for key in columns)]
 

@@ -65,7 +65,17 @@ def test_a_parameter_that_cannot_be_set_is_named(monkeypatch, capsys, line, mess
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["--mode low_latency", "--buffer 80", "--stream --buffer -1", "--tokens 0"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--mode low_latency",
+        "--buffer 80",
+        "--stream --buffer -1",
+        "--tokens 0",
+        "--whole 3",
+        "--stream --whole -1",
+    ],
+)
 def test_a_load_that_makes_no_sense_is_refused_in_one_line(monkeypatch, loads, capsys, line):
     assert run(monkeypatch, f"server {line}") == 1
     assert loads == []

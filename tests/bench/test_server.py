@@ -67,6 +67,22 @@ def test_streams_are_timed_and_played(tiny, protocol, mode):
     assert report.table(server.STREAM_COLUMNS, [server._row(level, server.STREAM_COLUMNS)[1:] for level in levels])
 
 
+def test_whole_answers_beside_streams_count_for_themselves(tiny, capsys):
+    load = Load(tokens=200, concurrency=(2,), requests=4, stream=True, whole=3)
+    before = successes(tiny)
+    target = Target(tiny.server.grpc_url, None)
+    alone, beside = asyncio.run(measure_levels(load, target, None))
+    assert (alone["beside_whole"], beside["beside_whole"]) == (0, 3)
+    assert "whole" not in alone
+    assert alone["answered"] == beside["answered"] == 4
+    whole = beside["whole"]
+    assert 0 < whole["answered"] == whole["requests"] <= successes(tiny) - before
+    assert whole["audio_s_per_s"] == pytest.approx(
+        whole["sentences_per_s"] * num_samples(server.WHOLE_TOKENS) / SAMPLE_RATE
+    )
+    assert server._row(beside, server.STREAM_COLUMNS)[0] == "2 at once + 3 whole"
+
+
 def listen(load, num_tokens):
     """What the bench's streams ask of the client, and what they hear of one that answers chunks of `num_tokens`."""
     asked, heard = [], []

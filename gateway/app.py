@@ -74,7 +74,15 @@ def create_app(settings: Settings) -> FastAPI:
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # OpenAI's own client sends a dozen
             allow_private_network=True,
-            expose_headers=["retry-after", "x-ignored", "x-request-id", "x-sample-rate", "x-seed", "x-warning"],
+            expose_headers=[
+                "retry-after",
+                "x-ai-generated",
+                "x-ignored",
+                "x-request-id",
+                "x-sample-rate",
+                "x-seed",
+                "x-warning",
+            ],
         )
     app.add_middleware(Headed)
     app.add_middleware(Logged, metrics=metrics)  # the outermost

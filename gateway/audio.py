@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 from av.filter import Graph
-from chattts_client.audio_file import pcm
+from chattts_client.audio_file import MARK, pcm
 from numpy.typing import NDArray
 
 FormatName = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
@@ -39,8 +39,8 @@ class Format(NamedTuple):
 
 
 FORMATS: Mapping[FormatName, Format] = {
-    # In a stream neither a tag nor a frame of statistics in front, which could only be filled in at the end.
-    "mp3": Format("audio/mpeg", "mp3", "libmp3lame", 48_000, {"write_xing": "0", "id3v2_version": "0"}),
+    # In a stream no frame of statistics in front, which could only be filled in at the end.
+    "mp3": Format("audio/mpeg", "mp3", "libmp3lame", 48_000, {"write_xing": "0"}),
     "opus": Format("audio/ogg", "ogg", "libopus", 48_000, {"page_duration": str(OGG_PAGE_US)}),
     "aac": Format("audio/aac", "adts", "aac", 48_000),
     "flac": Format("audio/flac", "flac", "flac", streams=False),
@@ -93,6 +93,7 @@ class _Encoder:
         self._sink = _File() if whole else _Stream()
         options = {} if whole else {"flush_packets": "1", **form.options}
         self._container = av.open(self._sink, "w", format=form.container, options=options)
+        self._container.metadata["comment"] = MARK  # ID3, Vorbis comment or RIFF INFO; AAC has no place for it
         self._stream: Any = self._container.add_stream(form.codec, rate=form.sample_rate or sample_rate, layout="mono")
         self._container.start_encoding()  # the header, which a file without samples has, too
 

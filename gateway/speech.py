@@ -149,6 +149,7 @@ class SpeechResponse(Response):
             "content-type": media_type,
             "cache-control": "no-store",
             "x-accel-buffering": "no",  # NGINX would keep the stream back
+            "x-ai-generated": "true",
             "x-sample-rate": str(chunk.sample_rate),
             "x-seed": str(chunk.seed),
         }

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 import os
+import struct
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,9 @@ from chattts_client.errors import invalid_input
 FRAMES_PER_WRITE = 16_384
 INT16_MAX = 32_767
 INT16_STEPS = 32_768  # of a sample between 0 and 1
+# In every file, where players show comments. The word in brackets is IPTC's for what a trained model has made
+# (https://cv.iptc.org/newscodes/digitalsourcetype).
+MARK = "AI-generated speech (trainedAlgorithmicMedia), made with ChatTTS"
 LIBRARY = "soundfile"  # of the extra `audio`; 16-bit WAV does without
 NEEDS_LIBRARY = f"the package {LIBRARY} (pip install 'chattts-client[audio]')"
 
@@ -87,6 +91,8 @@ class Encoder:
         self._target = target
         self._form = form
         self._file: Any = None
+        self._wav: Any = None  # what the module wave writes to
+        self._start = 0  # of the file in it
 
     def write(self, audio: NDArray[np.float32], sample_rate: int) -> None:
         """Append `audio` [num_samples] at `sample_rate` Hz; 16-bit samples are clipped to -1 to 1.
@@ -98,8 +104,9 @@ class Encoder:
             return
         if self._form == WAV:
             if self._file is None:
-                target = self._target if hasattr(self._target, "write") else os.fspath(self._target)
-                self._file = wave.open(target, "wb")  # noqa: SIM115 - closed by __exit__
+                self._wav = self._target if hasattr(self._target, "write") else Path(self._target).open("wb")  # noqa: SIM115
+                self._start = self._wav.tell()
+                self._file = wave.open(self._wav, "wb")  # noqa: SIM115 - both are closed by __exit__
                 self._file.setparams((1, 2, sample_rate, 0, "NONE", "not compressed"))
             steps = np.rint(np.clip(audio, -1, 1) * INT16_STEPS).clip(max=INT16_MAX)
             self._file.writeframes(steps.astype("<i2").tobytes())
@@ -110,6 +117,7 @@ class Encoder:
                 self._file = importlib.import_module(LIBRARY).SoundFile(
                     self._target, "w", samplerate=sample_rate, channels=1, format=container, subtype=encoding
                 )
+                self._file.comment = MARK
             for start in range(0, len(audio), FRAMES_PER_WRITE):
                 self._file.write(audio[start : start + FRAMES_PER_WRITE])
 
@@ -120,10 +128,27 @@ class Encoder:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Finish the file."""
         if self._file is not None:
-            with _os_errors(self._form.container):
-                self._file.close()
+            try:
+                with _os_errors(self._form.container):
+                    self._file.close()
+                if self._wav is not None:
+                    _mark_wav(self._wav, self._start)
+            finally:
+                if self._wav is not None and self._wav is not self._target:
+                    self._wav.close()
         elif kind is None:
             raise invalid_input("audio", [], "1 or more samples")
+
+
+def _mark_wav(file: Any, start: int) -> None:
+    """Append MARK to the WAV file that begins at `start` of `file` and ends where that does, as RIFF INFO's comment."""
+    text = MARK.encode("ascii") + b"\0"
+    text += b"\0" * (len(text) % 2)
+    file.write(struct.pack("<4sI4s4sI", b"LIST", 12 + len(text), b"INFO", b"ICMT", len(text)) + text)
+    size = file.tell() - start - 8
+    file.seek(start + 4)
+    file.write(struct.pack("<I", size))
+    file.seek(0, io.SEEK_END)
 
 
 @contextmanager

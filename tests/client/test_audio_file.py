@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import wave
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from chattts_client import InvalidInputError, Speech
-from chattts_client.audio_file import FORMATS, audio_format, write_whole
+from chattts_client.audio_file import FORMATS, MARK, WAV, Encoder, audio_format, write_whole
 
 SAMPLE_RATE = 24_000
 LOSSLESS = (".wav", ".flac")
@@ -36,6 +37,33 @@ def test_every_format_reads_back(tmp_path, ending, num_samples):
         np.testing.assert_allclose(audio, said.audio, atol=1 / 32_767)
     elif num_samples > 10_000:  # lossy codecs need some length before they resemble anything
         assert np.corrcoef(audio, said.audio)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("floating", [False, True])
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_file_says_that_a_machine_made_it(tmp_path, ending, floating):
+    if floating and ending != ".wav":
+        return
+    path = tmp_path / f"out{ending}"
+    speech(4_801).save(path, floating=floating)
+    with soundfile.SoundFile(path) as file:
+        assert (file.comment, len(file)) == (MARK, 4_801)
+    if ending == ".wav" and not floating:
+        with wave.open(str(path)) as file:
+            assert file.getnframes() == 4_801
+        assert int.from_bytes(path.read_bytes()[4:8], "little") == path.stat().st_size - 8
+
+
+def test_a_wav_that_follows_other_bytes_is_marked_within_its_bounds():
+    buffer = io.BytesIO(b"before")
+    buffer.seek(0, io.SEEK_END)
+    with Encoder(buffer, WAV) as encoder:
+        encoder.write(speech(256).audio, SAMPLE_RATE)
+    before, file = buffer.getvalue()[:6], buffer.getvalue()[6:]
+    assert before == b"before"
+    assert int.from_bytes(file[4:8], "little") == len(file) - 8
+    with soundfile.SoundFile(io.BytesIO(file)) as found:
+        assert (found.comment, len(found)) == (MARK, 256)
 
 
 @pytest.mark.parametrize("ending", [".ogg", ".mp3"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import requests
 import soundfile
+from chattts_client.audio_file import MARK
 
 from gateway.audio import FORMATS
 from tests.client.fake_synthesis import SAMPLE_RATE, SAMPLES_PER_CHARACTER
@@ -54,6 +55,22 @@ def test_ffmpeg_reads_every_format(gateway, name, stream):
     with av.open(io.BytesIO(spoken(gateway, name, stream=stream).content)) as container:
         seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
     assert seconds == pytest.approx(LENGTH_S, abs=SPARE_S)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("name", ["mp3", "opus", "flac", "wav"])
+def test_every_file_says_that_a_machine_made_it(gateway, name, stream):
+    answer = spoken(gateway, name, stream=stream)
+    assert answer.headers["x-ai-generated"] == "true"
+    with av.open(io.BytesIO(answer.content)) as container:
+        (stream,) = container.streams
+        comments = {**container.metadata, **stream.metadata}
+    assert next(comments[key] for key in comments if key.lower() in ("comment", "description")) == MARK
+
+
+@pytest.mark.parametrize("name", ["aac", "pcm"])
+def test_formats_without_a_place_for_it_have_the_header(gateway, name):
+    assert spoken(gateway, name).headers["x-ai-generated"] == "true"
 
 
 @pytest.mark.parametrize("stream", [True, False])

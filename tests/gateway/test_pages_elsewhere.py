@@ -23,7 +23,7 @@ async ([url, key, input]) => {
   const body = { model: "tts-1", voice: "alloy", input, response_format: "pcm", instructions: "Whisper.", seed: 7 };
   try {
     const answer = await fetch(`${url}/v1/audio/speech`, { method: "POST", headers, body: JSON.stringify(body) });
-    const names = ["x-request-id", "x-seed", "x-sample-rate", "x-ignored", "retry-after"];
+    const names = ["x-request-id", "x-seed", "x-sample-rate", "x-ignored", "x-ai-generated", "retry-after"];
     const told = names.map((name) => answer.headers.get(name));
     return [answer.status, (await answer.arrayBuffer()).byteLength, ...told];
   } catch (error) {
@@ -59,7 +59,7 @@ def speak(page, running, text="Hello"):
 def test_a_page_that_is_named_speaks_with_the_headers_of_openais_client(page, gateway, server, tmp_path, written, keys):
     with called(server, tmp_path, written.format(gateway.url), keys=keys) as running:
         num_bytes = 2 * len("Hello") * SAMPLES_PER_CHARACTER
-        assert speak(page, running) == [200, num_bytes, "mine-1", "7", "24000", "instructions", None]
+        assert speak(page, running) == [200, num_bytes, "mine-1", "7", "24000", "instructions", "true", None]
         status, _, *told = speak(page, running, "fail UNAVAILABLE the queue is full; try again later")
         assert (status, told[-1]) == (503, "1")
 

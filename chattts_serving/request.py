@@ -191,6 +191,8 @@ class GenerationRequest:
             machine), or None.
         priority: one of PRIORITIES.
         sampling: how tokens are drawn.
+        goes_on: whether these are the first sentences of a text, or further ones, and others may follow.
+        pause_before: of further ones: audio tokens of silence after the sentence before them.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -209,6 +211,8 @@ class GenerationRequest:
     deadline_ns: int | None
     priority: str
     sampling: SamplingOptions
+    goes_on: bool = False
+    pause_before: int = 0
 
     def to_json(self) -> str:
         """This request as one JSON object."""
@@ -241,9 +245,12 @@ class GenerationRequest:
 
     def _check(self) -> None:
         allowed = "what text_frontend writes"
-        if not 1 <= len(self.prompts) <= MAX_SENTENCES or len(self.prompts) != len(self.texts) or not all(self.prompts):
+        _check_integer("pause_before", self.pause_before, least=0, most=MAX_PAUSE_TOKENS)
+        least = 0 if self.goes_on or self.pause_before else 1
+        fits = least <= len(self.prompts) <= MAX_SENTENCES and len(self.prompts) == len(self.texts)
+        if not fits or not all(self.prompts):
             raise InvalidInputError(
-                "generation", self.prompts, f"{allowed}: a prompt for each of 1 to {MAX_SENTENCES} texts"
+                "generation", self.prompts, f"{allowed}: a prompt for each of {least} to {MAX_SENTENCES} texts"
             )
         if len(self.pauses) != len(self.texts) or not all(0 <= pause <= MAX_PAUSE_TOKENS for pause in self.pauses):
             raise InvalidInputError(
@@ -255,7 +262,7 @@ class GenerationRequest:
         most = self.most_tokens
         if len(most) != len(self.texts) or not all(1 <= number <= MAX_NEW_TOKENS for number in most):
             raise InvalidInputError("generation", most, f"{allowed}: 1 to {MAX_NEW_TOKENS} most tokens a text")
-        bools = ("redraw_long", "refine", "refine_only", "has_speaker")
+        bools = ("redraw_long", "refine", "refine_only", "has_speaker", "goes_on")
         for name, kind in (*((name, bool) for name in bools), ("prompt", str), ("sample_text", str)):
             if not isinstance(getattr(self, name), kind):
                 raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,7 @@ class OpenRequest:
             given to the decoder, and in how many chunks.
         num_samples: samples read, pauses included.
         sentence_start: of `num_samples`, those before the sentence that is read.
+        owes_pause: whether the pause before the sentence that is read has not been.
         reply: of the read that waits; None between two reads.
         idle_since: when the last read was answered, s (monotonic).
         error: why the request ended, for the next read.
@@ -113,6 +114,7 @@ class OpenRequest:
     num_chunks: int = 0
     num_samples: int = 0
     sentence_start: int = 0
+    owes_pause: bool = False
     reply: Reply | None = None
     idle_since: float = field(default_factory=time.monotonic)
     error: ServingError | None = None
@@ -131,6 +133,23 @@ class OpenRequest:
     def is_batch(self) -> bool:
         """Whether others go first."""
         return self.request.priority == "batch"
+
+    def extend(self, more: GenerationRequest) -> None:
+        """Further sentences of a text that goes on, which wait, or the word that none follows.
+
+        Raises:
+            InvalidInputError: the text has ended.
+        """
+        known = self.request
+        if not known.goes_on:
+            raise InvalidInputError("more", " ".join(more.texts), "sentences of a text that goes on")
+        listed = ("prompts", "texts", "fewest_tokens", "most_tokens")
+        lists: dict[str, Any] = {name: (*getattr(known, name), *getattr(more, name)) for name in listed}
+        pauses = (*known.pauses[:-1], more.pause_before, *more.pauses) if known.pauses else more.pauses
+        request = replace(known, **lists, pauses=pauses, goes_on=more.goes_on)
+        self.opening = replace(self.opening, request=request)
+        self.waiting.extend(range(len(self.texts), len(request.texts)))
+        self.texts += more.texts
 
     @property
     def num_ahead(self) -> int:
@@ -230,6 +249,8 @@ class OpenRequest:
         """
         if self.request.refine_only:
             return self._refined()
+        if self.place == len(self.texts) and not self.request.goes_on:
+            return self._without_sound(())
         finished = self.spoken.get(self.place)
         sequence = finished.sequence if finished else self.running.get(self.place)
         if sequence is None or sequence.kind is Kind.TEXT or not (finished or sequence.has_hidden):
@@ -262,21 +283,26 @@ class OpenRequest:
 
     def _refined(self) -> Part | None:
         """The answer to a request for refined text alone, once all of it is there."""
-        if self.waiting or self.running:
+        if self.waiting or self.running or self.request.goes_on:
             return None
-        return Part(
-            None,
-            None,
-            np.zeros((0, 1), np.int32),
-            Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True),
-        )
+        return self._without_sound(tuple(self.texts))
+
+    def _without_sound(self, texts: tuple[str, ...]) -> Part:
+        """The last part where no sound is left, with `texts` that begin in it."""
+        chunk = Chunk(0, 0, 0, 0, 0, texts, (), self.request.seed, is_final=True)
+        return Part(None, None, np.zeros((0, 1), np.int32), chunk)
 
     def _take(self, sequence: Sequence, window: Window) -> Chunk:
         """The chunk of `window`, which counts as read from now on."""
         place, is_first = self.place, self.num_read == 0
         sentences: tuple[SpokenSentence, ...] = ()
-        pause_samples = 0
-        is_final = window.ends and place == len(self.texts) - 1
+        lead_samples = pause_samples = 0
+        is_last = place == len(self.texts) - 1
+        is_final = window.ends and is_last and not self.request.goes_on
+        if self.owes_pause:
+            lead_samples, self.owes_pause = self._pause_samples(place - 1), False
+            self.num_samples += lead_samples
+            self.sentence_start = self.num_samples
         self.num_samples += window.num_samples
         self.num_read, self.num_rendered = window.last, window.end
         self.num_chunks += 1
@@ -290,8 +316,9 @@ class OpenRequest:
                     finish_reason=self._finish_reason(sequence),
                 ),
             )
-            if not is_final:
-                pause_samples = self.request.pauses[place] * SAMPLES_PER_TOKEN + HOP_LENGTH
+            self.owes_pause = is_last and self.request.goes_on
+            if not is_last:
+                pause_samples = self._pause_samples(place)
             self.num_samples += pause_samples
             self.sentence_start = self.num_samples
             del self.spoken[place]
@@ -306,7 +333,12 @@ class OpenRequest:
             sentences=sentences,
             seed=self.request.seed,
             is_final=is_final,
+            lead_samples=lead_samples,
         )
+
+    def _pause_samples(self, place: int) -> int:
+        """Of the silence after sentence `place`, which another one follows."""
+        return self.request.pauses[place] * SAMPLES_PER_TOKEN + HOP_LENGTH
 
     def _finish_reason(self, sequence: Sequence) -> str:
         if (

@@ -199,6 +199,8 @@ class Chunk:
         sentences: the sentences that end in it.
         seed: the request's.
         is_final: whether it is the request's last one.
+        lead_samples: silence that precedes the chunk: the pause of a sentence that ended before it was known whether
+            another one follows.
     """
 
     first_sample: int
@@ -210,6 +212,7 @@ class Chunk:
     sentences: tuple[SpokenSentence, ...]
     seed: int
     is_final: bool
+    lead_samples: int = 0
 
     def to_json(self) -> str:
         """This chunk as one JSON object."""

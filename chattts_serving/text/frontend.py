@@ -15,12 +15,15 @@ import numpy.typing as npt
 
 from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.request import INT63_MAX, MAX_NEW_TOKENS, GenerationRequest, SynthesisRequest
-from chattts_serving.text.characters import other_scripts, to_known_characters
+from chattts_serving.text.characters import to_known_characters
 from chattts_serving.text.markup import without_markup
-from chattts_serving.text.normalizer import Normalizer, detect_language, load_homophones
+from chattts_serving.text.normalizer import Normalizer, load_homophones
+from chattts_serving.text.part import Part
 from chattts_serving.text.prompts import Prompts
+from chattts_serving.text.scripts import Scripts
 from chattts_serving.text.sentences import End, split_sentences
 from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable, split_tags, without_tags
+from chattts_serving.text.unfinished import Languages
 from chattts_serving.text.verbalizer import Verbalizer
 from chattts_serving.voice.speaker import SpeakerStatistics, decode_sample
 from chattts_serving.voice.voices import Voice, VoiceLibrary
@@ -36,8 +39,6 @@ PAUSES = {
 _LETTER_TOKENS = 5
 _TAG_TOKENS = 47
 _LEEWAY_TOKENS = 94
-
-MAX_LEFT_OUT = 0.5  # of a text's letters; where more are in scripts that the model does not know, it is refused
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,15 @@ class Prepared(NamedTuple):
         speaker_embedding: the voice's vector at length 1, float32 [hidden].
         used_speaker: the voice's ChatTTS speaker string; "" where a recording alone decides, without the vector.
         warning: what of the text is not spoken, for people to read; "" where all is.
+        work, pause: of a part of a text, what the next part has.
     """
 
     generation: GenerationRequest
     speaker_embedding: npt.NDArray[np.float32]
     used_speaker: str
     warning: str
+    work: int = 0
+    pause: int = 0
 
 
 class TextFrontend:
@@ -101,8 +105,8 @@ class TextFrontend:
         self._prompts = Prompts(assets_dir)
         self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"))
 
-    def prepare(self, request: SynthesisRequest) -> Prepared:
-        """What `gpt_decoder` is to do for `request`, and in whose voice.
+    def prepare(self, request: SynthesisRequest, part: Part | None = None) -> Prepared:
+        """What `gpt_decoder` is to do for `request`, or for a `part` of its text, and in whose voice.
 
         Raises:
             InvalidInputError: an input is wrong in a way that only text and vocabulary show.
@@ -112,8 +116,17 @@ class TextFrontend:
         sample_codes = decode_sample(request.speaker_sample) if request.speaker_sample else ()
         seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
         speaker = self._voices.find(request.speaker) if request.speaker else self._voices.sample(seed)
-        text, warning = _speakable_text(request)
-        texts, pauses = self._sentences(request, text)
+        warning = ""
+        if part is None:
+            text, warning = _speakable_text(request)
+            languages = Languages()
+            part = Part((*languages.add(split_sentences(text)), *languages.end()), beginning=request.text)
+        verbalizer = Verbalizer(part.work)
+        texts, pauses, pause_before = self._sentences(request, part, verbalizer if request.normalize else None)
+        pause = pauses[-1] if pauses else pause_before
+        if not (part.goes_on or pause):  # that of a sentence is never 0
+            allowed = "text with at least one word, Chinese character or number"
+            raise InvalidInputError("text", part.beginning, allowed)
         generation = GenerationRequest(
             prompts=tuple(self._first_prompt(request, text) for text in texts),
             texts=texts,
@@ -131,30 +144,30 @@ class TextFrontend:
             deadline_ns=None if request.deadline_ms is None else now_ns + request.deadline_ms * 1_000_000,
             priority=request.priority,
             sampling=request.sampling,
+            goes_on=part.goes_on,
+            pause_before=pause_before,
         )
         self._check_lengths(generation)
-        return Prepared(generation, speaker.embedding, speaker.text if generation.has_speaker else "", warning)
+        used_speaker = speaker.text if generation.has_speaker else ""
+        return Prepared(generation, speaker.embedding, used_speaker, warning, verbalizer.work, pause)
 
-    def _sentences(self, request: SynthesisRequest, text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The sentences of `text`, what is known of the request's, normalised, and the pauses after them, in tokens.
+    def _sentences(
+        self, request: SynthesisRequest, part: Part, verbalize: Verbalizer | None
+    ) -> tuple[tuple[str, ...], tuple[int, ...], int]:
+        """The sentences of `part`, normalised, the pauses after them, in tokens, and that before the first.
 
         Sentences with nothing to say are left out; of the pauses around them the longest is kept.
         """
-        language_of_all = detect_language(text)
-        verbalize = Verbalizer() if request.normalize else None
         texts: list[str] = []
-        pauses: list[int] = []
-        for sentence, end in split_sentences(text):
-            language = request.language or detect_language(sentence, otherwise=language_of_all)
-            spoken = self._normalizer(sentence, language, verbalize)
+        pauses = [part.pause]  # that of the sentence before, 0 where there is none
+        for sentence in part.sentences:
+            spoken = self._normalizer(sentence.text, request.language or sentence.language, verbalize)
             if is_speakable(spoken):
                 texts.append(spoken)
-                pauses.append(PAUSES[end])
-            elif pauses:
-                pauses[-1] = max(pauses[-1], PAUSES[end])
-        if not texts:
-            raise InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
-        return tuple(texts), tuple(pauses)
+                pauses.append(PAUSES[sentence.end])
+            elif pauses[-1]:
+                pauses[-1] = max(pauses[-1], PAUSES[sentence.end])
+        return tuple(texts), tuple(pauses[1:]), pauses[0]
 
     def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
         if request.skip_refine:
@@ -170,7 +183,7 @@ class TextFrontend:
             "", generation.prompt, generation.sample_text, has_speaker=generation.has_speaker
         )
         frame = len(prompt) + len(generation.sample_codes)
-        longest = max(map(len, generation.prompts))
+        longest = max(map(len, generation.prompts), default=0)
         if generation.refine:
             needed = max(longest, frame + generation.sampling.refine_max_new_tokens)
         else:
@@ -218,19 +231,10 @@ def _speakable_text(request: SynthesisRequest) -> tuple[str, str]:
     """
     text = to_known_characters(request.text)
     check_tags("text", text, strict=request.strict_tags)
-    scripts, warning = other_scripts(text), ""
-    if scripts:
-        left_out = sum(scripts.values())
-        names = ", ".join(sorted(scripts, key=scripts.__getitem__, reverse=True))
-        num_letters = sum(map(str.isalpha, without_tags(text)))
-        if left_out > MAX_LEFT_OUT * num_letters:
-            raise InvalidInputError(
-                "text",
-                request.text,
-                f"text in Chinese or English; {left_out:,} of its {num_letters:,} letters are others ({names})",
-            )
-        warning = f"not spoken, as the model speaks Chinese and English: {left_out:,} letters ({names})"
-    return without_markup(text) if request.normalize else text, warning
+    scripts = Scripts()
+    scripts.add(text)
+    scripts.check(request.text)
+    return without_markup(text) if request.normalize else text, scripts.warning
 
 
 def _check_texts(request: SynthesisRequest) -> None:

@@ -46,6 +46,7 @@ _NUMBER_FOLLOWS = re.compile(r"\s*\d")
 _LAST_WORD = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]+\Z")
 
 _SOFT_BREAKS = ("，,、;；:：—", " \t\u3000")  # where to cut an over-long sentence, the best first
+_CLAUSE = re.compile(rf"(?:[{_SOFT_BREAKS[0]}](?!\d)|[{_NEWLINES}])\s*")
 
 
 class End(enum.Enum):
@@ -78,13 +79,46 @@ def split_sentences(text: str) -> list[Piece]:
     wider than MAX_PIECE_WIDTH, and none has part of a tag. Of 20,000 characters there are at most MAX_PIECES.
     """
     least = MIN_PIECE_WIDTH
-    # A short sentence joins one of its own paragraph, where there is another.
-    pieces = [piece for paragraph in _paragraphs(text) for piece in _merge_short(paragraph, least)]
-    pieces = _merge_short(pieces, least)
+    pieces = _pieces(text)
     while len(pieces) > MAX_PIECES and least < MAX_PIECE_WIDTH:
         least *= 2
         pieces = _merge_short(pieces, least)
     return [Piece(piece.text.strip(), piece.end) for piece in pieces]
+
+
+def split_finished(text: str) -> tuple[list[Piece], str]:
+    """The pieces of `text` that stay as they are whatever follows it, and the rest, where splitting goes on.
+
+    A word must not be cut at the end of `text`, nor a tag, nor a run of marks. What follows may lengthen the last
+    piece; and as one that is short joins the piece before, that is there only where another one has begun.
+    """
+    if not text.strip():
+        return [], text
+    *finished, last = _pieces(text)
+    behind = text[len(text.rstrip()) :]
+    return [Piece(piece.text.strip(), piece.end) for piece in finished], last.text.rstrip() + behind
+
+
+def split_complete(text: str) -> tuple[list[Piece], str]:
+    """The pieces of `text` up to its last sentence that is complete, or clause, whichever ends later; and the rest."""
+    ends = [match.end() for match in _END.finditer(text) if not _is_abbreviation(text, match)]
+    clauses = [match.end() for match in _CLAUSE.finditer(text)]
+    cut = max([0, *ends[-1:], *clauses[-1:]])
+    complete = text[:cut]
+    pieces = split_sentences(complete)
+    if pieces:
+        spoken = complete.rstrip()
+        end = End.CUT if spoken[-1] in _SOFT_BREAKS[0] else End.SENTENCE
+        if any(newline in complete[len(spoken) :] for newline in _NEWLINES):
+            end = End.PARAGRAPH
+        pieces[-1] = pieces[-1]._replace(end=end)
+    return pieces, text[cut:]
+
+
+def _pieces(text: str) -> list[_Measured]:
+    """A short sentence joins one of its own paragraph, where there is another."""
+    pieces = [piece for paragraph in _paragraphs(text) for piece in _merge_short(paragraph, MIN_PIECE_WIDTH)]
+    return _merge_short(pieces, MIN_PIECE_WIDTH)
 
 
 def _paragraphs(text: str) -> Iterator[list[_Measured]]:

@@ -104,7 +104,8 @@ class Decoder:
         if not 1 <= len(stream_id) <= MAX_STREAM_ID_CHARACTERS:
             raise InvalidInputError("stream_id", stream_id, f"1 to {MAX_STREAM_ID_CHARACTERS} characters")
         request = GenerationRequest.from_json(generation)
-        self._check(request, speaker)
+        self._check(request)
+        self._check_speaker(speaker)
         opening = Opening(request, speaker, ReadingPlan.from_json(reading))
         if reader:
             self._mailbox.open(reader, stream_id, opening)
@@ -131,6 +132,15 @@ class Decoder:
         """
         names = expected.split("\n") if expected else []
         self._mailbox.wait(reader, names, lambda ready: reply({"ready": "\n".join(ready)}))
+
+    def extend(self, stream_id: str, more: str, reply: Reply) -> None:
+        """Have an open request whose text goes on say `more`, `GenerationRequest` as JSON, of which sentences count.
+
+        `reply` gets an empty `chunk`, also where there is no such request; errors as for `open`.
+        """
+        request = GenerationRequest.from_json(more)
+        self._check(request)
+        self._synthesizer.extend(stream_id, request, lambda: reply({"chunk": ""}))
 
     def cancel(self, stream_id: str, reply: Reply) -> None:
         """Give an open request up, if there is one of that name; `reply` gets an empty `chunk`, errors as for `open`.
@@ -166,13 +176,16 @@ class Decoder:
         codes = part.codes.reshape(-1, self._config.num_codebooks)  # there are none without audio
         return {"hidden": hidden, "mask": mask, "codes": codes, "chunk": part.chunk.to_json()}
 
-    def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:
+    def _check(self, request: GenerationRequest) -> None:
         """Refuse what would fail inside a step, where it could harm the other requests in it."""
         config = self._config
         _check_ids("prompts", request.prompts, config.num_text_tokens)
         _check_ids("sample_codes", request.sample_codes, config.eos_code)
         if any(len(codes) != config.num_codebooks for codes in request.sample_codes):
             raise InvalidInputError("generation", request.sample_codes, f"{config.num_codebooks} codes a token")
+
+    def _check_speaker(self, speaker: npt.NDArray[np.float32]) -> None:
+        config = self._config
         if speaker.shape != (config.hidden_size,) or not np.isfinite(speaker).all():
             raise InvalidInputError("speaker_embedding", speaker.shape, f"{config.hidden_size} finite numbers")
 

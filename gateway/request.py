@@ -153,6 +153,18 @@ class SpeechRequest(BaseModel):
         return SynthesisOptions(**values), tempo
 
 
+def wrong_field(error: Mapping[str, Any]) -> GatewayError:
+    """What Pydantic says of the field at `loc`, in this API's words."""
+    name = next(map(str, error["loc"]), "body")
+    if error["type"] == "extra_forbidden":
+        meant = f"; '{MEANT[name]}' does what it says" if name in MEANT else ""
+        message = f"{shown(name)} is no field of this API{meant}"
+    else:
+        given = "" if error["type"] == "missing" else f"; it is {shown(error.get('input'))}"
+        message = f"'{name}': {error['msg']}{given}"
+    return GatewayError(400, message, "invalid_value", name)
+
+
 def check_model(name: str) -> None:
     """Refuse the name of another model.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 from chattts_serving.engine.engine import Engine, Finished
 from chattts_serving.engine.sequence import Kind, Sequence
@@ -26,9 +27,11 @@ from chattts_serving.errors import (
     ServingError,
     ShuttingDownError,
 )
+from chattts_serving.request import GenerationRequest
 from chattts_serving.speech.admission import Room, RoomSign, check_not_drained, drained_until
-from chattts_serving.speech.observer import Load, Observer, Step
-from chattts_serving.speech.open_request import Opening, OpenRequest, Part, PromptBuilder, Reply
+from chattts_serving.speech.observer import Observed, Observer
+from chattts_serving.speech.open_request import OpenRequest
+from chattts_serving.speech.opening import Opening, Part, PromptBuilder, Reply
 from chattts_serving.speech.pacing import Pacing
 from chattts_serving.speech.waiting_reads import WaitingReads
 
@@ -88,8 +91,7 @@ class Synthesizer:
         self._pacing = Pacing()
         self._owners: dict[Sequence, tuple[OpenRequest, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
-        self._observer = observer
-        self._observed = Load()
+        self._observed = Observed(observer)
         self._abandon = abandon
         self._num_failed_steps = 0  # in a row
         self._made: Future[None] = Future()
@@ -128,6 +130,18 @@ class Synthesizer:
         with self._lock:
             self._check_open()
             self._arrivals.put(lambda: self._read(name, reply))
+
+    def extend(self, name: str, more: GenerationRequest, done: Callable[[], None]) -> None:
+        """Have the open request `name`, whose text goes on, say `more`; where it has ended, its reader hears of that.
+
+        `done` is called afterwards, from the engine's thread.
+
+        Raises:
+            ShuttingDownError: the synthesizer is closed; `done` will not be called.
+        """
+        with self._lock:
+            self._check_open()
+            self._arrivals.put(lambda: self._extend(name, more, done))
 
     def cancel(self, name: str, done: Callable[[], None]) -> None:
         """Give the request `name` up, if it is open: nobody will read it any more. A read that waits is answered.
@@ -198,7 +212,7 @@ class Synthesizer:
         self._num_failed_steps = 0
         seconds = time.perf_counter() - started
         self._pacing.took_step(seconds)
-        self._tell(lambda observer: observer.step(Step(seconds, self._engine.batch_size, self._engine.num_generated)))
+        self._observed.step(self._engine, seconds)
         return finished
 
     def _take_arrivals(self) -> bool:
@@ -207,7 +221,7 @@ class Synthesizer:
             while True:
                 timeout = LOOK_S if self._requests else None
                 if timeout is None:
-                    self._report_load()
+                    self._observed.load(self._engine, len(self._requests))
                 arrival = self._arrivals.get(block=self._engine.is_idle, timeout=timeout)
                 if arrival is None:
                     return False
@@ -244,13 +258,19 @@ class Synthesizer:
             return
         self._answer_read(request)
 
+    def _extend(self, name: str, more: GenerationRequest, done: Callable[[], None]) -> None:
+        request = self._requests.get(name)
+        if request is not None and request.error is None:
+            with self._answers_for(request):
+                request.extend(more)
+                self._start_waiting(request)
+            self._answer_read(request)
+        _send(lambda _: done(), None)
+
     def _cancel(self, name: str, done: Callable[[], None]) -> None:
         if name in self._requests:
             self._end(self._requests[name], CancelledError("the request was cancelled"))
-        try:
-            done()
-        except Exception:
-            logger.exception("a reply could not be sent")
+        _send(lambda _: done(), None)
 
     def _advance(self, finished: Finished) -> None:
         """Take a sequence that ended."""
@@ -349,27 +369,7 @@ class Synthesizer:
             drained = drained_until()
             if drained is not None and now >= drained:
                 self._end_all(_shutting_down())
-            self._report_load()
-
-    def _report_load(self) -> None:
-        engine = self._engine
-        load = Load(
-            requests_open=len(self._requests),
-            sequences_running=engine.num_running,
-            sequences_waiting=engine.num_waiting + engine.num_resting,
-            cache_tokens_used=engine.num_used_cache_tokens,
-            cache_tokens=engine.num_cache_tokens,
-        )
-        if load != self._observed:
-            self._observed = load
-            self._tell(lambda observer: observer.load(load))
-
-    def _tell(self, what: Callable[[Observer], None]) -> None:
-        if self._observer is not None:
-            try:
-                what(self._observer)
-            except Exception:  # whatever it is, requests matter more
-                logger.exception("what the engine does could not be reported")
+            self._observed.load(self._engine, len(self._requests))
 
     def _drop_expired(self, now: float) -> None:
         for request in list(self._requests.values()):
@@ -416,7 +416,7 @@ class Synthesizer:
             _send(reply, outcome)
 
 
-def _send(reply: Reply, outcome: Part | ServingError) -> None:
+def _send(reply: Callable[[Any], None], outcome: Any) -> None:
     try:
         reply(outcome)
     except Exception:

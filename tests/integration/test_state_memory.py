@@ -38,13 +38,13 @@ def memory(server):
     return memory_of(pid).held
 
 
-async def cancel_streams(server, rounds, look=lambda: None):
-    """AT_ONCE streams without end, all of which are left once each has its first chunk, `rounds` times."""
+async def cancel_streams(server, rounds, look=lambda: None, text="Hello there."):
+    """AT_ONCE streams of `text` without end, all left once each has its first chunk, `rounds` times."""
     options = {"skip_refine": True, "min_new_tokens": 2_048, "mode": "low_latency"}
     async with AsyncTTSClient(server.grpc_url, timeout=120.0) as client:
         for number in range(rounds):
             seeds = range(AT_ONCE * number, AT_ONCE * (number + 1))
-            streams = [client.stream("Hello there.", seed=seed, **options) for seed in seeds]
+            streams = [client.stream(text, seed=seed, **options) for seed in seeds]
             await asyncio.gather(*(anext(stream) for stream in streams))
             await asyncio.to_thread(look)
             await asyncio.gather(*(stream.aclose() for stream in streams))
@@ -62,3 +62,8 @@ def test_a_thousand_cancelled_streams_leave_no_state_and_no_memory(tiny):
     growth = memory(tiny.server) - before
     print(f"{ROUNDS * AT_ONCE:,} streams with {num_bytes / AT_ONCE:,.0f} bytes of state each left {growth:+,} bytes")
     assert growth < ROUNDS * num_bytes / 4
+
+
+def test_texts_in_pieces_that_are_left_leave_no_state(tiny):
+    asyncio.run(cancel_streams(tiny.server, 1, lambda: wait_for_held(tiny.server, AT_ONCE), ["Hello there."]))
+    assert wait_for_held(tiny.server, 0) == (0, 0)

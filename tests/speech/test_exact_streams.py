@@ -25,7 +25,7 @@ from chattts_serving.audio import CONTEXT_TOKENS, N_FFT, SAMPLE_RATE, SAMPLES_PE
 from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason
 from chattts_serving.request import GenerationRequest, SamplingOptions
-from chattts_serving.speech.open_request import Opening, Part
+from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.reader import Reader
 from chattts_serving.speech.session import BEGINNING, Heard, SpeechSession
 from chattts_serving.speech.session import Models as AllModels
@@ -114,7 +114,7 @@ class ScriptedEngine:
     It works while a read waits and rests in between, so that chunks depend on `arrivals` and not on the clock.
     """
 
-    num_waiting = num_used_cache_tokens = num_cache_tokens = batch_size = 0
+    num_waiting = num_resting = num_used_cache_tokens = num_cache_tokens = batch_size = 0
     num_generated: dict[Any, int] = {}  # noqa: RUF012
 
     def __init__(self, sentences: Sequence[Array], arrivals: Sequence[int]) -> None:

@@ -25,7 +25,8 @@ from chattts_serving.speech import open_request, pacing
 from chattts_serving.speech import synthesizer as synthesis
 from chattts_serving.speech.admission import Room
 from chattts_serving.speech.observer import Load
-from chattts_serving.speech.open_request import Opening, OpenRequest, Part
+from chattts_serving.speech.open_request import OpenRequest
+from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
 from chattts_serving.variables import DRAIN_FILE
@@ -88,7 +89,7 @@ def request(
     return GenerationRequest(
         prompts=prompts,
         texts=tuple(" ".join(map(str, prompt)) for prompt in prompts),
-        pauses=(0, *(PAUSE,) * (len(prompts) - 1), 0),
+        pauses=(0, *(PAUSE,) * (len(prompts) - 1), 0) if prompts else (0,),
         fewest_tokens=(fewest_tokens,) * len(prompts),
         most_tokens=(most_tokens,) * len(prompts),
         redraw_long=redraw_long,

@@ -137,7 +137,7 @@ def test_one_that_waits_for_text_takes_nothing_of_the_engine_but_its_place(synth
     assert stream.replies.empty()
     cancel(synthesizer, stream.name)
     assert isinstance(stream.next(), CancelledError)
-    assert synthesizer._room.num_open == 0
+    assert synthesizer._arrivals.room.num_open == 0
 
 
 def test_the_deadline_holds_while_text_is_waited_for(synthesizer, engine):

@@ -19,7 +19,7 @@ from chattts_serving.engine.batch import Batch
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
 from chattts_serving.request import GenerationRequest, SamplingOptions
-from chattts_serving.speech.open_request import Opening, Part
+from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
 

@@ -240,6 +240,8 @@ class GenerationRequest:
         manners: how sentences are spoken where there are turns, in place of `prompt` and its like; else empty.
         turn_manners: the place in `manners` of each turn.
         turns: the turn of each sentence, 0 or more; empty where there are none.
+        goes_on: whether other sentences of the text may follow these; the last of `pauses` is not known then.
+        follows: whether others came before these; the first of `pauses` is that between them, then.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -261,6 +263,8 @@ class GenerationRequest:
     manners: tuple[Manner, ...] = ()
     turn_manners: tuple[int, ...] = ()
     turns: tuple[int, ...] = ()
+    goes_on: bool = False
+    follows: bool = False
 
     @property
     def num_voices(self) -> int:
@@ -309,9 +313,11 @@ class GenerationRequest:
 
     def _check(self) -> None:
         allowed = "what text_frontend writes"
-        if not 1 <= len(self.prompts) <= MAX_SENTENCES or len(self.prompts) != len(self.texts) or not all(self.prompts):
+        least = 0 if self.goes_on or self.follows else 1
+        fits = least <= len(self.prompts) <= MAX_SENTENCES and len(self.prompts) == len(self.texts)
+        if not fits or not all(self.prompts):
             raise InvalidInputError(
-                "generation", self.prompts, f"{allowed}: a prompt for each of 1 to {MAX_SENTENCES} texts"
+                "generation", self.prompts, f"{allowed}: a prompt for each of {least} to {MAX_SENTENCES} texts"
             )
         most = MAX_SILENCE_S * SAMPLE_RATE
         if len(self.pauses) != len(self.texts) + 1 or not all(0 <= pause <= most for pause in self.pauses):
@@ -324,7 +330,7 @@ class GenerationRequest:
         if len(slowest) != len(self.texts) or not all(1 <= number <= MAX_NEW_TOKENS for number in slowest):
             raise InvalidInputError("generation", slowest, f"{allowed}: 1 to {MAX_NEW_TOKENS} most tokens a text")
         self._check_manners(allowed)
-        for name in ("redraw_long", "refine", "refine_only"):
+        for name in ("redraw_long", "refine", "refine_only", "goes_on", "follows"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)
         if self.priority not in PRIORITIES:
@@ -348,6 +354,8 @@ class GenerationRequest:
             0 <= place < most for numbers, most in places for place in numbers
         ):
             raise InvalidInputError("generation", self.turns, f"{allowed}: a turn of each text, if there are turns")
+        if self.manners and (self.goes_on or self.follows):
+            raise InvalidInputError("generation", self.turns, f"{allowed}: no turns in a text that comes in parts")
         for manner in self.manners:
             _check_integer("voice", manner.voice, least=0, most=MAX_VOICES - 1)
             _check_text("name", manner.name, most=MAX_NAME_CHARACTERS)

@@ -14,7 +14,7 @@ import time
 import uvicorn
 from chattts_client import TTSError
 
-from gateway.app import create_app
+from gateway.app import MAX_JSON_BYTES, create_app
 from gateway.protocol import KEEP_ALIVE_S, MAX_HEADER_BYTES, Protocol
 from gateway.settings import Settings, SettingsError, parse
 
@@ -80,11 +80,14 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+        logger.addFilter(lambda record: '"WebSocket' not in str(record.msg))  # each has a line of its own
     config = uvicorn.Config(
         create_app(settings),
         http=Protocol,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        ws="none",
+        ws="wsproto",  # which stands on h11, as HTTP does here
+        ws_max_size=MAX_JSON_BYTES,
+        ws_per_message_deflate=False,  # of audio nothing is saved
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         access_log=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,9 +19,10 @@ from gateway.access import Access
 from gateway.errors import GatewayError, from_client
 from gateway.metrics import Metrics
 from gateway.middleware import VOICES, Bounded, Guarded, Headed, Logged
-from gateway.request import MEANT
-from gateway.routes import Gateway, router
+from gateway.request import wrong_field
+from gateway.routes import router
 from gateway.settings import Settings
+from gateway.shared import Gateway
 from gateway.voices import ServerVoices
 
 PAGE = Path(__file__).parent / "page"
@@ -121,16 +121,7 @@ async def _validation_error(request: Request, error: Any) -> JSONResponse:
     if not sent.startswith(allowed) and (first["type"] == "missing" or len(first["loc"]) == 1):
         message = f"the header Content-Type is {shown(sent) if sent else 'missing'}; allowed is {allowed[0]}"
         return GatewayError(400, message, "invalid_content_type").response()
-    name = next((str(part) for part in first["loc"][1:]), "body")
-    of_turn = re.search(r"input\.turns\.(\d+)\.(\w+)", ".".join(map(str, first["loc"])))
-    field = f"input[{of_turn[1]}].{of_turn[2]}" if of_turn else name
-    if first["type"] == "extra_forbidden":
-        meant = f"; '{MEANT[name]}' does what it says" if name in MEANT else ""
-        message = f"{shown(field)} is no field of this API{meant}"
-    else:
-        given = "" if first["type"] == "missing" else f"; it is {shown(first.get('input'))}"
-        message = f"'{field}': {first['msg']}{given}"
-    return GatewayError(400, message, "invalid_value", name).response()
+    return wrong_field({**first, "loc": first["loc"][1:]}).response()
 
 
 async def _http_error(_: Request, error: Any) -> JSONResponse:

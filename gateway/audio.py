@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 from av.filter import Graph
+from chattts_client import Chunk
 from chattts_client.audio_file import MARK, pcm
 from numpy.typing import NDArray
 
@@ -86,6 +88,16 @@ class AudioWriter:
         if self._encoder is None:
             return b"".join(frame.to_ndarray().astype("<i2").tobytes() for frame in frames)
         return b"".join(map(self._encoder.write, frames))
+
+
+async def encoded(name: FormatName, writer: AudioWriter, chunk: Chunk) -> bytes:
+    """What `writer`, of format `name`, gives for `chunk`.
+
+    Encoders take some milliseconds, for which other requests should not wait; plain samples take none.
+    """
+    if name in ("pcm", "wav"):
+        return writer.write(chunk.audio)
+    return await asyncio.to_thread(writer.write, chunk.audio)
 
 
 class _Encoder:

@@ -1,4 +1,7 @@
-"""What holds for every request: who may ask, before its body is read, a bound on its size, a line in the log."""
+"""What holds for every request: who may ask, before its body is read, a bound on its size, a line in the log.
+
+A WebSocket is one that lasts: refused as others are, or answered 101.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,9 @@ from gateway.settings import Settings
 BODY_PAUSE_S = 10.0  # between two parts of a body
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 ABSOLUTE = re.compile(r"^https?://[^/]*/?", re.IGNORECASE)  # of a request as proxies write it, which h11 leaves whole
+SWITCHED = 101  # to a WebSocket
+ANSWERED = ("http", "websocket")  # kinds of ASGI's scopes
+BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")  # of an answer
 LEFT = 499  # the client went before it was answered, as NGINX writes it
 VOICES, METRICS = "/v1/audio/voices", "/metrics"
 PRIVATE = re.compile(r"/v1/|/metrics$")  # paths that want a key
@@ -37,7 +43,7 @@ class Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        if scope["type"] == "http":
+        if scope["type"] in ANSWERED:
             try:
                 self._check(scope)
             except GatewayError as error:
@@ -53,13 +59,14 @@ class Guarded:
             message = f"the header Host is {shown(host)}; allowed is {', '.join(hosts)} (--allowed-host adds names)"
             raise GatewayError(400, message, "unknown_host")
         origin = headers.get("origin")
-        # A page of another site may have a browser send forms here. It cannot send a key that it does not know.
-        is_form = scope["method"] == "POST" and not self._settings.keys
-        if is_form and origin and not self._may_call(origin, host):
+        # A page of another site may have a browser send forms and open WebSockets here. It cannot send a key that it
+        # does not know.
+        method = scope.get("method", "POST")
+        if method == "POST" and not self._settings.keys and origin and not self._may_call(origin, host):
             message = f"pages of {shown(origin)} may not call (--cors-origin lets them)"
             raise GatewayError(403, message, "unknown_origin")
         public = {VOICES: self._settings.public_voices, METRICS: self._settings.public_metrics}
-        is_public = scope["method"] == "GET" and public.get(scope["path"], False)
+        is_public = method == "GET" and public.get(scope["path"], False)
         if PRIVATE.match(scope["path"]) and not is_public:
             scope["state"]["owner"] = self._access.owner(headers.get("authorization"))
 
@@ -143,7 +150,7 @@ class Logged:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ANSWERED:
             await self._app(scope, receive, send)
             return
         scope["path"] = ABSOLUTE.sub("/", scope["path"])
@@ -154,9 +161,9 @@ class Logged:
 
         async def named(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            if message["type"] in BEGINNINGS:
+                status = message.get("status", SWITCHED)
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
@@ -174,7 +181,8 @@ class Logged:
         state = scope["state"]
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
-        fields = {"request_id": state["request_id"], "method": scope["method"], "path": scope["path"]}
+        method = scope.get("method", "GET")
+        fields = {"request_id": state["request_id"], "method": method, "path": scope["path"]}
         fields |= {"status": status, "seconds": round(seconds, 4)}
         fields |= {name: state[name] for name in ("owner", "characters", "text") if name in state}
         log.info("request", extra={"fields": fields})

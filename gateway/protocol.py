@@ -14,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.errors import GatewayError
 
+SESSIONS = "/v1/audio/speech/stream"  # the path of WebSockets
 MAX_HEADER_BYTES = 32_768
 HEADERS_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 75  # longer than the pools of most clients keep a connection, which would use it as it closes
@@ -51,8 +52,8 @@ class Protocol(H11Protocol):
         self._refuse(GatewayError(400, message, "invalid_http"))
 
     def _should_upgrade(self) -> bool:
-        """Go on with HTTP/1.1, without uvicorn's warnings: Java offers HTTP/2 with every connection."""
-        return False
+        """Go on with HTTP/1.1 but where WebSockets are, without uvicorn's warnings: Java always offers HTTP/2."""
+        return self._get_upgrade() == b"websocket" and self.scope["path"] == SESSIONS
 
     def _await_headers(self) -> None:
         self._headers_timer = self.loop.call_later(HEADERS_TIMEOUT_S, self._headers_are_late)

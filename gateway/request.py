@@ -207,6 +207,20 @@ def _named(voice: str | VoiceId) -> str:
     return name.strip().strip("\ufeff").strip()
 
 
+def wrong_field(error: Mapping[str, Any]) -> GatewayError:
+    """What Pydantic says of the field at `loc`, in this API's words."""
+    name = next(map(str, error["loc"]), "body")
+    of_turn = re.search(r"input\.turns\.(\d+)\.(\w+)", ".".join(map(str, error["loc"])))
+    field = f"input[{of_turn[1]}].{of_turn[2]}" if of_turn else name
+    if error["type"] == "extra_forbidden":
+        meant = f"; '{MEANT[name]}' does what it says" if name in MEANT else ""
+        message = f"{shown(field)} is no field of this API{meant}"
+    else:
+        given = "" if error["type"] == "missing" else f"; it is {shown(error.get('input'))}"
+        message = f"'{field}': {error['msg']}{given}"
+    return GatewayError(400, message, "invalid_value", name)
+
+
 def check_model(name: str) -> None:
     """Refuse the name of another model.
 

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-from chattts_client import AsyncTTSClient
-from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile, WebSocket
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import voices
-from gateway.access import Access
 from gateway.audio import FORMATS
 from gateway.errors import ErrorAnswer
-from gateway.metrics import Metrics
+from gateway.protocol import SESSIONS
 from gateway.request import MODEL, MODEL_ALIASES, SpeechRequest, check_model
-from gateway.settings import Settings
+from gateway.session import SpeechSession
+from gateway.shared import Gateway, gateway_of
 from gateway.speech import SpeechResponse
-from gateway.voices import ServerVoices
 
 READY_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """What the paths share."""
-
-    settings: Settings
-    client: AsyncTTSClient
-    voices: ServerVoices
-    access: Access
-    metrics: Metrics
-
-
-async def gateway_of(request: Request) -> Gateway:
-    """The gateway that `request` came to."""
-    found: Gateway = request.app.state.gateway
-    return found
 
 
 Here = Annotated[Gateway, Depends(gateway_of)]
@@ -73,6 +53,12 @@ async def speak(body: SpeechRequest, request: Request, here: Here) -> Response:
         report=here.metrics.speech,
         place=here.access.synthesis(request.state.owner),
     )
+
+
+@router.websocket(SESSIONS)
+async def speak_while_it_is_written(socket: WebSocket, here: Here) -> None:
+    """Say texts that come in pieces."""
+    await SpeechSession(socket, here).run()
 
 
 @router.get("/v1/models", tags=["models"])

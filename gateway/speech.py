@@ -15,7 +15,7 @@ from chattts_client.tracing import is_traceparent
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.audio import FORMATS, AudioWriter, FormatName
+from gateway.audio import FORMATS, AudioWriter, FormatName, encoded
 from gateway.errors import from_client
 from gateway.metrics import SpeechReport
 from gateway.request import SpeechRequest
@@ -25,7 +25,7 @@ Headers = list[tuple[bytes, bytes]]
 
 SILENCE_S, SILENCE_RATE = 0.2, 24_000
 # How the server refuses a text without anything to say.
-_NOTHING_TO_SAY = re.compile(r"input 'text' is .*; allowed is text with at least one word", re.DOTALL)
+NOTHING_TO_SAY = re.compile(r"input 'text' is .*; allowed is text with at least one word", re.DOTALL)
 
 
 class SpeechResponse(Response):
@@ -117,7 +117,7 @@ class SpeechResponse(Response):
                     writer = AudioWriter(name, chunk.sample_rate, self._tempo, whole=self._is_whole)
                 num_tokens += chunk.num_tokens
                 report.add(chunk)
-                part = await _encoded(name, writer, chunk)
+                part = await encoded(name, writer, chunk)
                 if self._is_whole:
                     held.append(part)
                 else:
@@ -137,7 +137,7 @@ class SpeechResponse(Response):
                 async for chunk in chunks:
                     yield chunk
         except InvalidInputError as error:
-            if not self._allow_silence or not _NOTHING_TO_SAY.search(str(error)):
+            if not self._allow_silence or not NOTHING_TO_SAY.search(str(error)):
                 raise
             audio = np.zeros(round(SILENCE_S * SILENCE_RATE), np.float32)
             yield Chunk(audio, SILENCE_RATE, self._request.seed or 0, "", "", 0, (), index=0, is_final=True)
@@ -164,13 +164,6 @@ class SpeechResponse(Response):
             return audio
         name = "speech.audio.delta"
         return _event(name, {"type": name, "audio": base64.b64encode(audio).decode()})
-
-
-async def _encoded(name: FormatName, writer: AudioWriter, chunk: Chunk) -> bytes:
-    """Encoders take some milliseconds, for which other requests should not wait; plain samples take none."""
-    if name in ("pcm", "wav"):
-        return writer.write(chunk.audio)
-    return await asyncio.to_thread(writer.write, chunk.audio)
 
 
 async def _left(receive: Receive) -> None:

@@ -20,7 +20,7 @@ from bench.model import PLAIN_TOKENS, sentence_request
 from chattts_serving.audio import SAMPLE_RATE, num_samples
 from chattts_serving.engine.engine import Engine
 from chattts_serving.request import GenerationRequest, SamplingOptions
-from chattts_serving.speech.open_request import Opening, Part
+from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
 from export.layout import Sizes

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from chattts_serving.errors import ServingError, ShuttingDownError
-from chattts_serving.speech.open_request import Opening, Part, Reply
+from chattts_serving.speech.opening import Opening, Part, Reply
 from chattts_serving.speech.synthesizer import Synthesizer
 
 Tell = Callable[[Sequence[str]], None]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.sequence import Kind
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,36 @@ class Observer(Protocol):
 
     def step(self, step: Step) -> None:
         """A step is done."""
+
+
+class Observed:
+    """Tells an observer what an engine does. Requests matter more: what the observer raises is logged."""
+
+    def __init__(self, observer: Observer | None) -> None:
+        """Nothing has happened."""
+        self._observer = observer
+        self._load = Load()
+
+    def load(self, engine: Engine, num_requests: int) -> None:
+        """Tell how busy it is, if that has changed."""
+        load = Load(
+            requests_open=num_requests,
+            sequences_running=engine.num_running,
+            sequences_waiting=engine.num_waiting + engine.num_resting,
+            cache_tokens_used=engine.num_used_cache_tokens,
+            cache_tokens=engine.num_cache_tokens,
+        )
+        if load != self._load:
+            self._load = load
+            self._tell(lambda observer: observer.load(load))
+
+    def step(self, engine: Engine, seconds: float) -> None:
+        """Tell that a step is done."""
+        self._tell(lambda observer: observer.step(Step(seconds, engine.batch_size, engine.num_generated)))
+
+    def _tell(self, what: Callable[[Observer], None]) -> None:
+        if self._observer is not None:
+            try:
+                what(self._observer)
+            except Exception:
+                logger.exception("what the engine does could not be reported")

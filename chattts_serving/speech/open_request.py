@@ -10,98 +10,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN
-from chattts_serving.engine.batch import IntArray
 from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import EngineError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
-from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence, Window, next_end, next_window, rows_of
+from chattts_serving.speech.opening import Beginning, Hidden, Opening, Part, Reply
+from chattts_serving.speech.windows import Chunk, SpokenSentence, Window, next_end, next_window, rows_of
 
 MAX_DRAWS = 8  # of a sentence that ends before it can have been said, or long after
 _DRAWS_APART = 2**16  # between the streams of random numbers of two draws; one draw of a request has 2 * MAX_SENTENCES
 LATE = "late"  # finish_reason of a sentence that went on long after it can have been said, and ended by itself
 MAX_REQUEST_TOKENS = 98_304  # audio tokens of one request, 35 min: 200 MB of samples in one answer
-
-Hidden = npt.NDArray[np.float32]
-
-
-class PromptBuilder(Protocol):
-    """What is needed to speak a refined sentence; `Prompts` is one."""
-
-    def refined_text(self, ids: tuple[int, ...]) -> str:
-        """The text of refined token ids."""
-
-    def code_prompt(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> tuple[int, ...]:
-        """Token ids of the prompt that has `text` spoken."""
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What opens a request.
-
-    Attributes:
-        request: what to say.
-        speaker: the voices' normalised vectors, one after the other, float32 [request.num_voices * hidden].
-        plan: how the audio is read.
-        traceparent: W3C's, of what waits for the first chunk; "" where nobody traces it.
-    """
-
-    request: GenerationRequest
-    speaker: Hidden
-    plan: ReadingPlan
-    traceparent: str = ""
-
-    def speaker_of(self, voice: int) -> Hidden:
-        """The vector of one voice, float32 [hidden]."""
-        speaker: Hidden = self.speaker.reshape(self.request.num_voices, -1)[voice]
-        return speaker
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """How the first chunk of a traced request came to be; times are ns since 1970.
-
-    Attributes:
-        traceparent: of its `Opening`.
-        came_ns: it was opened.
-        launched_ns: the step that computes its prompt was launched.
-        drawn_ns: the first token was there.
-        ready_ns: all tokens of the chunk were.
-    """
-
-    traceparent: str
-    came_ns: int
-    launched_ns: int
-    drawn_ns: int
-    ready_ns: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one read gets.
-
-    Attributes:
-        hidden: the hidden states of the chunk's window, float32 [T, hidden]; None where there is no audio.
-        mask: of those, float32 [T or T + 1], as `rows_of` makes it.
-        codes: the chunk's audio tokens, int32 [num_tokens, num_codebooks].
-        chunk: what they are.
-        beginning: of the request, with its first chunk, where it is traced.
-    """
-
-    hidden: Hidden | None
-    mask: npt.NDArray[np.float32] | None
-    codes: IntArray
-    chunk: Chunk
-    beginning: Beginning | None = None
-
-
-Reply = Callable[["Part | ServingError"], None]
 
 
 @dataclass(eq=False)
@@ -123,13 +47,15 @@ class OpenRequest:
             given to the decoder, and in how many chunks.
         num_samples: samples read, pauses included.
         sentence_start: of `num_samples`, those before the sentence that is read.
+        owes_pause: whether the pause before the sentence that is read has not been.
         reply: of the read that waits; None between two reads.
-        opened_at: s (monotonic).
-        heard_since: when its first chunk had been sent, s (monotonic); None before.
+        text_since: when it was opened, or when its text went on after all of it was heard, s (monotonic).
+        heard_since: when the first chunk after that had been sent, s (monotonic); None before.
+        heard_from: of `num_samples`, those before that chunk.
         idle_since: when the last read was answered, s (monotonic).
         rests: whether its sentences and its reads wait for others.
         rest_changed_at: when that began or ended, s (monotonic).
-        came_ns: when it was opened, ns since 1970.
+        came_ns: when it was opened, or its first text came after that, ns since 1970.
         error: why the request ended, for the next read.
     """
 
@@ -147,9 +73,11 @@ class OpenRequest:
     num_chunks: int = 0
     num_samples: int = 0
     sentence_start: int = 0
+    owes_pause: bool = True
     reply: Reply | None = None
-    opened_at: float = field(default_factory=time.monotonic)
+    text_since: float = field(default_factory=time.monotonic)
     heard_since: float | None = None
+    heard_from: int = 0
     idle_since: float = field(default_factory=time.monotonic)
     rests: bool = False
     rest_changed_at: float = -math.inf
@@ -160,7 +88,6 @@ class OpenRequest:
         """All sentences wait."""
         self.texts = list(self.request.texts)
         self.waiting = deque(range(len(self.texts)))
-        self.num_samples = self.sentence_start = self.request.pauses[0]
 
     @property
     def request(self) -> GenerationRequest:
@@ -171,6 +98,43 @@ class OpenRequest:
     def is_batch(self) -> bool:
         """Whether others go first."""
         return self.request.priority == "batch"
+
+    def extend(self, more: GenerationRequest) -> None:
+        """Further sentences of a text that goes on, which wait, or the word that none follows.
+
+        Raises:
+            InvalidInputError: the text has ended.
+        """
+        known = self.request
+        if not known.goes_on:
+            raise InvalidInputError("more", " ".join(more.texts), "sentences of a text that goes on")
+        listed = ("prompts", "texts", "fewest_tokens", "most_tokens")
+        lists: dict[str, Any] = {name: (*getattr(known, name), *getattr(more, name)) for name in listed}
+        request = replace(known, **lists, pauses=(*known.pauses[:-1], *more.pauses), goes_on=more.goes_on)
+        if self.waits_for_text and self.reply is not None:
+            self._listen_anew(time.monotonic())
+        self.opening = replace(self.opening, request=request)
+        self.waiting.extend(range(len(self.texts), len(request.texts)))
+        self.texts += more.texts
+
+    @property
+    def waits_for_text(self) -> bool:
+        """Whether all that has come of its text is said, and more may come."""
+        return self.request.goes_on and not (self.waiting or self.running or self.spoken)
+
+    @property
+    def heard_until(self) -> float | None:
+        """When who listens has heard all that was sent, s (monotonic); None while nothing was."""
+        if self.heard_since is None:
+            return None
+        return self.heard_since + (self.num_samples - self.heard_from) / SAMPLE_RATE
+
+    def _listen_anew(self, now: float) -> None:
+        """What is said next is waited for from `now` on, if all before was heard by then."""
+        if self.heard_until is None or self.heard_until < now:
+            self.heard_since, self.heard_from, self.text_since = None, self.num_samples, now
+        if not self.num_samples:
+            self.came_ns = time.time_ns()
 
     @property
     def num_ahead(self) -> int:
@@ -273,6 +237,8 @@ class OpenRequest:
         """
         if self.request.refine_only:
             return self._refined()
+        if self.place == len(self.texts) and not self.request.goes_on:
+            return self._without_speech(pause_samples=self._take_pause())
         finished = self.spoken.get(self.place)
         sequence = finished.sequence if finished else self.running.get(self.place)
         if sequence is None or sequence.kind is Kind.TEXT or not (finished or sequence.has_hidden):
@@ -320,22 +286,22 @@ class OpenRequest:
 
     def _refined(self) -> Part | None:
         """The answer to a request for refined text alone, once all of it is there."""
-        if self.waiting or self.running:
+        if self.waiting or self.running or self.request.goes_on:
             return None
-        return Part(
-            None,
-            None,
-            np.zeros((0, 1), np.int32),
-            Chunk(0, 0, 0, 0, 0, tuple(self.texts), (), self.request.seed, is_final=True),
-        )
+        return self._without_speech(tuple(self.texts))
+
+    def _without_speech(self, texts: tuple[str, ...] = (), pause_samples: int = 0) -> Part:
+        """The last part where no speech is left, with `texts` that begin in it."""
+        chunk = Chunk(0, 0, 0, pause_samples, 0, texts, (), self.request.seed, is_final=True)
+        return Part(None, None, np.zeros((0, 1), np.int32), chunk)
 
     def _take(self, sequence: Sequence, window: Window) -> Chunk:
         """The chunk of `window`, which counts as read from now on."""
         place, is_first = self.place, self.num_read == 0
         sentences: tuple[SpokenSentence, ...] = ()
-        pause_samples = 0
-        lead_samples = self.request.pauses[0] if is_first and place == 0 else 0
-        is_final = window.ends and place == len(self.texts) - 1
+        pause_samples, lead_samples = 0, self._take_pause()
+        is_last = place == len(self.texts) - 1
+        is_final = window.ends and is_last and not self.request.goes_on
         self.num_samples += window.num_samples
         self.num_read, self.num_rendered = window.last, window.end
         self.num_chunks += 1
@@ -351,11 +317,11 @@ class OpenRequest:
                     name=self.request.manner_of(place).name,
                 ),
             )
-            pause_samples = self.request.pauses[place + 1]
-            self.num_samples += pause_samples
-            self.sentence_start = self.num_samples
             del self.spoken[place]
             self.place, self.num_read, self.num_rendered, self.num_chunks = place + 1, 0, 0, 0
+            self.owes_pause = True
+            if not (is_last and self.request.goes_on):
+                pause_samples = self._take_pause()
         return Chunk(
             first_sample=window.first_sample,
             num_samples=window.num_samples,
@@ -368,6 +334,15 @@ class OpenRequest:
             is_final=is_final,
             lead_samples=lead_samples,
         )
+
+    def _take_pause(self) -> int:
+        """The samples of silence before the sentence that is read next, which count as read; 0 where they were."""
+        if not self.owes_pause:
+            return 0
+        samples, self.owes_pause = self.request.pauses[self.place], False
+        self.num_samples += samples
+        self.sentence_start = self.num_samples
+        return samples
 
     def _finish_reason(self, sequence: Sequence) -> str:
         if (

@@ -1,14 +1,14 @@
 """Who goes first among open requests: streams that are about to run dry; others rest meanwhile, but not for long.
 
 A listener hears a stream from its first chunk on, in real time, so what is left to hear is what was sent less the time
-since. Whoever waits for a whole answer hears nothing before it is there, and a stream far ahead loses nothing.
+since. Whoever waits for a whole answer hears nothing before it is there, and a stream far ahead loses nothing. A text
+that is still written may run dry while nothing of it is there to say; it is as a new stream when it goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.speech.open_request import OpenRequest
 
 LOOK_S = 0.05  # between two looks at all requests; one at 256 of them takes 0.15 ms (measured)
@@ -47,22 +47,21 @@ class Pacing:
         if now < self._next_look:
             return [], []
         self._next_look = now + LOOK_S
-        left = {request: self._left_s(request, now) for request in requests if _is_heard(request)}
+        busy = [request for request in requests if not request.waits_for_text]
+        left = {request: self._left_s(request, now) for request in busy if _is_heard(request)}
         self._is_short = min(left.values(), default=ENOUGH_S) < (ENOUGH_S if self._is_short else SHORT_S)
         if not self._is_short:
             return [], [request for request in requests if request.rests]
-        rest = {one: left.get(one, AHEAD_S) >= AHEAD_S and self._may_rest(one, now) for one in requests}
+        rest = {one for one in busy if left.get(one, AHEAD_S) >= AHEAD_S and self._may_rest(one, now)}
         return (
-            [request for request in requests if rest[request] and not request.rests],
-            [request for request in requests if request.rests and not rest[request]],
+            [request for request in requests if request in rest and not request.rests],
+            [request for request in requests if request.rests and request not in rest],
         )
 
     def _left_s(self, request: OpenRequest, now: float) -> float:
         """What is left to hear of a stream when its next chunk can be there, s."""
-        if request.heard_since is None:
-            due = request.opened_at + FIRST_S
-        else:
-            due = request.heard_since + request.num_samples / SAMPLE_RATE
+        heard_until = request.heard_until
+        due = request.text_since + FIRST_S if heard_until is None else heard_until
         return due - now - request.num_missing_steps() * self._step_s - self._sound_s
 
     @staticmethod

@@ -112,6 +112,14 @@ class SpeechSession:
             with self._models.span("gpt_decoder"):
                 await self._models.reader.next(self._stream_id)
 
+    async def extend(self, generation: str) -> None:
+        """Have further sentences spoken, in a request whose text goes on, as text_frontend writes them.
+
+        Raises:
+            ServingError: the server fails or ends. Where the request has failed, who reads it hears of that.
+        """
+        await self._models.call("gpt_decoder", {"stream_id": self._stream_id, "more": generation}, ["chunk"])
+
     def let_go(self) -> None:
         """Nobody asks for chunks any more: keep no state."""
         self._keep(BEGINNING)
@@ -196,12 +204,9 @@ async def stream(
     if is_cancelled():
         raise CancelledError("the caller has gone")
     session = SpeechSession(models, plan, prepared)
-    sending = asyncio.create_task(_send_all(session, {name: prepared[name] for name in PASSED_ON}, send))
+    sending = asyncio.create_task(send_all(session, {name: prepared[name] for name in PASSED_ON}, send))
     try:
-        await _watched(session, sending, is_cancelled)
-    except BaseException:
-        await _give_up(session, sending)
-        raise
+        await watched(session, sending, is_cancelled)
     finally:
         session.let_go()
 
@@ -223,8 +228,22 @@ def _deadline_exceeded() -> DeadlineExceededError:
     return DeadlineExceededError("deadline exceeded before the audio was complete")
 
 
-async def _watched(session: SpeechSession, sending: asyncio.Task[None], is_cancelled: Callable[[], bool]) -> None:
-    """Wait for `sending`, or raise CancelledError once the caller has gone, DeadlineExceededError past the deadline."""
+async def watched(session: SpeechSession, sending: asyncio.Task[None], is_cancelled: Callable[[], bool]) -> None:
+    """Wait for `sending`, which reads `session`; what ends it early gives the request up.
+
+    Raises:
+        CancelledError: the caller has gone.
+        DeadlineExceededError: the deadline has passed.
+        ServingError: the request failed.
+    """
+    try:
+        await _ended(session, sending, is_cancelled)
+    except BaseException:
+        await give_up(session, sending)
+        raise
+
+
+async def _ended(session: SpeechSession, sending: asyncio.Task[None], is_cancelled: Callable[[], bool]) -> None:
     while not sending.done():
         await asyncio.wait([sending], timeout=CANCEL_POLL_S)
         if sending.done():
@@ -238,7 +257,7 @@ async def _watched(session: SpeechSession, sending: asyncio.Task[None], is_cance
     sending.result()
 
 
-async def _give_up(session: SpeechSession, sending: asyncio.Task[None]) -> None:
+async def give_up(session: SpeechSession, sending: asyncio.Task[None]) -> None:
     """Cancel `session` until `sending` has ended: a cancel may overtake the call that opens the request."""
     while True:
         await session.cancel()
@@ -249,7 +268,8 @@ async def _give_up(session: SpeechSession, sending: asyncio.Task[None]) -> None:
             return
 
 
-async def _send_all(session: SpeechSession, passed_on: Values, send: Callable[[Values], None]) -> None:
+async def send_all(session: SpeechSession, passed_on: Values, send: Callable[[Values], None]) -> None:
+    """Send every chunk, with what `passed_on` has then."""
     index = 0
     async for heard in session.chunks():
         outputs: dict[str, Any] = {**outputs_of([heard]), **passed_on}

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from typing import Any
 
 from chattts_serving.engine.engine import Engine, Finished
 from chattts_serving.engine.sequence import Kind, Sequence
@@ -24,11 +24,13 @@ from chattts_serving.errors import (
     EngineError,
     InvalidInputError,
     ServingError,
-    ShuttingDownError,
 )
-from chattts_serving.speech.admission import Room, RoomSign, check_not_drained, drained_until
-from chattts_serving.speech.observer import Load, Observer, Step
-from chattts_serving.speech.open_request import Opening, OpenRequest, Part, PromptBuilder, Reply
+from chattts_serving.request import GenerationRequest
+from chattts_serving.speech.admission import Room, drained_until
+from chattts_serving.speech.arrivals import Arrivals, shutting_down
+from chattts_serving.speech.observer import Observed, Observer
+from chattts_serving.speech.open_request import OpenRequest
+from chattts_serving.speech.opening import Opening, Part, PromptBuilder, Reply
 from chattts_serving.speech.pacing import Pacing
 from chattts_serving.speech.waiting_reads import WaitingReads
 
@@ -76,20 +78,14 @@ class Synthesizer:
         self._max_sentences_at_once = max_sentences_at_once
         self._max_sequences = max_sequences
         self._lease_s = lease_s
-        self._room = Room(0, 0, max_requests, max_batch_requests)  # guarded by _lock
-        self._sign = RoomSign()
-        self._sign.write(self._room)
-        self._lock = threading.Lock()
-        self._closing = False
-        self._arrivals: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
+        self._arrivals = Arrivals(Room(0, 0, max_requests, max_batch_requests))
         self._requests: dict[str, OpenRequest] = {}  # the open requests by name
         self._num_open = {False: 0, True: 0}  # of those, by whether they are of the batch
         self._waiting_reads = WaitingReads()  # for tokens
         self._pacing = Pacing()
         self._owners: dict[Sequence, tuple[OpenRequest, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
-        self._observer = observer
-        self._observed = Load()
+        self._observed = Observed(observer)
         self._abandon = abandon
         self._num_failed_steps = 0  # in a row
         self._made: Future[None] = Future()
@@ -110,14 +106,7 @@ class Synthesizer:
             ShuttingDownError: the synthesizer is closed, or the server is about to end; `reply` will not be called.
         """
         request = OpenRequest(name, opening)
-        check_not_drained()
-        with self._lock:
-            self._check_open()
-            self._room = replace(self._room, num_arrived=self._room.num_arrived + 1)
-            self._sign.write(self._room)
-            self._room.check(is_batch=request.is_batch)
-            self._count(request, 1)
-            self._arrivals.put(lambda: self._open(request, reply))
+        self._arrivals.put_request(lambda: self._open(request, reply), is_batch=request.is_batch)
 
     def read(self, name: str, reply: Reply) -> None:
         """Read the next chunk of the request `name`; `reply` as for `open`.
@@ -125,9 +114,17 @@ class Synthesizer:
         Raises:
             ShuttingDownError: the synthesizer is closed; `reply` will not be called.
         """
-        with self._lock:
-            self._check_open()
-            self._arrivals.put(lambda: self._read(name, reply))
+        self._arrivals.put(lambda: self._read(name, reply))
+
+    def extend(self, name: str, more: GenerationRequest, done: Callable[[], None]) -> None:
+        """Have the open request `name`, whose text goes on, say `more`; where it has ended, its reader hears of that.
+
+        `done` is called afterwards, from the engine's thread.
+
+        Raises:
+            ShuttingDownError: the synthesizer is closed; `done` will not be called.
+        """
+        self._arrivals.put(lambda: self._extend(name, more, done))
 
     def cancel(self, name: str, done: Callable[[], None]) -> None:
         """Give the request `name` up, if it is open: nobody will read it any more. A read that waits is answered.
@@ -137,28 +134,12 @@ class Synthesizer:
         Raises:
             ShuttingDownError: the synthesizer is closed; `done` will not be called.
         """
-        with self._lock:
-            self._check_open()
-            self._arrivals.put(lambda: self._cancel(name, done))
+        self._arrivals.put(lambda: self._cancel(name, done))
 
     def close(self) -> None:
         """Answer every read that waits with ShuttingDownError and end the thread."""
-        with self._lock:
-            self._closing = True
-        self._arrivals.put(None)
+        self._arrivals.close()
         self._thread.join()
-
-    def _check_open(self) -> None:
-        if self._closing:
-            raise _shutting_down()
-
-    def _count(self, request: OpenRequest, change: int) -> None:
-        """Count `request` in (1) or out (-1); the caller holds the lock."""
-        room = self._room
-        self._room = replace(
-            room, num_open=room.num_open + change, num_batch=room.num_batch + (change if request.is_batch else 0)
-        )
-        self._sign.write(self._room)
 
     def _run(self, make_engine: Callable[[], Engine]) -> None:
         try:
@@ -176,10 +157,10 @@ class Synthesizer:
                 self._answer_read(request)
         with suppress(queue.Empty):
             while True:
-                arrival = self._arrivals.get_nowait()
+                arrival = self._arrivals.get(block=False, timeout=None)
                 if arrival is not None:
                     arrival()
-        self._end_all(_shutting_down())
+        self._end_all(shutting_down())
 
     def _step(self) -> list[Finished]:
         """One step of the engine; one that fails ends every open request."""
@@ -198,7 +179,7 @@ class Synthesizer:
         self._num_failed_steps = 0
         seconds = time.perf_counter() - started
         self._pacing.took_step(seconds)
-        self._tell(lambda observer: observer.step(Step(seconds, self._engine.batch_size, self._engine.num_generated)))
+        self._observed.step(self._engine, seconds)
         return finished
 
     def _take_arrivals(self) -> bool:
@@ -207,7 +188,7 @@ class Synthesizer:
             while True:
                 timeout = LOOK_S if self._requests else None
                 if timeout is None:
-                    self._report_load()
+                    self._observed.load(self._engine, len(self._requests))
                 arrival = self._arrivals.get(block=self._engine.is_idle, timeout=timeout)
                 if arrival is None:
                     return False
@@ -216,8 +197,7 @@ class Synthesizer:
 
     def _open(self, request: OpenRequest, reply: Reply) -> None:
         if request.name in self._requests:
-            with self._lock:
-                self._count(request, -1)
+            self._arrivals.leave(is_batch=request.is_batch)
             _send(reply, InvalidInputError("stream_id", request.name, "the id of no open stream, with 'generation'"))
             return
         self._requests[request.name] = request
@@ -244,13 +224,19 @@ class Synthesizer:
             return
         self._answer_read(request)
 
+    def _extend(self, name: str, more: GenerationRequest, done: Callable[[], None]) -> None:
+        request = self._requests.get(name)
+        if request is not None and request.error is None:
+            with self._answers_for(request):
+                request.extend(more)
+                self._start_waiting(request)
+            self._answer_read(request)
+        _send(lambda _: done(), None)
+
     def _cancel(self, name: str, done: Callable[[], None]) -> None:
         if name in self._requests:
             self._end(self._requests[name], CancelledError("the request was cancelled"))
-        try:
-            done()
-        except Exception:
-            logger.exception("a reply could not be sent")
+        _send(lambda _: done(), None)
 
     def _advance(self, finished: Finished) -> None:
         """Take a sequence that ended."""
@@ -348,28 +334,8 @@ class Synthesizer:
             self._drop_expired(now)
             drained = drained_until()
             if drained is not None and now >= drained:
-                self._end_all(_shutting_down())
-            self._report_load()
-
-    def _report_load(self) -> None:
-        engine = self._engine
-        load = Load(
-            requests_open=len(self._requests),
-            sequences_running=engine.num_running,
-            sequences_waiting=engine.num_waiting + engine.num_resting,
-            cache_tokens_used=engine.num_used_cache_tokens,
-            cache_tokens=engine.num_cache_tokens,
-        )
-        if load != self._observed:
-            self._observed = load
-            self._tell(lambda observer: observer.load(load))
-
-    def _tell(self, what: Callable[[Observer], None]) -> None:
-        if self._observer is not None:
-            try:
-                what(self._observer)
-            except Exception:  # whatever it is, requests matter more
-                logger.exception("what the engine does could not be reported")
+                self._end_all(shutting_down())
+            self._observed.load(self._engine, len(self._requests))
 
     def _drop_expired(self, now: float) -> None:
         for request in list(self._requests.values()):
@@ -404,8 +370,7 @@ class Synthesizer:
         self._leave_engine(request)
         del self._requests[request.name]
         self._num_open[request.is_batch] -= 1
-        with self._lock:
-            self._count(request, -1)
+        self._arrivals.leave(is_batch=request.is_batch)
 
     def _reply(self, request: OpenRequest, outcome: Part | ServingError) -> None:
         """The one place that answers reads of open requests."""
@@ -416,12 +381,8 @@ class Synthesizer:
             _send(reply, outcome)
 
 
-def _send(reply: Reply, outcome: Part | ServingError) -> None:
+def _send(reply: Callable[[Any], None], outcome: Any) -> None:
     try:
         reply(outcome)
     except Exception:
         logger.exception("a reply could not be sent")
-
-
-def _shutting_down() -> ShuttingDownError:
-    return ShuttingDownError("the server is shutting down")

@@ -217,7 +217,8 @@ class Chunk:
         sentences: the sentences that end in it.
         seed: the request's.
         is_final: whether it is the request's last one.
-        lead_samples: silence that goes before the chunk, the request's first one.
+        lead_samples: silence that goes before the chunk: that before the first sentence, or after one that ended before
+            it was known what follows.
     """
 
     first_sample: int

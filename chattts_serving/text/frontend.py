@@ -16,17 +16,20 @@ import numpy.typing as npt
 from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.request import INT63_MAX, MAX_NEW_TOKENS, GenerationRequest, Manner, SynthesisRequest
 from chattts_serving.text.cast import Cast, has_speaker
-from chattts_serving.text.characters import other_scripts, to_known_characters
+from chattts_serving.text.characters import to_known_characters
 from chattts_serving.text.directives import check_directives, refuse_directives
 from chattts_serving.text.lexicon import Lexicon, parse_lexicon
 from chattts_serving.text.markup import without_markup
-from chattts_serving.text.normalizer import Normalizer, detect_language, load_homophones
+from chattts_serving.text.normalizer import Normalizer, load_homophones
+from chattts_serving.text.part import NOTHING, Part, SoFar
 from chattts_serving.text.prompts import Prompts
 from chattts_serving.text.script import Script
+from chattts_serving.text.scripts import Scripts
 from chattts_serving.text.sentences import split_sentences
 from chattts_serving.text.ssml import turns_of_ssml
 from chattts_serving.text.tags import check_only_tags, check_tags, is_speakable, split_tags, without_tags
-from chattts_serving.text.turns import turns_of
+from chattts_serving.text.turns import Turn, turns_of
+from chattts_serving.text.unfinished import Languages, Sentence
 from chattts_serving.text.verbalizer import Verbalizer
 from chattts_serving.voice.speaker import SpeakerStatistics
 from chattts_serving.voice.voices import Speaker, Voice, VoiceLibrary
@@ -35,8 +38,6 @@ from chattts_serving.voice.voices import Speaker, Voice, VoiceLibrary
 _LETTER_TOKENS = 5
 _TAG_TOKENS = 47
 _LEEWAY_TOKENS = 94
-
-MAX_LEFT_OUT = 0.5  # of a text's letters; where more are in scripts that the model does not know, it is refused
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,14 @@ class Prepared(NamedTuple):
         used_speaker: the voices' ChatTTS speaker strings, a line each; empty where a recording alone decides, without
             the vector.
         warning: what of the text is not spoken, for people to read; "" where all is.
+        so_far: of a part of a text, what the next part is told.
     """
 
     generation: GenerationRequest
     speaker_embedding: npt.NDArray[np.float32]
     used_speaker: str
     warning: str
+    so_far: SoFar = NOTHING
 
 
 class TextFrontend:
@@ -106,37 +109,39 @@ class TextFrontend:
         self._lexicon = Lexicon(lexicon)
         self._normalizer = Normalizer(load_homophones(assets_dir / "homophones.json"))
 
-    def prepare(self, request: SynthesisRequest) -> Prepared:
-        """What `gpt_decoder` is to do for `request`, and in whose voices.
+    def prepare(self, request: SynthesisRequest, part: Part | None = None) -> Prepared:
+        """What `gpt_decoder` is to do for `request`, or for a `part` of its text, and in whose voices.
 
         Raises:
             InvalidInputError: an input is wrong in a way that only text and vocabulary show.
         """
         now_ns = time.monotonic_ns()
-        turns = turns_of_ssml(request) if request.ssml else turns_of(request)
+        turns = _turns(request, part)
         seed = secrets.randbelow(INT63_MAX) if request.seed is None else request.seed
-        lexicon = self._lexicon.with_entries(parse_lexicon(request.lexicon))
-        verbalize = Verbalizer() if request.normalize else None
-        script, cast = Script(), Cast()
+        lexicon = Lexicon() if part else self._lexicon.with_entries(parse_lexicon(request.lexicon))
+        so_far = part.so_far if part else NOTHING
+        verbalizer = Verbalizer(so_far.work)
+        verbalize = verbalizer if request.normalize else None
+        script, cast = Script(so_far), Cast()
         prompts: list[tuple[int, ...]] = []
         warnings: list[str] = []
         for turn in turns:
             with turn.named():
-                text, warning = _speakable_text(turn.request, lexicon)
+                sentences, warning = self._sentences(turn.request, lexicon) if part is None else (part.sentences, "")
                 warnings += [f"{turn.where}: {warning}" if turn.where else warning] if warning else []
-                self._say(script, turn.request, text, verbalize)
+                self._say(script, turn.request, sentences, verbalize)
                 new = script.texts[len(prompts) :]
-                if not new and not request.ssml:
-                    raise _nothing_to_say(turn.request)
-                if new:
+                if not (new or request.ssml or part):
+                    raise _nothing_to_say(turn.request.text)
+                if new or part:
                     prompts += [self._first_prompt(turn.request, text) for text in new]
                     cast.add(turn, self._speaker(turn.request, seed), len(new))
             if turn.end is not None:
                 script.close(turn.end)
             if turn.pause is not None:
                 script.pause(turn.pause)
-        if not prompts:
-            raise _nothing_to_say(request)
+        if script.is_empty and not (part and part.goes_on):
+            raise _nothing_to_say(part.beginning if part else request.text)
         first = turns[0].request
         generation = GenerationRequest(
             prompts=tuple(prompts),
@@ -155,29 +160,39 @@ class TextFrontend:
             deadline_ns=None if request.deadline_ms is None else now_ns + request.deadline_ms * 1_000_000,
             priority=request.priority,
             sampling=first.sampling,
+            goes_on=part is not None and part.goes_on,
+            follows=part is not None and not part.is_first,
             **(cast.parts() if request.turns or len(turns) > 1 else {}),
         )
         self._check_lengths(generation)
-        return Prepared(generation, cast.embedding, cast.used_speakers, "; ".join(warnings))
+        so_far = script.so_far(verbalizer.work)
+        return Prepared(generation, cast.embedding, cast.used_speakers, "; ".join(warnings), so_far)
 
     def _speaker(self, request: SynthesisRequest, seed: int) -> Speaker:
         return self._voices.find(request.speaker) if request.speaker else self._voices.sample(seed)
 
-    def _say(self, script: Script, request: SynthesisRequest, text: str, verbalize: Verbalizer | None) -> None:
-        """Add the sentences of `text`, what is known of the request's, to `script`, normalised, and its pauses.
+    @staticmethod
+    def _sentences(request: SynthesisRequest, lexicon: Lexicon) -> tuple[list[Sentence], str]:
+        """The sentences of the request's text, not yet normalised, and a warning of what is not spoken."""
+        text, warning = _speakable_text(request, lexicon)
+        languages = Languages()
+        return [*languages.add(split_sentences(text)), *languages.end()], warning
+
+    def _say(
+        self, script: Script, request: SynthesisRequest, sentences: Iterable[Sentence], verbalize: Verbalizer | None
+    ) -> None:
+        """Add `sentences` of the request to `script`, normalised, and its pauses.
 
         Sentences with nothing to say are left out.
         """
-        language_of_all = detect_language(text)
-        for sentence, end, silence in split_sentences(text):
-            if silence is not None:
-                script.pause(silence)
+        for sentence in sentences:
+            if sentence.silence is not None:
+                script.pause(sentence.silence)
                 continue
-            language = request.language or detect_language(sentence, otherwise=language_of_all)
-            spoken = self._normalizer(sentence, language, verbalize)
+            spoken = self._normalizer(sentence.text, request.language or sentence.language, verbalize)
             if is_speakable(spoken):
                 script.say(spoken)
-            script.end(end)
+            script.end(sentence.end)
 
     def _first_prompt(self, request: SynthesisRequest, text: str) -> tuple[int, ...]:
         if request.skip_refine:
@@ -234,8 +249,19 @@ def _width(text: str) -> int:
     return sum(1 if character.isascii() else 3 for character in without_tags(text) if character.isalnum())
 
 
-def _nothing_to_say(request: SynthesisRequest) -> InvalidInputError:
-    return InvalidInputError("text", request.text, "text with at least one word, Chinese character or number")
+def _nothing_to_say(text: str) -> InvalidInputError:
+    return InvalidInputError("text", text, "text with at least one word, Chinese character or number")
+
+
+def _turns(request: SynthesisRequest, part: Part | None) -> tuple[Turn, ...]:
+    """The turns of the request; a text in parts is one."""
+    if part is None:
+        return turns_of_ssml(request) if request.ssml else turns_of(request)
+    for name, allowed in (("turns", "none"), ("ssml", "false")):
+        if getattr(request, name):
+            raise InvalidInputError(name, getattr(request, name), f"{allowed} with a text that comes in pieces")
+    _check_texts(request)
+    return (Turn(request),)
 
 
 def _speakable_text(request: SynthesisRequest, lexicon: Lexicon) -> tuple[str, str]:
@@ -250,19 +276,10 @@ def _speakable_text(request: SynthesisRequest, lexicon: Lexicon) -> tuple[str, s
     check_tags("text", text, strict=request.strict_tags)
     check_directives("text", text)
     text = lexicon(without_markup(text) if request.normalize else text)
-    scripts, warning = other_scripts(text), ""
-    if scripts:
-        left_out = sum(scripts.values())
-        names = ", ".join(sorted(scripts, key=scripts.__getitem__, reverse=True))
-        num_letters = sum(map(str.isalpha, without_tags(text)))
-        if left_out > MAX_LEFT_OUT * num_letters:
-            raise InvalidInputError(
-                "text",
-                request.text,
-                f"text in Chinese or English; {left_out:,} of its {num_letters:,} letters are others ({names})",
-            )
-        warning = f"not spoken, as the model speaks Chinese and English: {left_out:,} letters ({names})"
-    return text, warning
+    scripts = Scripts()
+    scripts.add(text)
+    scripts.check(request.text)
+    return text, scripts.warning
 
 
 def _check_texts(request: SynthesisRequest) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 from chattts_serving.errors import ConfigError, InvalidInputError, shown
@@ -24,6 +26,7 @@ MAX_FILE_ENTRIES, MAX_FILE_BYTES = 20_000, 4_000_000
 MAX_WORD_CHARACTERS = 64
 MAX_SAID_CHARACTERS = 200
 
+_MOST_BEHIND = 3  # characters behind a word tell whether it is whole
 _SUFFIX = re.compile("'(?![sS](?![A-Za-z]))[A-Za-z]")  # an apostrophe by which a word goes on, but for "'s"
 
 
@@ -58,20 +61,77 @@ class Lexicon:
         pieces = split_tags(text)
         pieces[::2] = [self._replaced(piece) for piece in pieces[::2]]
         said = "".join(pieces)
-        if len(said) > MAX_TEXT_CHARACTERS:
-            allowed = f"entries with which the text has at most {MAX_TEXT_CHARACTERS:,} characters, not {len(said):,}"
-            raise InvalidInputError("lexicon", f"{len(self._entries)} entries", allowed)
+        self.check_length(len(said))
         return said
 
-    def _replaced(self, text: str) -> str:
+    def begin(self, text: str) -> tuple[str, str]:
+        """What is said of `text`, a text's beginning that cuts no tag, whatever follows; and the rest, to go on with.
+
+        The texts that go on so, with the call for the last rest, say together what the call for all of it does.
+        """
+        if self._first is None:
+            return text, ""
+        *before, last = split_tags(text)
+        before[::2] = [self._replaced(piece) for piece in before[::2]]
+        end = len(last)
+        while end and _is_letter(last[end - 1]):  # a word that may go on
+            end -= 1
+        for start, _ in self._words_in(last):
+            if self._is_open(last, start):
+                end = min(end, start)
+                break
+        return "".join([*before, self._replaced(last, end)]), last[end:]
+
+    def check_length(self, num_characters: int) -> None:
+        """Check how long a text has become with the words replaced.
+
+        Raises:
+            InvalidInputError: it is longer than a text may be.
+        """
+        if self and num_characters > MAX_TEXT_CHARACTERS:
+            most = f"at most {MAX_TEXT_CHARACTERS:,} characters"
+            allowed = f"entries with which the text has {most}, not {num_characters:,}"
+            raise InvalidInputError("lexicon", f"{len(self._entries)} entries", allowed)
+
+    def _replaced(self, text: str, most: int | None = None) -> str:
+        """The first `most` characters of `text`, all by default, with the words replaced; none goes past them."""
         parts, end = [], 0
-        for match in self._first.finditer(text) if self._first else ():
-            start = match.start()
-            word = self._word_at(text, start) if start >= end else ""
-            if word:
+        for start, word in self._words_in(text):
+            if word and (most is None or start < most):
                 parts += [text[end:start], self._entries[word]]
                 end = start + len(word)
-        return "".join([*parts, text[end:]])
+        return "".join([*parts, text[end:most]])
+
+    def _words_in(self, text: str) -> Iterator[tuple[int, str]]:
+        """Where words of entries may stand, but for places inside of one, and which does; "" for none."""
+        end = 0
+        for match in self._first.finditer(text) if self._first else ():
+            start = match.start()
+            if start >= end:
+                word = self._word_at(text, start)
+                yield start, word
+                end = start + len(word)
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self._entries)
+
+    def _is_open(self, text: str, start: int) -> bool:
+        """Whether it depends on what follows `text` which word stands at `start`."""
+        if len(text) - start >= MAX_WORD_CHARACTERS + _MOST_BEHIND:
+            return False
+        if start and _is_letter(text[start - 1]) and _is_letter(text[start]):
+            return False
+        rest = text[start:]
+        place = bisect_left(self._sorted, rest)
+        if any(word != rest and word.startswith(rest) for word in self._sorted[place : place + 2]):
+            return True
+        found = [length for length in self._lengths[rest[0]] if rest[:length] in self._entries]
+        return any(
+            _is_letter(rest[length - 1])
+            and (not rest[length:] or (rest[length] == "'" and len(rest) - length < _MOST_BEHIND))
+            for length in found
+        )
 
     def _word_at(self, text: str, start: int) -> str:
         """The longest word of an entry that stands at `start`; "" for none."""

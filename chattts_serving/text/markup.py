@@ -12,7 +12,7 @@ from chattts_serving.text.rules import Rule, Rules
 from chattts_serving.text.tags import TAG_PATTERN
 
 _LINK_TEXT = rf"((?:{TAG_PATTERN}|[^\[\]\n])*)"
-_URL = r"\((?:[^()\s]|\([^()\s]*\))*(?:\s+[\"'][^\"'\n]*[\"'])?\s*\)"
+_URL = r"\((?:[^()\s]|\([^()\s]*\))*(?:[ \t]+[\"'][^\"'\n]*[\"'])?[ \t]*\)"
 
 
 def _row(match: re.Match[str]) -> str:
@@ -38,7 +38,7 @@ _SPANS: tuple[Rule, ...] = (
     (rf"(?!{TAG_PATTERN})\[{_LINK_TEXT}\](?!{TAG_PATTERN})\[[^\[\]\n]*\]", r"\1"),
     (r"\[\^[^\[\]\s]+\]", ""),  # footnotes
     (r"<(https?://[^<>\s]+|[^<>\s@]+@[^<>\s@]+)>", r"\1"),
-    (r"<!--[^\n]{0,200}?-->|</?[A-Za-z][A-Za-z0-9-]*(?:\s[^<>\n]*)?/?>", " "),  # HTML
+    (r"<!--[^\n]{0,200}?-->|</?[A-Za-z][A-Za-z0-9-]*(?:[ \t][^<>\n]*)?/?>", " "),  # HTML
     (r"(?<!`)`{1,3}([^`\n]+)`{1,3}(?!`)", r"\1"),
     (r"(\*\*\*|\*\*|___|__|~~|==)(?=\S)((?:(?!\1).)+?)(?<=\S)\1", r"\2"),
     (r"(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=[^\s*])\*(?![\w*])", r"\1"),
@@ -53,13 +53,17 @@ _rewrite = Rules((*_LINES, *_SPANS), re.MULTILINE)
 _MARKS = re.compile(r"[*_`~#>|\[\]<&=\\•‣◦▪●○]|^[ \t]*[-+]|-{3}", re.MULTILINE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,31});")
 _ESCAPED = re.compile(r"\\([\\`*_{}\[\]()#+.!|~>-])")  # a mark that is meant as such
-_MEANT = re.compile("[\ue021-\ue07e]")  # the same, in characters that no text has (private use)
+MEANT = re.compile("[\ue021-\ue07e]")  # the same, in characters that no text has (private use)
 
 
 def without_markup(text: str) -> str:
-    """`text` without marks; the text of links and code stays, their addresses and fences go."""
+    """`text` without marks; the text of links and code stays, their addresses and fences go.
+
+    No rule looks past the end of a line.
+    """
+    text = MEANT.sub("", text)
     if not _MARKS.search(text):
         return text
-    text = _ENTITY.sub(lambda match: html.unescape(match.group()), _MEANT.sub("", text))
+    text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
     text = _ESCAPED.sub(lambda match: chr(0xE000 + ord(match[1])), text)
-    return _MEANT.sub(lambda match: chr(ord(match.group()) - 0xE000), _rewrite(text))
+    return MEANT.sub(lambda match: chr(ord(match.group()) - 0xE000), _rewrite(text))

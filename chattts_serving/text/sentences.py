@@ -47,6 +47,7 @@ _NUMBER_FOLLOWS = re.compile(r"\s*\d")
 _LAST_WORD = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]+\Z")
 
 _SOFT_BREAKS = ("，,、;；:：—", " \t\u3000")  # where to cut an over-long sentence, the best first
+_CLAUSE = re.compile(rf"(?:[{_SOFT_BREAKS[0]}](?!\d)|[{_NEWLINES}])\s*")
 
 
 class End(enum.Enum):
@@ -82,19 +83,62 @@ def split_sentences(text: str) -> list[Piece]:
     """
     least = MIN_PIECE_WIDTH
     stretches = split_pauses(text)
-    # A short sentence joins one of its own paragraph, where there is another.
-    spoken = [
-        _merge_short([piece for paragraph in _paragraphs(stretch) for piece in _merge_short(paragraph, least)], least)
-        for stretch in stretches[::2]
-    ]
+    spoken = [_pieces(stretch) for stretch in stretches[::2]]
     while sum(map(len, spoken)) > MAX_PIECES and least < MAX_PIECE_WIDTH:
         least *= 2
         spoken = [_merge_short(pieces, least) for pieces in spoken]
-    found = [Piece(piece.text.strip(), piece.end) for piece in spoken[0]]
+    found = _stripped(spoken[0])
     for pause, pieces in zip(stretches[1::2], spoken[1:], strict=True):
-        found.append(Piece("", End.CUT, pause_samples(pause)))
-        found += [Piece(piece.text.strip(), piece.end) for piece in pieces]
+        found += [_silence(pause), *_stripped(pieces)]
     return found
+
+
+def split_finished(text: str) -> tuple[list[Piece], str]:
+    """The pieces of `text` that stay as they are whatever follows it, and the rest, where splitting goes on.
+
+    A word must not be cut at the end of `text`, nor a tag, nor a run of marks. What follows may lengthen the last
+    piece; and as one that is short joins the piece before, that is there only where another one has begun.
+    """
+    *ended, text = split_pauses(text)
+    found = []
+    for stretch, pause in zip(ended[::2], ended[1::2], strict=True):
+        found += [*_stripped(_pieces(stretch)), _silence(pause)]
+    if not text.strip():
+        return found, text
+    *finished, last = _pieces(text)
+    behind = text[len(text.rstrip()) :]
+    return found + _stripped(finished), last.text.rstrip() + behind
+
+
+def split_complete(text: str) -> tuple[list[Piece], str]:
+    """The pieces of `text` up to its last sentence that is complete, or clause, whichever ends later; and the rest."""
+    ends = [match.end() for match in _END.finditer(text) if not _is_abbreviation(text, match)]
+    clauses = [match.end() for match in _CLAUSE.finditer(text)]
+    after_pause = len(text) - len(split_pauses(text)[-1])
+    cut = max([after_pause, *ends[-1:], *clauses[-1:]])
+    complete = text[:cut]
+    pieces = split_sentences(complete)
+    spoken = complete.rstrip()
+    if pieces and pieces[-1].silence is None:
+        end = End.CUT if spoken[-1] in _SOFT_BREAKS[0] else End.SENTENCE
+        if any(newline in complete[len(spoken) :] for newline in _NEWLINES):
+            end = End.PARAGRAPH
+        pieces[-1] = pieces[-1]._replace(end=end)
+    return pieces, text[cut:]
+
+
+def _pieces(text: str) -> list[_Measured]:
+    """Those of `text`, which has no pauses. A short sentence joins one of its own paragraph, where there is another."""
+    pieces = [piece for paragraph in _paragraphs(text) for piece in _merge_short(paragraph, MIN_PIECE_WIDTH)]
+    return _merge_short(pieces, MIN_PIECE_WIDTH)
+
+
+def _stripped(pieces: list[_Measured]) -> list[Piece]:
+    return [Piece(piece.text.strip(), piece.end) for piece in pieces]
+
+
+def _silence(pause: str) -> Piece:
+    return Piece("", End.CUT, pause_samples(pause))
 
 
 def _paragraphs(text: str) -> Iterator[list[_Measured]]:

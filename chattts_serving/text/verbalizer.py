@@ -56,9 +56,14 @@ class Verbalizer:
     What is left then stays as it is, so that no text holds the caller for long.
     """
 
-    def __init__(self) -> None:
-        """Start with no work done; the grammars were loaded when wetext was imported (0.5 s, 50 MB)."""
-        self._work = 0
+    def __init__(self, work: int = 0) -> None:
+        """`work` was done before; the grammars were loaded when wetext was imported (0.5 s, 50 MB)."""
+        self._work = work
+
+    @property
+    def work(self) -> int:
+        """What was done for the request so far."""
+        return self._work
 
     def __call__(self, text: str, language: str) -> str:
         """`text` in words, without blanks at its ends.

@@ -70,9 +70,12 @@ class ReadingConfig:
     low_latency_least_tokens: tuple[int, ...] = ()  # none: as `least_tokens`
     low_latency_lookahead_tokens: tuple[int, ...] = (10,)
     low_latency_fade_tokens: int = 1
+    text_wait_s: float = 60.0
 
     def __post_init__(self) -> None:
-        """Check that each mode has a plan."""
+        """Check that each mode has a plan, and the rest."""
+        if not 0 < self.text_wait_s < math.inf:
+            raise ConfigError(f"parameter 'text_wait_s' is {self.text_wait_s}; allowed is a number above 0")
         for mode in MODES:
             try:
                 self.plan(mode)
@@ -85,6 +88,7 @@ class ReadingConfig:
         readers: dict[str, _Reader] = {field.name: int for field in fields(cls)}
         for name in ("least_tokens", "low_latency_least_tokens", "low_latency_lookahead_tokens"):
             readers[name] = lambda text: tuple(map(int, text.split(",")))
+        readers["text_wait_s"] = float
         return cls(**_parameters(model_config, readers))  # type: ignore[arg-type]
 
     def plan(self, mode: str, *, live: bool = False) -> ReadingPlan:
@@ -104,6 +108,11 @@ class ReadingConfig:
             lookahead_tokens=self.low_latency_lookahead_tokens,
             fade_tokens=self.low_latency_fade_tokens,
         )
+
+
+def num_instances(model_config: str) -> int:
+    """How many instances `model_config`, the JSON that Triton hands to a Python model, has of it."""
+    return sum(group.get("count", 1) for group in json.loads(model_config).get("instance_group", [{}]))
 
 
 _Reader = Callable[[str], object]

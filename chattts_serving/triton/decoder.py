@@ -19,8 +19,8 @@ from chattts_serving.errors import ConfigError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
 from chattts_serving.speech.mailbox import Mailbox
 from chattts_serving.speech.observer import Observer
-from chattts_serving.speech.open_request import Beginning, Opening, Part
-from chattts_serving.speech.open_request import Reply as PartReply
+from chattts_serving.speech.opening import Beginning, Opening, Part
+from chattts_serving.speech.opening import Reply as PartReply
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan, rows_of
 from chattts_serving.text.prompts import Prompts
@@ -108,7 +108,8 @@ class Decoder:
         if not 1 <= len(stream_id) <= MAX_STREAM_ID_CHARACTERS:
             raise InvalidInputError("stream_id", stream_id, f"1 to {MAX_STREAM_ID_CHARACTERS} characters")
         request = GenerationRequest.from_json(generation)
-        self._check(request, speaker)
+        self._check(request)
+        self._check_speaker(request, speaker)
         opening = Opening(request, speaker, ReadingPlan.from_json(reading), traceparent)
         if reader:
             self._mailbox.open(reader, stream_id, opening)
@@ -135,6 +136,15 @@ class Decoder:
         """
         names = expected.split("\n") if expected else []
         self._mailbox.wait(reader, names, lambda ready: reply({"ready": "\n".join(ready)}))
+
+    def extend(self, stream_id: str, more: str, reply: Reply) -> None:
+        """Have an open request whose text goes on say `more`, `GenerationRequest` as JSON, of which sentences count.
+
+        `reply` gets an empty `chunk`, also where there is no such request; errors as for `open`.
+        """
+        request = GenerationRequest.from_json(more)
+        self._check(request)
+        self._synthesizer.extend(stream_id, request, lambda: reply({"chunk": ""}))
 
     def cancel(self, stream_id: str, reply: Reply) -> None:
         """Give an open request up, if there is one of that name; `reply` gets an empty `chunk`, errors as for `open`.
@@ -179,7 +189,7 @@ class Decoder:
         trace.add("prompt", beginning.launched_ns, beginning.drawn_ns)
         trace.add("tokens", beginning.drawn_ns, beginning.ready_ns)
 
-    def _check(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:
+    def _check(self, request: GenerationRequest) -> None:
         """Refuse what would fail inside a step, where it could harm the other requests in it."""
         config = self._config
         _check_ids("prompts", request.prompts, config.num_text_tokens)
@@ -187,7 +197,9 @@ class Decoder:
             _check_ids("sample_codes", sample_codes, config.eos_code)
             if any(len(codes) != config.num_codebooks for codes in sample_codes):
                 raise InvalidInputError("generation", sample_codes, f"{config.num_codebooks} codes a token")
-        num_values = config.hidden_size * request.num_voices
+
+    def _check_speaker(self, request: GenerationRequest, speaker: npt.NDArray[np.float32]) -> None:
+        num_values = self._config.hidden_size * request.num_voices
         if speaker.shape != (num_values,) or not np.isfinite(speaker).all():
             raise InvalidInputError("speaker_embedding", speaker.shape, f"{num_values} finite numbers")
 

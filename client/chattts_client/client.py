@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from chattts_client import recording
 from chattts_client.errors import DeadlineExceededError, TTSError, invalid_input, mapped_errors
 from chattts_client.options import InputTensor, Mode, OptionValues, SynthesisOptions, input_tensors, merged
+from chattts_client.pieces import AsyncText, Pieces, Text, pieces_of, raising_errors_of
 from chattts_client.speech import Chunk, Speech, speech_from, text_of
 from chattts_client.streams import AsyncSpeechStream, ChunkReader, SpeechStream
 from chattts_client.tracing import About
@@ -79,6 +80,15 @@ class Endpoint:
         if options.deadline_ms is None and self.timeout is not None and self.timeout * 1000 <= MAX_DEADLINE_MS:
             options = replace(options, deadline_ms=max(1, int(self.timeout * 1000)))
         return input_tensors(text, options, mode)
+
+    def streamed(
+        self, text: object, pieces: Pieces | None, options: SynthesisOptions, mode: Mode, about: About
+    ) -> Call:
+        """The call that streams `text`, or its `pieces`. Raises as `tensors`."""
+        tensors = self.tensors(text if isinstance(text, str) else "", options, mode)
+        if pieces is not None:
+            tensors += pieces.first()
+        return Call(self.stream_model, tensors, self.timeout, about, pieces=pieces)
 
     def never_ready(self, timeout: float) -> DeadlineExceededError:
         """The error of `wait_ready`."""
@@ -169,10 +179,11 @@ class TTSClient:
 
     def stream(
         self,
-        text: str = "",
+        text: Text = "",
         options: SynthesisOptions | None = None,
         *,
         mode: Mode = "exact",
+        max_wait_ms: int | None = None,
         request_id: str = "",
         traceparent: str = "",
         **changes: Unpack[OptionValues],
@@ -183,24 +194,29 @@ class TTSClient:
         the caller does in between. Leaving the stream early cancels the request: see `SpeechStream`.
 
         Args:
-            text: 1 to 20,000 characters; none with the option `turns`.
+            text: 1 to 20,000 characters, none with the option `turns`; or an iterable of pieces of a text that is still
+                written, over gRPC. Sentences are spoken as they are finished, and sound as those of the whole text do.
+                A thread iterates.
             options: None leaves all to the server.
+            max_wait_ms: of pieces: milliseconds without one after which what seems complete is spoken, clauses too; the
+                sound may differ then.
             mode: "exact" for the samples that `synthesize` gives, "low_latency" for the first ones sooner.
             request_id: by which the server's log calls this request.
             traceparent: W3C's, of the trace that this request belongs to.
             changes: single options by name, in front of `options`.
 
         Raises:
-            InvalidInputError: a value cannot be sent. What `synthesize` raises else, the stream raises.
+            InvalidInputError: a value cannot be sent. What `synthesize` raises else, the stream raises, and what the
+                iterable raises.
         """
-        tensors = self.endpoint.tensors(text, merged(options, changes), mode)
+        pieces = pieces_of(text, (Iterable,), self.endpoint.protocol, max_wait_ms)
         about = About(request_id, traceparent)
-        return SpeechStream(self._chunks(Call(self.endpoint.stream_model, tensors, self.endpoint.timeout, about)))
+        return SpeechStream(self._chunks(self.endpoint.streamed(text, pieces, merged(options, changes), mode, about)))
 
     def _chunks(self, call: Call) -> Generator[Chunk, None, None]:
         reader = ChunkReader()
         results = self._transport.stream(call)
-        with mapped_errors(self.endpoint.url), closing(results):
+        with raising_errors_of(call.pieces), mapped_errors(self.endpoint.url), closing(results):
             for result in results:
                 chunk = reader.add(result)
                 if chunk is not None:
@@ -308,23 +324,26 @@ class AsyncTTSClient:
 
     def stream(
         self,
-        text: str = "",
+        text: AsyncText = "",
         options: SynthesisOptions | None = None,
         *,
         mode: Mode = "exact",
+        max_wait_ms: int | None = None,
         request_id: str = "",
         traceparent: str = "",
         **changes: Unpack[OptionValues],
     ) -> AsyncSpeechStream:
-        """As `TTSClient.stream`, for `async for`."""
-        tensors = self.endpoint.tensors(text, merged(options, changes), mode)
+        """As `TTSClient.stream`, for `async for`; pieces may come from an async iterable, too."""
+        pieces = pieces_of(text, (AsyncIterable, Iterable), self.endpoint.protocol, max_wait_ms)
         about = About(request_id, traceparent)
-        return AsyncSpeechStream(self._chunks(Call(self.endpoint.stream_model, tensors, self.endpoint.timeout, about)))
+        return AsyncSpeechStream(
+            self._chunks(self.endpoint.streamed(text, pieces, merged(options, changes), mode, about))
+        )
 
     async def _chunks(self, call: Call) -> AsyncGenerator[Chunk, None]:
         reader = ChunkReader()
         results = self._transport.stream(call)
-        with mapped_errors(self.endpoint.url):
+        with raising_errors_of(call.pieces), mapped_errors(self.endpoint.url):
             async with aclosing(results):
                 async for result in results:
                     chunk = reader.add(result)

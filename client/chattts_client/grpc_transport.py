@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -12,6 +15,8 @@ import tritonclient.grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from chattts_client.options import InputTensor
+from chattts_client.pieces import Pieces
 from chattts_client.transport import Call, Result
 
 CHANNEL_ARGUMENTS = [
@@ -46,15 +51,73 @@ def _unary(call: Call) -> dict[str, Any]:
 
 
 def _stream(call: Call) -> dict[str, Any]:
-    """What the stub's `ModelStreamInfer` takes: one request, each of whose tensors has one value."""
+    """What the stub's `ModelStreamInfer` takes beside its requests."""
+    return {"timeout": call.timeout, "metadata": tuple(call.about.headers().items())}
+
+
+def _request(call: Call, tensors: Sequence[InputTensor]) -> Any:
+    """One request, each of whose tensors has one value."""
     request = service_pb2.ModelInferRequest(model_name=call.model, id=call.about.request_id)
     for name, value in call.about.headers().items():
         request.parameters[name].string_param = value
-    for name, datatype, array in call.tensors:
+    for name, datatype, array in tensors:
         tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
         getattr(tensor.contents, CONTENTS[datatype]).append(array.item())
-    metadata = tuple(call.about.headers().items())
-    return {"request_iterator": iter([request]), "timeout": call.timeout, "metadata": metadata}
+    return request
+
+
+class _Requests:
+    """Those of a blocking stream, which gRPC takes in a thread of its own. Pieces come in another one.
+
+    So the requests can end, and with them the stream, while a piece is waited for.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._further: SimpleQueue[Sequence[InputTensor] | None] = SimpleQueue()  # None ends them
+        self._has_ended, self._has_begun = Event(), Event()
+        self._cancel: Callable[[], Any] | None = None
+
+    def of(self, streamed: Any) -> None:
+        """`streamed` is the stream, which is cancelled where its text breaks off."""
+        self._cancel = streamed.cancel
+        self._has_begun.set()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield _request(self._call, self._call.tensors)
+        if self._call.pieces is not None:
+            Thread(target=self._take, args=(self._call.pieces,), name="pieces", daemon=True).start()
+            while (tensors := self._further.get()) is not None:
+                yield _request(self._call, tensors)
+
+    def end(self) -> None:
+        """There are no more."""
+        self._has_ended.set()
+        self._further.put(None)
+
+    def _take(self, pieces: Pieces) -> None:
+        for tensors in pieces:
+            if self._has_ended.is_set():
+                return
+            self._further.put(tensors)
+        if pieces.error is not None and self._has_begun.wait() and self._cancel is not None:
+            self._cancel()
+        self.end()
+
+
+async def _write_all(streamed: Any, call: Call) -> None:
+    """Send the requests of a stream, until it is cancelled."""
+    with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the stream has ended, and its answers say why
+        try:
+            await streamed.write(_request(call, call.tensors))
+            if call.pieces is not None:
+                async with aclosing(call.pieces.__aiter__()) as pieces:
+                    async for tensors in pieces:
+                        await streamed.write(_request(call, tensors))
+                if call.pieces.error is not None:
+                    streamed.cancel()
+        finally:
+            await streamed.done_writing()
 
 
 class _GrpcAnswers:
@@ -65,13 +128,16 @@ class _GrpcAnswers:
     well (both measured).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end_requests: Callable[[], Any]) -> None:
+        """`end_requests` lets the stream end behind an error though its text goes on."""
+        self._end_requests = end_requests
         self._failure: InferenceServerException | None = None
 
     def result(self, message: Any) -> Result | None:
         """The answer in `message`, None where it is an error or follows one."""
         if message.error_message and self._failure is None:
             self._failure = InferenceServerException(message.error_message)
+            self._end_requests()
         if self._failure is not None:
             return None
         result: Result = tritonclient.grpc.InferResult(message.infer_response)
@@ -95,8 +161,10 @@ class _GrpcTransport:
         return result
 
     def stream(self, call: Call) -> Generator[Result, None, None]:
-        streamed = self._stub.ModelStreamInfer(**_stream(call))
-        answers = _GrpcAnswers()
+        requests = _Requests(call)
+        streamed = self._stub.ModelStreamInfer(iter(requests), **_stream(call))
+        requests.of(streamed)
+        answers = _GrpcAnswers(requests.end)
         try:
             with _as_answers():
                 for message in streamed:
@@ -104,6 +172,7 @@ class _GrpcTransport:
                     if result is not None:
                         yield result
         finally:
+            requests.end()
             streamed.cancel()  # does nothing to one that has ended
         answers.end()
 
@@ -127,7 +196,8 @@ class _AsyncGrpcTransport:
 
     async def stream(self, call: Call) -> AsyncGenerator[Result, None]:
         streamed = self._stub.ModelStreamInfer(**_stream(call))
-        answers = _GrpcAnswers()
+        writing = asyncio.create_task(_write_all(streamed, call))
+        answers = _GrpcAnswers(writing.cancel)
         try:
             with _as_answers():
                 async for message in streamed:
@@ -136,6 +206,8 @@ class _AsyncGrpcTransport:
                         yield result
         finally:
             streamed.cancel()  # does nothing to one that has ended
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
         answers.end()
 
     async def is_model_ready(self, model: str, timeout: float | None) -> bool:

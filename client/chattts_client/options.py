@@ -106,6 +106,7 @@ DATATYPES: Mapping[str, str] = {
     },
 }
 STREAM_DATATYPES: Mapping[str, str] = {**DATATYPES, "mode": "BYTES"}
+PIECE_DATATYPES: Mapping[str, str] = {"text_id": "BYTES", "part": "BYTES", "max_wait_ms": "INT32"}
 
 
 class InputTensor(NamedTuple):
@@ -137,8 +138,17 @@ def input_tensors(text: str, options: SynthesisOptions, mode: Mode | None = None
     return [_tensor(name, value) for name, value in values.items() if name == "text" or value is not None]
 
 
+def piece_tensors(**values: object) -> list[InputTensor]:
+    """The tensors of a piece of a text, one for each value that is not None.
+
+    Raises:
+        InvalidInputError: as `input_tensors`.
+    """
+    return [_tensor(name, value) for name, value in values.items() if value is not None]
+
+
 def _tensor(name: str, value: object) -> InputTensor:
-    datatype = STREAM_DATATYPES[name]
+    datatype = {**STREAM_DATATYPES, **PIECE_DATATYPES}[name]
     if name in JSON:
         value = _json(name, value)
     if datatype == "BYTES":

@@ -117,7 +117,7 @@ def joined(chunks: Sequence[Chunk]) -> Speech:
         refined_text="\n".join(chunk.refined_text for chunk in chunks if chunk.refined_text),
         num_tokens=sum(chunk.num_tokens for chunk in chunks),
         sentences=tuple(sentence for chunk in chunks for sentence in chunk.sentences),
-        warning=chunks[0].warning,
+        warning=chunks[-1].warning,  # of a text that came in pieces, the last one knows all of it
     )
 
 

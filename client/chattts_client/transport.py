@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from chattts_client.options import InputTensor
+from chattts_client.pieces import Pieces
 from chattts_client.tracing import NOTHING, About
 
 ProtocolName = Literal["grpc", "http"]
@@ -28,6 +29,7 @@ class Call:
         timeout: seconds for the whole call, None for no limit.
         about: what it says of itself besides.
         output: the one that is wanted, None for all.
+        pieces: of a stream's text, which are sent while it is heard; None where `tensors` have all of it.
     """
 
     model: str
@@ -35,6 +37,7 @@ class Call:
     timeout: float | None
     about: About = NOTHING
     output: str | None = None
+    pieces: Pieces | None = None
 
     def arguments(self, input_type: Any, output_type: Any) -> dict[str, Any]:
         """What tritonclient's `infer` takes, with the `InferInput` and `InferRequestedOutput` classes of a protocol."""

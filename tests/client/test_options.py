@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chattts_client import InvalidInputError, SynthesisOptions, TTSClient
 from chattts_client.client import DEFAULT_TIMEOUT, MAX_DEADLINE_MS, Endpoint
-from chattts_client.options import DATATYPES, STREAM_DATATYPES, OptionValues, input_tensors, merged
+from chattts_client.options import DATATYPES, PIECE_DATATYPES, STREAM_DATATYPES, OptionValues, input_tensors, merged
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.utils import triton_to_np_dtype
@@ -33,7 +33,9 @@ def test_the_keyword_arguments_are_the_options():
     assert set(OptionValues.__annotations__) == {field.name for field in fields(SynthesisOptions)}
 
 
-@pytest.mark.parametrize(("model", "datatypes"), [("chattts", DATATYPES), ("chattts_stream", STREAM_DATATYPES)])
+@pytest.mark.parametrize(
+    ("model", "datatypes"), [("chattts", DATATYPES), ("chattts_stream", {**STREAM_DATATYPES, **PIECE_DATATYPES})]
+)
 def test_the_datatypes_are_those_of_the_contract(model, datatypes):
     config = (FAKE_MODEL / model / "config.pbtxt").read_text(encoding="utf-8").partition("output [")[0]
     declared = dict(re.findall(r'name: "(\w+)" data_type: TYPE_(\w+)', config))

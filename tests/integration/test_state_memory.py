@@ -37,15 +37,15 @@ def memory(server):
     return memory_of(pid).held
 
 
-def open_stream(client, seed):
+def open_stream(client, seed, text="Hello there."):
     """A stream without end."""
-    return client.stream("Hello there.", seed=seed, skip_refine=True, min_new_tokens=2_048, mode="low_latency")
+    return client.stream(text, seed=seed, skip_refine=True, min_new_tokens=2_048, mode="low_latency")
 
 
-async def look_while_open(server):
-    """What is held for AT_ONCE streams, each of which has its first chunk; then they are left."""
+async def look_while_open(server, text="Hello there."):
+    """What is held for AT_ONCE streams of `text`, each of which has its first chunk; then they are left."""
     async with AsyncTTSClient(server.grpc_url, timeout=120.0) as client:
-        streams = [open_stream(client, seed) for seed in range(AT_ONCE)]
+        streams = [open_stream(client, seed, text) for seed in range(AT_ONCE)]
         await asyncio.gather(*(anext(stream) for stream in streams))
         seen = await asyncio.to_thread(wait_for_held, server, AT_ONCE)
         await asyncio.gather(*(stream.aclose() for stream in streams))
@@ -76,3 +76,8 @@ def test_a_thousand_cancelled_streams_leave_no_state_and_no_memory(tiny):
     growth = memory(tiny.server) - before
     print(f"{STREAMS:,} streams with {num_bytes / AT_ONCE:,.0f} bytes of state each left {growth:+,} bytes")
     assert growth < STREAMS * num_bytes / AT_ONCE / 4
+
+
+def test_texts_in_pieces_that_are_left_leave_no_state(tiny):
+    asyncio.run(look_while_open(tiny.server, ["Hello there."]))
+    assert wait_for_held(tiny.server, 0) == (0, 0)

@@ -109,6 +109,13 @@ def test_a_whole_answer_over_grpc_is_traced(server: Any, receiver: SpanReceiver)
     check(wait_for(receiver, trace_id, {"speech_chunk", "gpt_decoder"}), caller)
 
 
+def test_a_text_in_pieces_is_traced(server: Any, receiver: SpanReceiver) -> None:
+    trace_id, caller = secrets.token_hex(16), secrets.token_hex(8)
+    with TTSClient(server.grpc_url) as client:
+        assert list(client.stream(iter(TEXT), max_new_tokens=60, traceparent=f"00-{trace_id}-{caller}-01"))
+    check(wait_for(receiver, trace_id, {"speech_chunk", *BEGINNING}), caller)
+
+
 def test_many_traced_streams_are_answered(server: Any, receiver: SpanReceiver) -> None:
     """Triton's own way to trace calls of models, given a request's trace when `execute` has returned, crashes it."""
     ids = [secrets.token_hex(16) for _ in range(16)]

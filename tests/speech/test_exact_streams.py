@@ -25,7 +25,7 @@ from chattts_serving.audio import CONTEXT_TOKENS, N_FFT, SAMPLE_RATE, SAMPLES_PE
 from chattts_serving.engine.engine import Finished
 from chattts_serving.engine.sequence import FinishReason
 from chattts_serving.request import GenerationRequest, SamplingOptions
-from chattts_serving.speech.open_request import Opening, Part
+from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.reader import Reader
 from chattts_serving.speech.session import BEGINNING, Heard, SpeechSession
 from chattts_serving.speech.session import Models as AllModels

@@ -1,10 +1,14 @@
 """Who rests, from what listeners have left to hear; times are those that the tests say."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from chattts_serving.audio import SAMPLE_RATE
-from chattts_serving.speech.open_request import Opening, OpenRequest
+from chattts_serving.speech.open_request import OpenRequest
+from chattts_serving.speech.opening import Opening
 from chattts_serving.speech.pacing import (
     AHEAD_S,
     ENOUGH_S,
@@ -24,7 +28,7 @@ WHOLE = ReadingPlan((512,), 512)
 
 def opened(plan=WHOLE, **values):
     one = OpenRequest("name", Opening(request(**values), np.zeros(4, np.float32), plan))
-    one.opened_at = START
+    one.text_since = START
     return one
 
 
@@ -108,6 +112,47 @@ def test_nobody_rests_for_long():
     times = np.arange(START, START + 10.0, LOOK_S)
     share = np.mean([whole in rests(pacing, [whole, dry], float(now)) for now in times])
     assert share == pytest.approx(MOST_REST_S / (MOST_REST_S + LEAST_WORK_S), abs=0.05)
+
+
+def text_in_pieces(left_s):
+    """A stream that has said all that is written, of which `left_s` seconds are to be heard."""
+    one = stream(left_s, prompts=())
+    one.opening = replace(one.opening, request=replace(one.request, goes_on=True))
+    one.reply = print
+    return one
+
+
+def further(*prompts):
+    return replace(request(prompts=prompts), goes_on=True, follows=True)
+
+
+def test_nobody_rests_because_a_text_is_not_written():
+    """Nor does the text, which would have to wait when it goes on."""
+    whole, unwritten, dry = opened(), text_in_pieces(-60.0), stream(left_s=0.0)
+    pacing = Pacing()
+    assert rests(pacing, [whole, unwritten]) == []
+    assert not pacing.rests_from_now(whole)
+    assert rests(pacing, [whole, unwritten, dry], START + LOOK_S) == [whole]
+
+
+def test_a_text_that_goes_on_is_as_a_new_stream(monkeypatch):
+    whole, text = opened(), text_in_pieces(-60.0)
+    monkeypatch.setattr(time, "monotonic", lambda: START)
+    text.extend(further((5, 6)))
+    assert rests(Pacing(), [whole, text], START + FIRST_S - SHORT_S - 0.01) == []
+    assert rests(Pacing(), [whole, text], START + FIRST_S) == [whole]
+    text.heard_since, text.num_samples = START + FIRST_S, text.num_samples + SAMPLE_RATE
+    other = opened()
+    assert rests(Pacing(), [other, text], START + FIRST_S + 1.0 - 2 * SHORT_S) == []
+    assert rests(Pacing(), [other, text], START + FIRST_S + 1.0) == [other]
+
+
+def test_a_text_that_goes_on_in_time_has_left_what_was_sent(monkeypatch):
+    whole, text = opened(), text_in_pieces(2 * FIRST_S)
+    monkeypatch.setattr(time, "monotonic", lambda: START)
+    text.extend(further((5, 6)))
+    assert rests(Pacing(), [whole, text], START + FIRST_S) == []
+    assert rests(Pacing(), [whole, text], START + 2 * FIRST_S) == [whole]
 
 
 def test_looks_are_apart():

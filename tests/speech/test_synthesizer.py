@@ -25,7 +25,8 @@ from chattts_serving.speech import open_request, pacing
 from chattts_serving.speech import synthesizer as synthesis
 from chattts_serving.speech.admission import Room
 from chattts_serving.speech.observer import Load
-from chattts_serving.speech.open_request import Opening, OpenRequest, Part
+from chattts_serving.speech.open_request import OpenRequest
+from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
 from chattts_serving.variables import DRAIN_FILE
@@ -88,7 +89,7 @@ def request(
     return GenerationRequest(
         prompts=prompts,
         texts=tuple(" ".join(map(str, prompt)) for prompt in prompts),
-        pauses=(0, *(PAUSE,) * (len(prompts) - 1), 0),
+        pauses=(0, *(PAUSE,) * (len(prompts) - 1), 0) if prompts else (0,),
         fewest_tokens=(fewest_tokens,) * len(prompts),
         most_tokens=(most_tokens,) * len(prompts),
         redraw_long=redraw_long,
@@ -489,7 +490,7 @@ def test_a_name_is_taken_until_its_request_ends(synthesizer):
     assert is_answered(stream.next())
     synthesizer.open(stream.name, Opening(request(), SPEAKER, WHOLE), replies.put)
     assert is_answered(replies.get(timeout=30))
-    assert not synthesizer._room.num_open
+    assert not synthesizer._arrivals.room.num_open
 
 
 def test_a_read_of_no_open_request_is_refused_by_name(synthesizer):
@@ -534,7 +535,7 @@ def test_a_request_that_nobody_reads_is_given_up_after_its_lease(engine):
         stream = Stream(synthesizer, request(prompts=((5,), (6,), (7,))))
         assert is_answered(stream.next())
         give_up = time.monotonic() + 30
-        while synthesizer._room.num_open:
+        while synthesizer._arrivals.room.num_open:
             assert time.monotonic() < give_up
             time.sleep(0.01)
         assert "lease" in str(stream.read())
@@ -568,7 +569,7 @@ def test_a_deadline_that_passes_between_reads_answers_the_next_one(synthesizer, 
         time.sleep(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) + 0.1)
         assert isinstance(stream.read(), DeadlineExceededError)
     assert is_at_rest(engine)
-    assert not synthesizer._room.num_open
+    assert not synthesizer._arrivals.room.num_open
 
 
 def test_a_sentence_too_long_for_the_model_fails_its_request_alone(synthesizer, engine):
@@ -632,7 +633,7 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone(synthesizer):
     assert isinstance(failed, EngineError)
     assert str(failed) == "sentence 1 failed: the model's logits are not finite"
     assert is_answered(neighbour.next())
-    assert not synthesizer._room.num_open
+    assert not synthesizer._arrivals.room.num_open
 
 
 def test_batch_requests_leave_room_for_interactive_ones(synthesizer):
@@ -643,7 +644,7 @@ def test_batch_requests_leave_room_for_interactive_ones(synthesizer):
     interactive = [Stream(synthesizer, endless()) for _ in range(4)]
     with pytest.raises(OverloadedError, match="overloaded: 8 requests are open, of 8 allowed"):
         Stream(synthesizer, request())
-    assert synthesizer._room == Room(8, 4, 8, 4, num_arrived=10)
+    assert synthesizer._arrivals.room == Room(8, 4, 8, 4, num_arrived=10)
     assert all(is_answered(stream.next()) for stream in [*batch, *interactive])
     assert is_answered(answer(synthesizer, request(priority="batch"))[-1])
 

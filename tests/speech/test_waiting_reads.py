@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from chattts_serving.speech.open_request import Opening, OpenRequest
+from chattts_serving.speech.open_request import OpenRequest
+from chattts_serving.speech.opening import Opening
 from chattts_serving.speech.waiting_reads import WaitingReads
 from chattts_serving.speech.windows import ReadingPlan
 from tests.speech.test_synthesizer import request

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from chattts_serving.audio import HOP_LENGTH, SAMPLES_PER_TOKEN
 from chattts_serving.errors import ConfigError, InvalidInputError
 from chattts_serving.request import MAX_TEXT_CHARACTERS, GenerationRequest, SynthesisRequest
 from chattts_serving.text.frontend import TextFrontend
+from chattts_serving.text.part import NOTHING, Part, SoFar
 from chattts_serving.text.tokenizer import Tokenizer
+from chattts_serving.text.unfinished import UnfinishedText
 from chattts_serving.voice.speaker import normalize
 from tests.frontend_assets import make_frontend_assets
 from tests.voices import encode_sample, encode_speaker
@@ -83,6 +86,43 @@ def test_sentences_are_normalised_one_by_one_in_their_own_language(frontend):
 
 def test_sentence_without_words_has_the_language_of_the_text(frontend):
     assert prepare(frontend, "电话号码是多少呢？\n13812345678\n").texts[1] == "幺三八幺二三四五六七八"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_parts_of_a_text_are_prepared_as_the_whole(frontend, seed):
+    random = Random(seed)
+    said = [
+        "It costs $3.50. ",
+        "42! ",
+        "... ",
+        "***\n\n",
+        "今天有3个人。",
+        "[laugh]\n",
+        "Here we go again. ",
+        "Yes. ",
+        "。。。",
+        "[pause 500ms]",
+        " [pause 1.5s]\n",
+        "[spell A-1]. ",
+    ]
+    text = "".join(random.choice(said) for _ in range(random.randint(2, 12))) + "The end is 7 words from here."
+    options = {"seed": 1, "skip_refine": seed % 2 == 0}
+    whole = prepare(frontend, text, **options)
+    unfinished, so_far, parts = UnfinishedText(), NOTHING, []
+    while not parts or parts[-1].goes_on:
+        length = random.choice((3, 20, 100))
+        sentences, goes_on = (unfinished.add(text[:length]), True) if text else (unfinished.end(), False)
+        text = text[length:]
+        part = Part(tuple(sentences), not parts, goes_on, so_far)
+        prepared = frontend.prepare(SynthesisRequest(text=" ", **options), part)
+        so_far = SoFar.from_json(prepared.so_far.to_json())
+        parts.append(GenerationRequest.from_json(prepared.generation.to_json()))
+    for name in ("prompts", "texts", "fewest_tokens", "most_tokens"):
+        assert sum((getattr(part, name) for part in parts), ()) == getattr(whole, name)
+    pauses = []
+    for part in parts:
+        pauses[-1:] = part.pauses
+    assert tuple(pauses) == whole.pauses
 
 
 def test_given_language_holds_for_every_sentence(frontend):

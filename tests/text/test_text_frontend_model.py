@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from chattts_serving.errors import ConfigError, OverloadedError
 from chattts_serving.request import GenerationRequest, SynthesisRequest
 from chattts_serving.speech import admission
 from chattts_serving.speech.admission import PASSAGE_S, Door, Room, RoomSign
+from chattts_serving.text.part import Part, SoFar
+from chattts_serving.text.script import PAUSES
+from chattts_serving.text.sentences import End
+from chattts_serving.text.unfinished import Sentence
 from chattts_serving.triton.metrics import WRITE_S
 from chattts_serving.variables import DRAIN_FILE, LEXICON
 from tests import fake_pb_utils as pb
@@ -87,7 +91,7 @@ def test_output_names_are_those_of_the_configuration(model):
     config = (MODEL.parent.parent / "config.pbtxt").read_text(encoding="utf-8")
     outputs = config[config.index("output [") : config.index("instance_group")]
     assert [tensor.name() for tensor in response.output_tensors()] == OUTPUTS
-    assert re.findall(r'name: "(\w+)"', outputs) == [*OUTPUTS, "voices"]
+    assert re.findall(r'name: "(\w+)"', outputs) == [*OUTPUTS, "so_far", "voices"]
 
 
 def test_every_input_of_the_configuration_is_taken(model):
@@ -96,7 +100,7 @@ def test_every_input_of_the_configuration_is_taken(model):
     samples = {"STRING": "", "INT64": 5, "INT32": 100, "FP32": 0.5, "BOOL": True}
     values = {}
     for line in inputs.splitlines():
-        if "name:" in line:
+        if "name:" in line and '"part"' not in line:  # which a test of its own has
             name, data_type = line.split('"')[1], line.split("TYPE_")[1].split()[0]
             values[name] = samples[data_type]
     # Refining alone and no refining exclude each other.
@@ -200,6 +204,24 @@ def refused(model, **values) -> str:
         return ""
     assert response.error().code() == pb.TritonError.UNAVAILABLE
     return response.error().message()
+
+
+def test_further_parts_of_a_text_come_in_where_there_is_no_room(model, sign):
+    """Their request is open, and takes a place."""
+    sign.write(Room(num_open=8, num_batch=0, max_open=8, max_batch=4))
+    first = Part((Sentence("It costs $3.", End.SENTENCE, "en"),), goes_on=True)
+    assert refused(model, part=first.to_json()).startswith("overloaded: 8 requests are open")
+    further = request(text=" ", part=replace(first, is_first=False, so_far=SoFar(5, 1, 7, 9, 100)).to_json())
+    (response,) = answers(model, [pb.InferenceRequest(further.inputs(), ["generation", "so_far"])])
+    generation = generation_of(response)
+    assert (generation.texts, generation.pauses) == (("It costs three dollars.",), (9, 0))
+    work, *others = SoFar.from_json(response.output_tensors()[1].as_numpy().item().decode())
+    assert (work > 5, others) == (True, [2, PAUSES[End.SENTENCE], None, 109])
+
+
+def test_what_is_no_part_of_a_text_is_refused(model):
+    (response,) = answers(model, [request(text=" ", part="[]")])
+    assert "input 'part' is '[]'; allowed is what chattts_stream writes" in response.error().message()
 
 
 def test_a_request_that_finds_no_room_is_refused_before_any_work(model, sign):

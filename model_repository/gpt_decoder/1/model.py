@@ -64,6 +64,8 @@ class TritonPythonModel:
             self._decoder.open(stream_id, generation, speaker[0], reading, reply, **about)
         elif "expected" in given:
             self._decoder.wait(stream_id, triton_io.read_text(request, "expected"), reply)
+        elif "more" in given:
+            self._decoder.extend(stream_id, triton_io.read_text(request, "more"), reply)
         elif "cancel" in given:
             self._decoder.cancel(stream_id, reply)
         else:

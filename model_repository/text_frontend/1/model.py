@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from chattts_serving.request import request_from_inputs
 from chattts_serving.speech.admission import Door
+from chattts_serving.text.part import Part
 from chattts_serving.triton import io as triton_io
 from chattts_serving.triton.garbage import keep_what_is_loaded
 from chattts_serving.triton.metrics import Metrics
@@ -45,7 +46,7 @@ class TritonPythonModel:
         self._metrics = Metrics(pb_utils)
         self._reports = RequestReports(self._metrics, "text_frontend", speaks=False)
         self._door = Door(int(re.findall(r"\d+", args["model_instance_name"])[-1]))  # "text_frontend_0_1"
-        self._waiting = queue.SimpleQueue()  # (sender, report, request, stays, wanted); None ends the thread
+        self._waiting = queue.SimpleQueue()  # (sender, report, request, part, stays, wanted); None ends the thread
         self._refused = queue.SimpleQueue()  # (sender, report, error); None ends the thread
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._work, self._refuse)]
         for thread in self._threads:
@@ -65,12 +66,15 @@ class TritonPythonModel:
             stays = NEEDED not in wanted
             try:
                 triton_io.refuse_parameters(request)
-                synthesis = request_from_inputs(triton_io.read_scalars(request))
-                self._door.enter(is_batch=synthesis.priority == "batch", stays=stays)
+                values = triton_io.read_scalars(request)
+                part = Part.from_json(values.pop("part")) if "part" in values else None
+                synthesis = request_from_inputs(values)
+                if enters(part):
+                    self._door.enter(is_batch=synthesis.priority == "batch", stays=stays)
             except Exception as error:
                 self._refused.put((sender, report, error))
             else:
-                self._waiting.put((sender, report, synthesis, stays, wanted))
+                self._waiting.put((sender, report, synthesis, part, stays, wanted))
 
     def finalize(self):
         """End the threads."""
@@ -81,14 +85,16 @@ class TritonPythonModel:
 
     def _work(self):
         while (one := self._waiting.get()) is not None:
-            sender, report, synthesis, stays, wanted = one
+            sender, report, synthesis, part, stays, wanted = one
             try:
-                response = triton_io.success(pb_utils, self._prepare(synthesis), wanted)
+                response = triton_io.success(pb_utils, self._prepare(synthesis, part), wanted)
             except Exception as error:
-                self._door.leave(passes=False, stays=stays)
+                if enters(part):
+                    self._door.leave(passes=False, stays=stays)
                 self._refused.put((sender, report, error))
             else:
-                self._door.leave(passes=True, stays=stays)
+                if enters(part):
+                    self._door.leave(passes=True, stays=stays)
                 triton_io.send_last(pb_utils, sender, response)
 
     def _refuse(self):
@@ -98,6 +104,12 @@ class TritonPythonModel:
             triton_io.send_last(pb_utils, sender, triton_io.failure(pb_utils, error))
             time.sleep(PACE_S)
 
-    def _prepare(self, synthesis):
-        prepared = self._frontend.prepare(synthesis)
-        return prepared._asdict() | {"generation": prepared.generation.to_json()}
+    def _prepare(self, synthesis, part):
+        prepared = self._frontend.prepare(synthesis, part)
+        as_json = {name: getattr(prepared, name).to_json() for name in ("generation", "so_far")}
+        return prepared._asdict() | as_json
+
+
+def enters(part):
+    """Whether a request comes to the door with `part`: further parts are of one that is open."""
+    return part is None or part.is_first

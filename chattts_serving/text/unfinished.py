@@ -181,7 +181,9 @@ class UnfinishedText:
         if not self._normalize:
             return not _OPEN_BRACKET.search(part)
         part = MEANT.sub("", part)
-        if _UNSURE.search(part) or _OPEN_LINK.search(part) or (self._is_line_start and _LINE_MARK.match(part)):
+        if self._is_line_start and (_LINE_MARK.match(part) or not any(map(str.isalnum, part))):  # maybe a rule
+            return False
+        if _UNSURE.search(part) or _OPEN_LINK.search(part):
             return False
         return not _OPENS.search(without_tags(without_markup(part)))
 

@@ -214,8 +214,10 @@ def test_a_long_sentence_without_an_end_is_cut_while_it_comes() -> None:
     assert all(len(one.text) > 180 for one in before)
 
 
-def test_an_address_behind_what_looks_like_a_footnote_is_waited_for() -> None:
-    text = "See [^2](今天天气) and more of it. The next one."
+@pytest.mark.parametrize(
+    "text", ["See [^2](今天天气) and more of it. The next one.", "**-- item * of a list. The next one is here."]
+)
+def test_what_looks_like_a_footnote_or_a_rule_and_is_none_is_waited_for(text: str) -> None:
     before, left = said([*text])
     assert before + left == whole(text)
 

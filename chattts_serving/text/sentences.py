@@ -97,7 +97,7 @@ def split_finished(text: str) -> tuple[list[Piece], str]:
     """The pieces of `text` that stay as they are whatever follows it, and the rest, where splitting goes on.
 
     A word must not be cut at the end of `text`, nor a tag, nor a run of marks. What follows may lengthen the last
-    piece; and as one that is short joins the piece before, that is there only where another one has begun.
+    piece or have it cut; and as one that is short joins the piece before, that is there only once another has begun.
     """
     *ended, text = split_pauses(text)
     found = []
@@ -106,8 +106,10 @@ def split_finished(text: str) -> tuple[list[Piece], str]:
     if not text.strip():
         return found, text
     *finished, last = _pieces(text)
-    behind = text[len(text.rstrip()) :]
-    return found + _stripped(finished), last.text.rstrip() + behind
+    rest = last.text.rstrip() + text[len(text.rstrip()) :]
+    if finished and finished[-1].width < MIN_PIECE_WIDTH:  # the last one is too wide for it, and may yet be cut
+        rest = finished.pop().text + rest
+    return found + _stripped(finished), rest
 
 
 def split_complete(text: str) -> tuple[list[Piece], str]:

@@ -39,6 +39,8 @@ _OPENS = re.compile(r"[\[<`*_|]|~~|==")
 _LINE_MARK = re.compile(r"\s*(?:[`~|#>\[:=+_•‣◦▪●○-]|\*(?!\*{0,2}[^\s*]))")
 _UNSURE = re.compile(r"\\|&\S|(?<!\S)[*_`~]{2,}(?!\S)")  # rewritten alone, though maybe half of something
 WITHOUT_ENTRIES = Lexicon()
+# The address of a link whose text was taken for a footnote, which no open bracket shows.
+_OPEN_LINK = re.compile(r"\]\((?:[^()\s]|\([^()\s]*\))*(?:\([^()\s]*|[ \t]+(?:[\"'][^\"'\n]*[\"']?)?[ \t]*)?\Z")
 _TRY_AGAIN = 1.25  # times as long as what was not settled when it was looked at last
 _MAY_END = re.compile(r"[.!?。！？…；\n\r\f\u2028\u2029]|\[pause ")
 _OPEN_BRACKET = re.compile(r"\[[^\[\]\n]*\Z")  # which may become a pause or a spelling
@@ -179,7 +181,9 @@ class UnfinishedText:
         if not self._normalize:
             return not _OPEN_BRACKET.search(part)
         part = MEANT.sub("", part)
-        if _UNSURE.search(part) or (self._is_line_start and _LINE_MARK.match(part)):
+        if self._is_line_start and (_LINE_MARK.match(part) or not any(map(str.isalnum, part))):  # maybe a rule
+            return False
+        if _UNSURE.search(part) or _OPEN_LINK.search(part):
             return False
         return not _OPENS.search(without_tags(without_markup(part)))
 

@@ -262,6 +262,7 @@ WRONG = [
     (PLAIN | {"model": "other"}, "the model 'other' does not exist", "model"),
     (PLAIN | {"task_type": "Base"}, "'task_type' is no field of this API", "task_type"),
     (PLAIN | {"stream": False}, "'stream' is no field of a session; leave it out", "stream"),
+    (PLAIN | {"ssml": True}, "'ssml' is no field of a session; leave it out", "ssml"),
     (PLAIN | {"voice": "clone_x"}, "'voice'", "voice"),
 ]
 

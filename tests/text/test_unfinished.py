@@ -214,6 +214,20 @@ def test_a_long_sentence_without_an_end_is_cut_while_it_comes() -> None:
     assert all(len(one.text) > 180 for one in before)
 
 
+@pytest.mark.parametrize(
+    "text", ["See [^2](今天天气) and more of it. The next one.", "**-- item * of a list. The next one is here."]
+)
+def test_what_looks_like_a_footnote_or_a_rule_and_is_none_is_waited_for(text: str) -> None:
+    before, left = said([*text])
+    assert before + left == whole(text)
+
+
+def test_a_short_sentence_joins_the_next_one_which_is_cut_later() -> None:
+    text = "No；No。" + ("and so on " * 6 + "， ") * 8
+    before, left = said([*text])
+    assert before + left == whole(text)
+
+
 def test_a_sentence_without_words_has_the_language_of_the_one_before_or_behind_it() -> None:
     texts = [
         (one.text, one.language)

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from chattts_serving.speech import session
+from chattts_serving.triton import pieces
+from chattts_serving.triton.pieces import OpenText
+from chattts_serving.variables import LEXICON
 from tests import fake_pb_utils as pb
 
 MODEL = Path(__file__).parents[2] / "model_repository" / "chattts_stream" / "1" / "model.py"
@@ -64,3 +67,30 @@ def test_a_chunk_has_what_its_caller_asked_for_and_no_more(monkeypatch: pytest.M
     model.finalize()
     (response,) = request.get_response_sender().responses
     assert [tensor.name() for tensor in response.output_tensors()] == ["audio", "is_final"]
+
+
+def test_a_text_in_pieces_has_the_words_of_the_servers_lexicon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    async def stream_one(
+        _models: object, _plan: object, text: OpenText, send: Callable[..., None], _gone: object
+    ) -> None:
+        said.extend(sentence.text for sentence in text.take().sentences)
+        send({"is_final": np.array([True])})
+
+    words = tmp_path / "words.json"
+    words.write_text('{"nginx": "engine x", "SQL": "S Q L"}', encoding="utf-8")
+    monkeypatch.setenv(LEXICON, str(words))
+    model = pb.load_model(MODEL).TritonPythonModel()
+    model.initialize({"model_config": "{}"})
+    monkeypatch.setattr(pieces, "stream", stream_one)
+    inputs = {
+        "text_id": "a",
+        "part": "first",
+        "text": "We run nginx and SQL.\nAnd then more of it",
+        "lexicon": '{"SQL": "sequel"}',
+    }
+    tensors = [pb.Tensor(name, np.array([[value.encode()]], np.object_)) for name, value in inputs.items()]
+    asyncio.run(model.execute([pb.InferenceRequest(tensors, ["is_final"])]))
+    model.finalize()
+    assert said == ["We run engine x and sequel."]

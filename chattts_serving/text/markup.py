@@ -31,7 +31,7 @@ _LINES: tuple[Rule, ...] = (
     (r"^[ \t]{0,3}#{1,6}[ \t]+(.*?)[ \t]*#*$", r"\1"),  # headings
     (r"^[ \t]*[-*+•‣◦▪●○][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", ""),  # items of lists
     (r"^([ \t]*\d+[.)][ \t]+)\[[ xX]\][ \t]+", r"\1"),
-    (r"^[ \t]*\[\^?[^\]\n]+\]:[ \t]+\S+.*$", ""),  # where links go
+    (rf"^[ \t]*(?!{TAG_PATTERN})\[\^?[^\]\n]+\]:[ \t]+\S+.*$", ""),  # where links go
 )
 _SPANS: tuple[Rule, ...] = (
     (rf"!?(?!{TAG_PATTERN})\[{_LINK_TEXT}\]{_URL}", r"\1"),

@@ -252,6 +252,7 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
         ("good [laugh] day", "good[laugh]day", "a control tag stays one"),
         ("good [uv_break][laugh] day", "good[uv_break][laugh]day", "no link with its mark, though it looks like one"),
         ("[laugh](he said)", "[laugh],he said,", "also before a bracket"),
+        ("[laugh]: very good", "[laugh], very good", "nor before a colon, where links go"),
     ],
     "other scripts": [
         ("The word Привет is Russian.", "The word  is Russian.", "left out, with a warning"),

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from chattts_client import AsyncTTSClient
@@ -56,12 +56,13 @@ class Beside:
 async def whole_answers(speak: Speak, callers: int) -> AsyncIterator[Beside]:
     """So many callers ask for one sentence after another by `speak`, for the length of a block.
 
-    What is under way at its end is given up and counts nowhere.
+    What is under way at its end is waited for, and counts nowhere.
     """
     found, outcomes, numbers, started = Beside(), list[Outcome](), itertools.count(), time.monotonic()
+    has_ended = False
 
     async def call() -> None:
-        while True:
+        while not has_ended:
             sent = time.monotonic()
             chunks = [Chunk(time.monotonic() - sent, audio_s) async for audio_s in speak(next(numbers))]
             outcomes.append(Outcome(time.monotonic() - sent, 0.0, tuple(chunks), None))
@@ -69,9 +70,7 @@ async def whole_answers(speak: Speak, callers: int) -> AsyncIterator[Beside]:
     calling = [asyncio.create_task(call()) for _ in range(callers)]
     try:
         yield found
-        found.summary = summarize(outcomes, time.monotonic() - started)
+        found.summary = summarize(list(outcomes), time.monotonic() - started)
     finally:
-        for one in calling:
-            one.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*calling)  # raises what ended one of them
+        has_ended = True
+        await asyncio.gather(*calling)  # raises what ended one of them

@@ -52,9 +52,10 @@ END
 chmod +x "$environment/bin/bench-python"
 "$environment/bin/python" - "$site" <<'END'
 import pathlib, sys, tomllib
-for folder in (".", "client"):  # commands ask for their version
-    project = tomllib.loads(pathlib.Path(folder, "pyproject.toml").read_text("utf-8"))["project"]
-    name, version = project["name"], project["version"]
+projects = [tomllib.loads(pathlib.Path(folder, "pyproject.toml").read_text("utf-8")) for folder in (".", "client")]
+version = projects[0]["project"]["version"]  # of both
+for project in projects:  # commands ask for their version
+    name = project["project"]["name"]
     target = pathlib.Path(sys.argv[1], f"{name.replace('-', '_')}-{version}.dist-info")
     target.mkdir()
     (target / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

@@ -30,12 +30,13 @@ class Reader:
         self._is_due = False  # the next call
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def first(self, name: str, opening: Values) -> None:
+    async def first(self, name: str, opening: Values, opened: Callable[[], object] = lambda: None) -> None:
         """Open the request `name` and wait until its first chunk, or its error, can be taken.
 
         Args:
             name: the request's stream_id.
             opening: gpt_decoder's inputs for a first call, but for stream_id.
+            opened: called once gpt_decoder knows the request.
 
         Raises:
             ServingError: the request is refused, or the server fails or ends.
@@ -43,6 +44,7 @@ class Reader:
         future = self._future(name)  # before the call, as its news may come first
         try:
             await self._call("gpt_decoder", {**opening, "stream_id": name, "reader": self._name}, ["ready"])
+            opened()
             self._open.add(name)
             if not self._num_calls:
                 self._ask()

@@ -83,6 +83,7 @@ class SpeechSession:
         self._stream_id = secrets.token_hex(16)
         self._opening = {name: prepared[name] for name in ("generation", "speaker_embedding")}
         self._opening["reading"] = plan.to_json()
+        self._is_open = asyncio.Event()
 
     async def chunks(self) -> AsyncIterator[Heard]:
         """The chunks, in order; the last one says `is_final`.
@@ -93,7 +94,7 @@ class SpeechSession:
         faded = np.zeros(0, np.float32)  # what the last window made of this one's beginning
         with self._models.span("gpt_decoder") as traced:
             opening = {**self._opening, "traceparent": traced} if traced else self._opening
-            await self._models.reader.first(self._stream_id, opening)
+            await self._models.reader.first(self._stream_id, opening, self._is_open.set)
         while True:
             outputs = await self._models.call(
                 "speech_chunk",
@@ -118,6 +119,7 @@ class SpeechSession:
         Raises:
             ServingError: the server fails or ends. Where the request has failed, who reads it hears of that.
         """
+        await self._is_open.wait()  # calls overtake each other, and what nobody knows is not extended
         await self._models.call("gpt_decoder", {"stream_id": self._stream_id, "more": generation}, ["chunk"])
 
     def let_go(self) -> None:

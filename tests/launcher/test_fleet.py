@@ -323,7 +323,7 @@ def test_a_program_runs_on_its_cpus_alone() -> None:
 
 def test_arguments_of_options_are_the_options() -> None:
     options = ServerOptions(
-        Path("a b"), "::1", 1, 2, 3, "0,2", True, Path("l"), 4.5, 5.5, 6.5, True, True, ("--x=a b",)
+        Path("a b"), "::1", 1, 2, 3, "0,2", True, Path("l"), 4.5, 5.5, 6.5, Path(__file__), True, True, ("--x=a b",)
     )
     assert parse_arguments(options.arguments()) == options
     assert parse_arguments(replace(options, gpus="", log_file=None).arguments()).gpus == ""

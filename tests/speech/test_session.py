@@ -508,3 +508,33 @@ def test_a_deadline_that_is_kept_changes_nothing():
 def test_what_is_no_generation_is_refused(generation):
     with pytest.raises(InvalidInputError, match="'generation'"):
         asyncio.run(speak(Models([]).handed, PLAN, PREPARED | {"generation": generation}))
+
+
+def test_further_sentences_wait_until_the_request_is_open():
+    """The call that extends a request would overtake the one that opens it, and be lost."""
+
+    async def go():
+        models, opens = Models(SPOKEN), asyncio.Event()
+        calls = []
+
+        async def call(model, inputs, outputs):
+            calls.append(inputs)
+            if "generation" in inputs:
+                await opens.wait()
+            return (
+                {"chunk": "", "ready": inputs["stream_id"]}
+                if "more" in inputs
+                else await models.call(model, inputs, outputs)
+            )
+
+        one = SpeechSession(session.Models(call, Reader(call)), PLAN, PREPARED)
+        extending = asyncio.create_task(one.extend("{}"))
+        hearing = asyncio.create_task(anext(one.chunks()))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        before = [inputs for inputs in calls if "more" in inputs]
+        opens.set()
+        await asyncio.gather(extending, hearing)
+        return before, [inputs["more"] for inputs in calls if "more" in inputs]
+
+    assert asyncio.run(go()) == ([], ["{}"])

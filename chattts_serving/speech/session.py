@@ -31,9 +31,8 @@ BEGINNING = {name: np.zeros(1, np.float32) for name in ("decoder_state", "vocode
 NEXT = "next_{}"
 
 Samples = npt.NDArray[np.float32]
-Span = Callable[
-    [str], AbstractContextManager[str]
-]  # of a trace: named, as long as its block; gives its traceparent or ""
+Span = Callable[[str], AbstractContextManager[str]]
+"""Of a trace: named, and as long as its block, which gets its traceparent or ""."""
 
 
 @dataclass(frozen=True)
@@ -207,10 +206,7 @@ async def stream(
         raise CancelledError("the caller has gone")
     session = SpeechSession(models, plan, prepared)
     sending = asyncio.create_task(send_all(session, {name: prepared[name] for name in PASSED_ON}, send))
-    try:
-        await watched(session, sending, is_cancelled)
-    finally:
-        session.let_go()
+    await watched(session, sending, is_cancelled)
 
 
 def _num_bytes(states: Values) -> int:
@@ -231,7 +227,7 @@ def _deadline_exceeded() -> DeadlineExceededError:
 
 
 async def watched(session: SpeechSession, sending: asyncio.Task[None], is_cancelled: Callable[[], bool]) -> None:
-    """Wait for `sending`, which reads `session`; what ends it early gives the request up.
+    """Wait for `sending`, which reads `session`; what ends it early gives the request up. Its state goes in any case.
 
     Raises:
         CancelledError: the caller has gone.
@@ -243,6 +239,8 @@ async def watched(session: SpeechSession, sending: asyncio.Task[None], is_cancel
     except BaseException:
         await give_up(session, sending)
         raise
+    finally:
+        session.let_go()
 
 
 async def _ended(session: SpeechSession, sending: asyncio.Task[None], is_cancelled: Callable[[], bool]) -> None:

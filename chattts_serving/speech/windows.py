@@ -62,7 +62,8 @@ class ReadingPlan:
             allowed = f"1 <= least_tokens <= most_tokens <= {MAX_CHUNK_TOKENS}"
             raise InvalidInputError("reading", asdict(self), allowed)
         is_ascending = list(lookahead) == sorted(lookahead)
-        if not (is_ascending and lookahead[-1] <= CONTEXT_TOKENS and 0 <= self.fade_tokens <= lookahead[0] != 0):
+        is_within = lookahead[0] >= 1 and lookahead[-1] <= CONTEXT_TOKENS
+        if not (is_ascending and is_within and 0 <= self.fade_tokens <= lookahead[0]):
             allowed = f"lookahead_tokens of 1 to {CONTEXT_TOKENS}, never fewer, and fade_tokens of 0 to the first"
             raise InvalidInputError("reading", asdict(self), allowed)
         if not 1 <= self.sentences_ahead <= MAX_SENTENCES_AHEAD:

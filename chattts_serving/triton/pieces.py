@@ -238,10 +238,7 @@ async def stream(
     session = SpeechSession(models, plan, prepared)
     sending = asyncio.create_task(send_all(session, told, send))
     feeding = asyncio.create_task(_feed(models, session, text, prepared, told))
-    try:
-        await watched(session, asyncio.create_task(_both(session, sending, feeding)), is_cancelled)
-    finally:
-        session.let_go()
+    await watched(session, asyncio.create_task(_both(session, sending, feeding)), is_cancelled)
 
 
 async def _feed(models: Models, session: SpeechSession, text: OpenText, prepared: Values, told: dict[str, Any]) -> None:

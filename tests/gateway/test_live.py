@@ -20,6 +20,7 @@ from gateway.process import running_gateway
 from gateway.voices import clone_id
 from tests.gateway.test_page import opened
 from tests.gateway.test_speech import decoded
+from tests.integration.test_streaming import ALLOWED_ERROR
 from tests.metrics import time_to_rest, wait_until
 from training.listen import Listener, word_error_rate
 from training.sentences import held_out
@@ -54,8 +55,8 @@ def test_the_gateway_gives_the_samples_of_the_models(live, tiny, voice, mode):
     errors = np.abs(heard - np.clip(audio, -1, 1))
     if mode == "exact":
         assert errors.max() < 1e-4
-    else:  # where chunks meet depends on when tokens came
-        assert np.sqrt((errors**2).mean() / (audio**2).mean()) < 0.01
+    else:  # where chunks meet depends on when tokens came, and each of both may be that far from the exact sound
+        assert np.sqrt((errors**2).mean() / (audio**2).mean()) < 2 * ALLOWED_ERROR
 
 
 def test_a_speaker_string_is_taken_as_it_was_pasted(live, tiny):

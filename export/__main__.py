@@ -149,7 +149,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--vocoder-precision",
         choices=list(PRECISIONS),
         default=next(iter(PRECISIONS)),
-        help="of dvae_decoder and vocos inside; fp16 is for GPUs, slower on a CPU (%(default)s)",
+        help="of dvae_decoder and vocos inside; fp16 is for GPUs, slower on a CPU; int8 is for CPUs (%(default)s)",
     )
     parser.add_argument(
         "--voices",

@@ -14,9 +14,11 @@ from chattts_serving.audio import NUM_MELS
 from export.checkpoint import Checkpoint, load_tensors
 from export.convnext import Weights
 from export.dvae import decoder_delay, dvae_decoder, dvae_encoder
+from export.quantization import quantize_mlps
 from export.vocos import vocos
 
-PRECISIONS: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
+# What layers compute in; of "int8" the two products of each ConvNeXt block alone are in 8 bits.
+PRECISIONS: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.float32}
 MODEL_FILE = "1/model.onnx"  # in a model's folder: version 1, under the name that Triton looks for
 
 
@@ -39,6 +41,9 @@ def export_onnx_models(checkpoint: Checkpoint, out_dir: Path, precision: str = "
         "vocos": vocos_model(Weights(load_tensors(checkpoint.vocos), computed_in), decoder_delay(decoder)),
         "dvae_encoder": encoder_model(Weights(load_tensors(checkpoint.dvae))),
     }
+    if precision == "int8":
+        for name in ("dvae_decoder", "vocos"):
+            quantize_mlps(models[name])
     for name, model in models.items():
         path = out_dir / name / MODEL_FILE
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 A listener hears a stream from its first chunk on, in real time, so what is left to hear is what was sent less the time
 since. Whoever waits for a whole answer hears nothing before it is there, and a stream far ahead loses nothing. A text
 that is still written may run dry while nothing of it is there to say; it is as a new stream when it goes on.
+
+Where decoder and vocoder need the CPUs that the engine computes on, it waits while they make a stream's first sound.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ ENOUGH_S = 0.5  # those that rest go on once every stream has so much
 AHEAD_S = 2.0  # a stream that has more rests like a whole answer
 MOST_REST_S = 1.0  # at a stretch, and then
 LEAST_WORK_S = 0.25  # before the next one: at the worst, a fifth of the time is theirs
+FIRST_SOUND_S = 0.1  # at most, that the engine waits for a first chunk to be sent
 _WEIGHT = 0.1  # of the newest measurement in a running mean
 
 
 class Pacing:
     """Decides who rests, from how long a step and a chunk's sound have taken."""
 
-    def __init__(self) -> None:
-        """Nobody rests."""
+    def __init__(self, *, waits_for_sound: bool = False) -> None:
+        """Nobody rests. `waits_for_sound` is whether the engine waits while a stream's first sound is made."""
+        self._waits_for_sound = waits_for_sound
+        self._unheard: dict[OpenRequest, float] = {}  # whose first sound is made: until when it is waited for
         self._step_s = self._sound_s = 0.0
         self._next_look = 0.0
         self._is_short = False
@@ -34,9 +39,23 @@ class Pacing:
         """A step of the engine has taken `seconds`."""
         self._step_s += _WEIGHT * (seconds - self._step_s)
 
-    def took_sound(self, seconds: float) -> None:
+    def begins_sound(self, request: OpenRequest, now: float) -> None:
+        """A chunk of `request`, which is not its last, goes to decoder and vocoder at `now`."""
+        if self._waits_for_sound and request.heard_since is None and _is_heard(request):
+            self._unheard[request] = now + FIRST_SOUND_S
+
+    def took_sound(self, request: OpenRequest, seconds: float) -> None:
         """From a chunk's tokens to the next read, which means that it was sent, it has taken `seconds`."""
+        self._unheard.pop(request, None)
         self._sound_s += _WEIGHT * (seconds - self._sound_s)
+
+    def forget(self, request: OpenRequest) -> None:
+        """`request` has ended."""
+        self._unheard.pop(request, None)
+
+    def waits_s(self, now: float) -> float:
+        """For how long the engine waits for first sounds, s; 0.0 where it does not."""
+        return max(0.0, max(self._unheard.values(), default=now) - now)
 
     def rests_from_now(self, request: OpenRequest) -> bool:
         """Whether `request`, which is new, begins with a rest."""

@@ -55,6 +55,7 @@ class Synthesizer:
         max_sequences: int,
         lease_s: float,
         observer: Observer | None = None,
+        waits_for_sound: bool = False,
         abandon: Callable[[], None] = lambda: os._exit(1),
     ) -> None:
         """Start the thread and wait until its engine is made.
@@ -69,6 +70,8 @@ class Synthesizer:
             max_sequences: that the engine runs at once; open requests share them.
             lease_s: seconds between two reads after which a request is given up.
             observer: told what the engine does.
+            waits_for_sound: whether the engine, which computes on the CPUs that decoder and vocoder have, does nothing
+                while they make a stream's first sound.
             abandon: ends the process, for another one to take over, when MAX_FAILED_STEPS steps in a row have failed.
 
         Raises:
@@ -82,7 +85,7 @@ class Synthesizer:
         self._requests: dict[str, OpenRequest] = {}  # the open requests by name
         self._num_open = {False: 0, True: 0}  # of those, by whether they are of the batch
         self._waiting_reads = WaitingReads()  # for tokens
-        self._pacing = Pacing()
+        self._pacing = Pacing(waits_for_sound=waits_for_sound)
         self._owners: dict[Sequence, tuple[OpenRequest, int]] = {}  # the request, and the place of the sentence
         self._next_look = 0.0
         self._observed = Observed(observer)
@@ -189,7 +192,8 @@ class Synthesizer:
                 timeout = LOOK_S if self._requests else None
                 if timeout is None:
                     self._observed.load(self._engine, len(self._requests))
-                arrival = self._arrivals.get(block=self._engine.is_idle, timeout=timeout)
+                waits_s = self._pacing.waits_s(time.monotonic())
+                arrival = self._arrivals.get(block=waits_s > 0 or self._engine.is_idle, timeout=waits_s or timeout)
                 if arrival is None:
                     return False
                 arrival()
@@ -218,7 +222,7 @@ class Synthesizer:
         request.reply = reply
         now = time.monotonic()
         request.heard_since = request.heard_since or now
-        self._pacing.took_sound(now - request.idle_since)
+        self._pacing.took_sound(request, now - request.idle_since)
         if request.error is not None:
             self._end(request, request.error)
             return
@@ -368,6 +372,7 @@ class Synthesizer:
 
     def _forget(self, request: OpenRequest) -> None:
         self._leave_engine(request)
+        self._pacing.forget(request)
         del self._requests[request.name]
         self._num_open[request.is_batch] -= 1
         self._arrivals.leave(is_batch=request.is_batch)
@@ -377,6 +382,8 @@ class Synthesizer:
         self._waiting_reads.drop(request)
         reply, request.reply = request.reply, None
         request.idle_since = time.monotonic()
+        if isinstance(outcome, Part) and not outcome.chunk.is_final:
+            self._pacing.begins_sound(request, request.idle_since)
         if reply is not None:
             _send(reply, outcome)
 

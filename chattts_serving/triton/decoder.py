@@ -77,6 +77,7 @@ class Decoder:
             max_sequences=max_sequences,
             lease_s=config.lease_s,
             observer=observer,
+            waits_for_sound=device == "cpu",
         )
         self._mailbox = Mailbox(self._synthesizer, config.lease_s)
 

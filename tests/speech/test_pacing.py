@@ -13,6 +13,7 @@ from chattts_serving.speech.pacing import (
     AHEAD_S,
     ENOUGH_S,
     FIRST_S,
+    FIRST_SOUND_S,
     LEAST_WORK_S,
     LOOK_S,
     MOST_REST_S,
@@ -87,7 +88,7 @@ def test_what_the_next_chunk_takes_counts():
     pacing = Pacing()
     for _ in range(100):
         pacing.took_step(0.02)
-        pacing.took_sound(0.1)
+        pacing.took_sound(dry, 0.1)
     assert rests(pacing, [whole, dry]) == [whole]
 
 
@@ -162,3 +163,30 @@ def test_looks_are_apart():
     dry.num_samples = 0
     assert rests(pacing, [whole, dry], START + LOOK_S / 2) == []
     assert rests(pacing, [whole, dry], START + LOOK_S) == [whole]
+
+
+def test_the_engine_waits_for_first_sounds():
+    first, second = stream(), stream()
+    pacing = Pacing(waits_for_sound=True)
+    assert pacing.waits_s(START) == 0
+    pacing.begins_sound(first, START)
+    pacing.begins_sound(second, START + FIRST_SOUND_S / 2)
+    assert pacing.waits_s(START + FIRST_SOUND_S) == pytest.approx(FIRST_SOUND_S / 2)
+    pacing.took_sound(second, 0.01)
+    assert pacing.waits_s(START) == pytest.approx(FIRST_SOUND_S)
+    assert pacing.waits_s(START + FIRST_SOUND_S) == 0  # whatever has become of it
+    pacing.forget(first)
+    assert pacing.waits_s(START) == 0
+
+
+@pytest.mark.parametrize("one", [opened(), stream(left_s=1.0), stream(priority="batch")])
+def test_the_engine_waits_for_no_other_sound(one):
+    pacing = Pacing(waits_for_sound=True)
+    pacing.begins_sound(one, START)
+    assert pacing.waits_s(START) == 0
+
+
+def test_an_engine_with_a_device_of_its_own_waits_for_no_sound():
+    pacing = Pacing()
+    pacing.begins_sound(stream(), START)
+    assert pacing.waits_s(START) == 0

@@ -686,6 +686,28 @@ def test_a_server_that_is_about_to_end_opens_nothing_and_ends_the_rest_in_time(s
     assert isinstance(long.read(), ShuttingDownError)
 
 
+def test_no_step_is_taken_while_a_first_sound_is_made(engine, monkeypatch):
+    monkeypatch.setattr(pacing, "FIRST_SOUND_S", 60.0)
+    synthesizer = make_synthesizer(engine, waits_for_sound=True)
+    plan = ReadingPlan((2,), 512, lookahead_tokens=(1,), live=True)
+    one = Stream(synthesizer, request(min_new_tokens=100, max_new_tokens=100), plan)
+    assert is_answered(one.next())
+    seen = set()
+    for _ in range(20):  # calls reach the thread that waits
+        done = threading.Event()
+        synthesizer.cancel("nobody", done.set)
+        assert done.wait(30)
+        seen.add(engine.num_steps_read)
+    assert len(seen) == 1
+    assert is_answered(one.read())
+    assert engine.num_steps_read > max(seen)
+    waiting = Stream(synthesizer, request(min_new_tokens=100, max_new_tokens=100), plan)
+    assert is_answered(waiting.next())
+    synthesizer.cancel(waiting.name, lambda: None)  # nor for one that has gone
+    assert is_answered(one.read())
+    synthesizer.close()
+
+
 def test_closing_answers_what_is_read_once_and_refuses_the_rest(engine):
     synthesizer = make_synthesizer(engine)
     streams = [Stream(synthesizer, endless(seed)) for seed in range(8)]

@@ -41,7 +41,8 @@ typedef struct {
     Matrix head_text, head_code;
     const float *norm, *embed_text, *embed_code;
     const float *rope_cos, *rope_sin; /* [max_positions, head_dim] */
-    void *keys, *values;              /* [layer, head, token, head_dim]: float, or bfloat16 with weights of less */
+    void *keys, *values;              /* [layer, head, token, head_dim]: of the weights' kind */
+    float *key_scales, *value_scales; /* int8 only: [layer, head, token] */
     float *hidden_states;             /* [token, hidden] */
     int32_t *tokens;                  /* [token, codebook]: the rows of Batch.tokens that the cache was made from */
 } Model;

@@ -93,6 +93,8 @@ class Model(ctypes.Structure):
                 "rope_sin",
                 "keys",
                 "values",
+                "key_scales",
+                "value_scales",
                 "hidden_states",
                 "tokens",
             )

@@ -30,13 +30,14 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = 256  # tokens computed in one call, so that what they become stays in the L2 cache; long prompts take several
 DRAWS = {Kind.TEXT: 0, Kind.AUDIO: 1}
 NO_DRAW = -1
+SCALE = np.dtype(np.float32)  # of what a cache of 8-bit integers holds
 MATRICES, NORMS = ("qkv", "o", "gate_up", "down"), ("input_norm", "post_norm")  # of a layer
 PRECISIONS: dict[Precision, tuple[WeightKind, np.dtype[Any]]] = {
     Precision.FP32: (WeightKind.FLOAT32, np.dtype(np.float32)),
     Precision.BF16: (WeightKind.BFLOAT16, np.dtype(np.uint16)),
-    Precision.INT8: (WeightKind.INT8, np.dtype(np.uint16)),
+    Precision.INT8: (WeightKind.INT8, np.dtype(np.int8)),
 }
-"""What weights are, and what the cache holds: float32, or bfloat16."""
+"""What weights are, and what the cache holds: float32, bfloat16, or 8-bit integers."""
 
 Weights = Callable[[str], npt.NDArray[np.float32]]
 
@@ -75,7 +76,7 @@ class CpuRunner:
             config: sizes.
             weights: float32 tensors by their name in the export, each asked for once.
             precision: FP32; BF16 (weights and cache; all else is float32); or INT8 (weights scaled per output,
-                activations per token; the cache is bfloat16).
+                activations per token, keys and values per token and head).
             kv_cache_gb: memory of the key-value cache, 10**9 bytes.
             num_threads: threads that compute.
             instruction_set: of the C library; None takes the fastest that this CPU does.
@@ -123,7 +124,9 @@ class CpuRunner:
     @staticmethod
     def bytes_per_token(config: GPTConfig, precision: Precision) -> int:
         """Bytes of cache that one token takes: keys and values of every layer, one hidden state, and the token."""
-        keys_and_values = 2 * config.num_layers * config.hidden_size * PRECISIONS[precision][1].itemsize
+        cache_type = PRECISIONS[precision][1]
+        numbers = config.head_dim * cache_type.itemsize + (SCALE.itemsize if cache_type == np.int8 else 0)
+        keys_and_values = 2 * config.num_layers * config.num_heads * numbers
         return keys_and_values + 4 * config.hidden_size + 4 * config.num_codebooks
 
     def launch(self, batch: Batch) -> DonePending:
@@ -137,7 +140,7 @@ class CpuRunner:
 
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
         """Copy the first `num_tokens` of slot `source` into slot `target`; the two do not overlap."""
-        for pool in (self._keys, self._values):
+        for pool in (self._keys, self._values, self._key_scales, self._value_scales):
             pool[:, :, target.start : target.start + num_tokens] = pool[:, :, source.start : source.start + num_tokens]
         for pool in (self._hidden, self._tokens):
             pool[target.start : target.start + num_tokens] = pool[source.start : source.start + num_tokens]
@@ -162,8 +165,10 @@ class CpuRunner:
         with ThreadPoolExecutor(num_threads) as pool:  # NumPy lets others run while it copies
             self._layers = (Layer * config.num_layers)(*pool.map(layer, range(config.num_layers)))
         shape = (config.num_layers, config.num_heads, self.num_cache_tokens, config.head_dim)
+        scaled = (*shape[:2], self.num_cache_tokens if cache_type == np.int8 else 0)
         # Written to once, so that memory which is not there is missed now and not in the middle of a request.
         self._keys, self._values = (np.full(shape, 0, cache_type) for _ in range(2))
+        self._key_scales, self._value_scales = (np.full(scaled, 0, SCALE) for _ in range(2))
         self._hidden = np.full((self.num_cache_tokens, config.hidden_size), 0, np.float32)
         self._tokens = np.full((self.num_cache_tokens, config.num_codebooks), NO_TOKEN, np.int32)
         cosines, sines = rope_tables(config)
@@ -192,6 +197,8 @@ class CpuRunner:
             rope_sin=address(sines),
             keys=address(self._keys),
             values=address(self._values),
+            key_scales=address(self._key_scales),
+            value_scales=address(self._value_scales),
             hidden_states=address(self._hidden),
             tokens=address(self._tokens),
         )

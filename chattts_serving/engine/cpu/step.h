@@ -21,6 +21,7 @@ typedef int32_t vi __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 typedef uint32_t vu __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 typedef uint16_t vh __attribute__((vector_size(2 * VL), aligned(2), may_alias));
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
+typedef int8_t vc __attribute__((vector_size(VL), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -96,10 +97,19 @@ INLINE vf exponential(vf x) {
     return p * (vf)bits;
 }
 
-/* ---- numbers in memory: float32, or bfloat16 (`halves`) ---- */
+/* ---- numbers in memory, of a kind that is a constant where this is inlined ---- */
 
-INLINE vf load_numbers(const void *pool, int halves, int64_t at) {
-    if (!halves) return *(const vf *)((const float *)pool + at);
+INLINE int size_of(int kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
+
+INLINE vf load_numbers(const void *pool, int kind, int64_t at) {
+    if (kind == FLOAT32) return *(const vf *)((const float *)pool + at);
+    if (kind == INT8) {
+#if defined __AVX512F__ /* spelt out, here too */
+        return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)((const int8_t *)pool + at))));
+#else
+        return __builtin_convertvector(__builtin_convertvector(*(const vc *)((const int8_t *)pool + at), vi), vf);
+#endif
+    }
     const uint16_t *numbers = (const uint16_t *)pool + at;
 #if defined __AVX512F__ /* spelt out: the compiler does it in two parts */
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)numbers)), 16);
@@ -108,15 +118,12 @@ INLINE vf load_numbers(const void *pool, int halves, int64_t at) {
 #endif
 }
 
-INLINE void store_numbers(void *pool, int halves, int64_t at, const float *values, int count) {
-    if (!halves) {
-        memcpy((float *)pool + at, values, sizeof(float) * count);
-        return;
-    }
+/* `count` floats as bfloat16, to the nearest, ties to even */
+INLINE void store_halves(uint16_t *to, const float *values, int count) {
     for (int i = 0; i < count; i += VL) {
         const vu bits = *(const vu *)(values + i);
-        const vu rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16; /* to the nearest, ties to even */
-        *(vh *)((uint16_t *)pool + at + i) = __builtin_convertvector(rounded, vh);
+        const vu rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+        *(vh *)(to + i) = __builtin_convertvector(rounded, vh);
     }
 }
 
@@ -134,8 +141,8 @@ INLINE void normalise(const Model *model, const float *x, const float *weight, f
     for (int k = 0; k < hidden; k += VL) *(vf *)(out + k) = *(const vf *)(x + k) * scale * *(const vf *)(weight + k);
 }
 
-/* 8-bit integers of one row, OFFSET added, and what they have to be multiplied by: NaN where the row has one. */
-INLINE float quantise(const float *x, int count, uint8_t *out) {
+/* 8-bit integers of one row, `offset` added, and what they have to be multiplied by: NaN where the row has one. */
+INLINE float quantise(const float *x, int count, int offset, uint8_t *out) {
     vf most = {0};
     for (int k = 0; k < count; k += VL) {
         vf v = *(const vf *)(x + k);
@@ -144,7 +151,7 @@ INLINE float quantise(const float *x, int count, uint8_t *out) {
     const float scale = largest_or_nan_of(largest_or_nan(most, all(1e-8f))) / 127.0f, round = 12582912.0f;
     for (int k = 0; k < count; k += VL) {
         vf v = (*(const vf *)(x + k) / scale + round) - round;
-        vi number = __builtin_convertvector(v, vi) + OFFSET;
+        vi number = __builtin_convertvector(v, vi) + offset;
         *(vb *)(out + k) = __builtin_convertvector(number, vb);
     }
     return scale;
@@ -153,7 +160,7 @@ INLINE float quantise(const float *x, int count, uint8_t *out) {
 /* Rows as the next product wants them: as they are, or in 8 bits. */
 INLINE void prepare(const Share *share, const float *rows, int width, int64_t row) {
     if (share->model->weights == INT8)
-        share->work->scales[row] = quantise(rows + row * width, width, share->work->bytes + row * width);
+        share->work->scales[row] = quantise(rows + row * width, width, OFFSET, share->work->bytes + row * width);
 }
 
 /* ---- products ---- */
@@ -183,8 +190,8 @@ INLINE vi dot4(vi sum, const uint8_t *a, const int8_t *w) {
 
 /* `count` rows times one panel of float32 or bfloat16 weights; see `tile`. */
 INLINE void sum_floats(const Matrix *matrix, const float *a, int count, int64_t panel, const char *ahead, int lines,
-                       int halves, vf result[ROWS][VECTORS]) {
-    const int depth = matrix->inputs, inputs = halves ? 2 : 1; /* of the two lines that are read at once */
+                       int kind, vf result[ROWS][VECTORS]) {
+    const int depth = matrix->inputs, inputs = 4 / size_of(kind); /* of the two lines that are read at once */
     for (int i = 0; i < count; i++)
         for (int j = 0; j < VECTORS; j++) result[i][j] = (vf){0};
     int64_t at = panel * depth * PANEL;
@@ -193,7 +200,7 @@ INLINE void sum_floats(const Matrix *matrix, const float *a, int count, int64_t 
         if (lines == 2) __builtin_prefetch(ahead + 64, 0, 2);
         for (int input = k; input < k + inputs; input++, at += PANEL) {
             vf weights[VECTORS];
-            for (int j = 0; j < VECTORS; j++) weights[j] = load_numbers(matrix->data, halves, at + VL * j);
+            for (int j = 0; j < VECTORS; j++) weights[j] = load_numbers(matrix->data, kind, at + VL * j);
             for (int i = 0; i < count; i++)
                 for (int j = 0; j < VECTORS; j++)
                     result[i][j] = fused(all(a[i * depth + input]), weights[j], result[i][j]);
@@ -228,9 +235,9 @@ INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, in
                                *(const vf *)(matrix->scales + column);
             }
     } else if (share->model->weights == BFLOAT16) {
-        sum_floats(matrix, rows + row * depth, count, panel, ahead, lines, 1, result);
+        sum_floats(matrix, rows + row * depth, count, panel, ahead, lines, BFLOAT16, result);
     } else {
-        sum_floats(matrix, rows + row * depth, count, panel, ahead, lines, 0, result);
+        sum_floats(matrix, rows + row * depth, count, panel, ahead, lines, FLOAT32, result);
     }
     for (int i = 0; i < count; i++) {
         float *to = out + (row + i) * stride;
@@ -254,7 +261,7 @@ INLINE void tile(const Share *share, const Matrix *matrix, const float *rows, in
 INLINE void multiply(const Share *share, const Matrix *matrix, const float *rows, int64_t row, int64_t count,
                      Epilogue epilogue, float *out, int64_t stride) {
     const int64_t start = row, end = row + count;
-    const size_t half = (size_t)matrix->inputs * PANEL * (share->model->weights == INT8 ? 1 : share->model->weights == BFLOAT16 ? 2 : 4) / 2; /* of a panel, in bytes */
+    const size_t half = (size_t)matrix->inputs * PANEL * size_of(share->model->weights) / 2; /* of a panel, in bytes */
     /* The last two tiles of a panel fetch the next one, so that memory is read while products are computed. One tile alone
        fetches all of it, but for one or two rows, which are done as soon as their weights are there: half a panel ahead. */
     const int lines = count > 2 && count <= ROWS ? 2 : 1;
@@ -300,19 +307,26 @@ INLINE void rotate(const Model *model, const float *x, int64_t position, float *
     }
 }
 
-/* Where the cache of one head of one sequence begins, in numbers. */
+/* Where the cache of one head of one sequence begins, in tokens. */
 INLINE int64_t cache_place(const Model *model, const Entry *entry, int layer, int head) {
-    return ((int64_t)(layer * model->heads + head) * model->cache_tokens + entry->cache_start) * model->head_dim;
+    return (int64_t)(layer * model->heads + head) * model->cache_tokens + entry->cache_start;
 }
 
-INLINE void fetch_cache(const void *pool, int halves, int64_t at, int dim) {
-    const char *bytes = (const char *)pool + at * (halves ? 2 : 4);
-    for (int line = 0; line < dim * (halves ? 2 : 4); line += 64) __builtin_prefetch(bytes + line);
+INLINE void fetch_cache(const void *pool, int kind, int64_t token, int dim) {
+    const char *bytes = (const char *)pool + token * dim * size_of(kind);
+    for (int line = 0; line < dim * size_of(kind); line += 64) __builtin_prefetch(bytes + line);
+}
+
+/* One head's key or value of one token. */
+INLINE void store_in_cache(void *pool, float *scales, int kind, int64_t token, const float *values, int dim) {
+    if (kind == INT8) scales[token] = quantise(values, dim, 0, (uint8_t *)pool + token * dim);
+    else if (kind == BFLOAT16) store_halves((uint16_t *)pool + token * dim, values, dim);
+    else memcpy((float *)pool + token * dim, values, sizeof(float) * dim);
 }
 
 /* `group` (a constant) rows from `row` on, over the cache up to each; `next` is what this thread reads afterwards. */
 INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, int head, int64_t row, int group,
-                         int parts, int halves, int64_t next) {
+                         int parts, int kind, int64_t next) {
     const Model *model = share->model;
     const int dim = parts * VL;
     const int64_t longest = entry->num_cached + row + group, stride = model->max_positions + 64;
@@ -331,11 +345,12 @@ INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, 
         vf sums[GROUP];
         for (int g = 0; g < group; g++) sums[g] = (vf){0};
         for (int part = 0; part < parts; part++) {
-            const vf key = load_numbers(model->keys, halves, place + t * dim + part * VL);
+            const vf key = load_numbers(model->keys, kind, (place + t) * dim + part * VL);
             for (int g = 0; g < group; g++) sums[g] = fused(query[g][part], key, sums[g]);
         }
-        for (int g = 0; g < group; g++) scores[g * stride + t] = sum_of(sums[g]);
-        fetch_cache(model->values, halves, place + t * dim, dim);
+        const float size = kind == INT8 ? model->key_scales[place + t] : 1.0f;
+        for (int g = 0; g < group; g++) scores[g * stride + t] = sum_of(sums[g]) * size;
+        fetch_cache(model->values, kind, place + t, dim);
     }
     for (int g = 0; g < group; g++) { /* softmax over what this row may see; the weight of the rest is 0 */
         float *weights = scores + g * stride;
@@ -349,16 +364,17 @@ INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, 
         for (int64_t t = count; t < padded; t++) weights[t] = 0;
         for (int64_t t = 0; t < padded; t += VL) sums += *(const vf *)(weights + t);
         total[g] = sum_of(sums);
+        for (int64_t t = 0; kind == INT8 && t < count; t++) weights[t] *= model->value_scales[place + t];
     }
     for (int g = 0; g < group; g++)
         for (int part = 0; part < parts; part++) result[g][part] = (vf){0};
     for (int64_t t = 0; t < longest; t++) {
         for (int part = 0; part < parts; part++) {
-            const vf value = load_numbers(model->values, halves, place + t * dim + part * VL);
+            const vf value = load_numbers(model->values, kind, (place + t) * dim + part * VL);
             for (int g = 0; g < group; g++)
                 result[g][part] = fused(all(scores[g * stride + t]), value, result[g][part]);
         }
-        fetch_cache(model->keys, halves, next + t * dim, dim);
+        fetch_cache(model->keys, kind, next + t, dim);
     }
     for (int g = 0; g < group; g++)
         for (int part = 0; part < parts; part++)
@@ -366,7 +382,7 @@ INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, 
 }
 
 /* One head of one sequence: its new keys and values into the cache, then its new rows over all of it. */
-INLINE void attend_in(const Share *share, int layer, const Entry *entry, int head, int64_t next, int parts, int halves) {
+INLINE void attend_in(const Share *share, int layer, const Entry *entry, int head, int64_t next, int parts, int kind) {
     const Model *model = share->model;
     const int dim = parts * VL;
     const int64_t place = cache_place(model, entry, layer, head), width = 3 * (int64_t)model->hidden;
@@ -375,27 +391,27 @@ INLINE void attend_in(const Share *share, int layer, const Entry *entry, int hea
         float rotated[MAX_HEAD_DIM];
         const int64_t position = entry->num_cached + row;
         rotate(model, qkv + row * width + model->hidden, position, rotated);
-        store_numbers(model->keys, halves, place + position * dim, rotated, dim);
-        store_numbers(model->values, halves, place + position * dim, qkv + row * width + 2 * model->hidden, dim);
+        const float *value = qkv + row * width + 2 * model->hidden;
+        store_in_cache(model->keys, model->key_scales, kind, place + position, rotated, dim);
+        store_in_cache(model->values, model->value_scales, kind, place + position, value, dim);
     }
     int64_t row = 0;
     for (; row + GROUP <= entry->num_new; row += GROUP)
-        attend_group(share, entry, place, head, row, GROUP, parts, halves, next);
-    for (; row < entry->num_new; row++) attend_group(share, entry, place, head, row, 1, parts, halves, next);
+        attend_group(share, entry, place, head, row, GROUP, parts, kind, next);
+    for (; row < entry->num_new; row++) attend_group(share, entry, place, head, row, 1, parts, kind, next);
 }
 
 static void attend(const Share *share, int layer, int64_t task) {
     const Model *model = share->model;
     const Entry *entry = &share->batch->entries[task / model->heads];
-    const int head = (int)(task % model->heads), parts = model->head_dim / VL, halves = model->weights != FLOAT32;
+    const int head = (int)(task % model->heads), parts = model->head_dim / VL, kind = model->weights;
     const int64_t following = task + 1;
     const int64_t next = following >= share->batch->num_entries * model->heads
                              ? cache_place(model, entry, layer, head)
                              : cache_place(model, &share->batch->entries[following / model->heads], layer,
                                            (int)(following % model->heads));
-    if (parts == 64 / VL && halves) attend_in(share, layer, entry, head, next, 64 / VL, 1); /* the official size */
-    else if (parts == 64 / VL) attend_in(share, layer, entry, head, next, 64 / VL, 0);
-    else attend_in(share, layer, entry, head, next, parts, halves);
+#define OFFICIAL(KIND) if (parts == 64 / VL && kind == KIND) attend_in(share, layer, entry, head, next, 64 / VL, KIND);
+    OFFICIAL(INT8) else OFFICIAL(BFLOAT16) else OFFICIAL(FLOAT32) else attend_in(share, layer, entry, head, next, parts, kind);
 }
 
 /* ---- the step ---- */

@@ -11,6 +11,8 @@ from chattts_client import TTSClient
 
 from bench.repository import with_settings
 from chattts_serving.launcher.running import running_server
+from export.checkpoint import Checkpoint
+from export.onnx_models import MODEL_FILE, export_onnx_models
 from tests.oracle import NEAR_ZERO, Oracle
 from training.corpus import VOICES
 from training.listen import word_error_rate
@@ -55,8 +57,12 @@ def test_speech_is_the_same_in_every_way(demo, together, way):
         np.testing.assert_allclose(audio, together[said], atol=1e-4, rtol=0)
 
 
-def test_int8_is_understood_as_well(demo, understood, tmp_path):
+def test_int8_throughout_is_understood_as_well(demo, understood, tmp_path):
+    """Language model, decoder and vocoder."""
     repository = with_settings(demo.repository, tmp_path / "repository", precision="int8")
+    for linked in repository.glob(f"*/{MODEL_FILE}"):
+        linked.unlink()
+    export_onnx_models(Checkpoint.load(demo.checkpoint), repository, "int8")
     with running_server(repository, log_path=tmp_path / "server.log") as server:
         found = heard(spoken(server, EVERYTHING, "16 at once"))
     print(f"MEASURED: words heard wrong, int8: {rates(found, VOICES)}")

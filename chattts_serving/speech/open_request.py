@@ -43,8 +43,8 @@ class OpenRequest:
         num_draws: how often a sentence was drawn that ended too early or too late, by place.
         spoken: the finished sentences that were not read to their end, by place.
         num_tokens: audio tokens of all finished sentences.
-        place, num_read, num_rendered, num_chunks: the sentence that is read, how many of its tokens were, how many were
-            given to the decoder, and in how many chunks.
+        place, num_read, num_rendered, num_chunks: the sentence that is read, how many of its tokens were, how many the
+            state behind them has (see `Window.keeps_state`), and in how many chunks.
         num_samples: samples read, pauses included.
         sentence_start: of `num_samples`, those before the sentence that is read.
         owes_pause: whether the pause before the sentence that is read has not been.
@@ -292,7 +292,7 @@ class OpenRequest:
 
     def _without_speech(self, texts: tuple[str, ...] = (), pause_samples: int = 0) -> Part:
         """The last part where no speech is left, with `texts` that begin in it."""
-        chunk = Chunk(0, 0, 0, pause_samples, 0, texts, (), self.request.seed, is_final=True)
+        chunk = Chunk(0, 0, 0, pause_samples, 0, False, texts, (), self.request.seed, is_final=True)
         return Part(None, None, np.zeros((0, 1), np.int32), chunk)
 
     def _take(self, sequence: Sequence, window: Window) -> Chunk:
@@ -303,7 +303,7 @@ class OpenRequest:
         is_last = place == len(self.texts) - 1
         is_final = window.ends and is_last and not self.request.goes_on
         self.num_samples += window.num_samples
-        self.num_read, self.num_rendered = window.last, window.end
+        self.num_read, self.num_rendered = window.last, window.end if window.keeps_state else 0
         self.num_chunks += 1
         if window.ends:
             sentences = (
@@ -328,6 +328,7 @@ class OpenRequest:
             fade_samples=window.fade_tokens * SAMPLES_PER_TOKEN,
             pause_samples=pause_samples,
             num_tokens=window.last - window.first,
+            keeps_state=window.keeps_state,
             texts=(self.texts[place],) if is_first else (),
             sentences=sentences,
             seed=self.request.seed,

@@ -101,7 +101,7 @@ class SpeechSession:
                 ["waveform", "chunk", *map(NEXT.format, BEGINNING)],
             )
             chunk = Chunk.from_json(str(outputs["chunk"]))
-            self._keep(BEGINNING if chunk.sentences else {name: outputs[NEXT.format(name)] for name in BEGINNING})
+            self._keep({name: outputs[NEXT.format(name)] for name in BEGINNING} if chunk.keeps_state else BEGINNING)
             waveform = np.asarray(outputs["waveform"])
             end = chunk.first_sample + chunk.num_samples
             audio = cross_faded(faded, waveform[chunk.first_sample : end])

@@ -20,6 +20,9 @@ from chattts_serving.audio import CONTEXT_TOKENS, HELD_TOKENS, HOP_LENGTH, SAMPL
 from chattts_serving.errors import InvalidInputError
 
 MAX_CHUNK_TOKENS = 1_024
+# What has fewer tokens is rendered anew with the next chunk: a call that goes on and guesses what follows renders, of layers
+# that lie behind, as much as 29 tokens take (measured at official size).
+ANEW_TOKENS = 29
 MAX_SENTENCES_AHEAD = 64
 
 # 16, 20, 24, 28, 32, 40, ... 1,792: a quarter apart at most.
@@ -109,6 +112,11 @@ class Window:
     fade_tokens: int
     closes: bool
     ends: bool
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the sentence's next window goes on from what this one's call gives; else it has its beginning, too."""
+        return not self.ends and self.end >= ANEW_TOKENS
 
     @property
     def first_sample(self) -> int:
@@ -214,6 +222,7 @@ class Chunk:
         fade_samples: after those, to be cross-faded into the next chunk.
         pause_samples: silence that follows the chunk.
         num_tokens: audio tokens in it.
+        keeps_state: as `Window`.
         texts: the sentences that begin in it.
         sentences: the sentences that end in it.
         seed: the request's.
@@ -227,6 +236,7 @@ class Chunk:
     fade_samples: int
     pause_samples: int
     num_tokens: int
+    keeps_state: bool
     texts: tuple[str, ...]
     sentences: tuple[SpokenSentence, ...]
     seed: int

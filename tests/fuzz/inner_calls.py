@@ -333,7 +333,7 @@ class Caller:
         if answer.status == OK:
             chunk = Chunk.from_json(answer.responses[0]["chunk"].item().decode())
             self._is_open[stream] = not chunk.is_final
-            if self._by_chunk[stream] and not chunk.sentences:
+            if self._by_chunk[stream] and chunk.keeps_state:
                 kept = {name: answer.responses[0][NEXT.format(name)][0] for name in BEGINNING}
                 self._states[stream] = kept
             else:

@@ -32,7 +32,7 @@ INPUTS = {"text": np.array([b"hello"], np.object_)}
 
 def chunk(first_sample=0, num_samples=4, **values):
     """A chunk of 2 tokens in the middle of a request."""
-    middle = Chunk(first_sample, num_samples, 0, 0, 2, (), (), 7, is_final=False)
+    middle = Chunk(first_sample, num_samples, 0, 0, 2, True, (), (), 7, is_final=False)
     return replace(middle, **values)
 
 
@@ -47,9 +47,9 @@ def ramp(length, start=0):
 FIRST = SpokenSentence("你好", 0.0, 0.1, 2, "stop")
 SECOND = SpokenSentence("two", 0.2, 0.3, 4, "length")
 SPOKEN = [
-    (ramp(10), chunk(2, 4, pause_samples=3, texts=("你好",), sentences=(FIRST,))),
+    (ramp(10), chunk(2, 4, pause_samples=3, texts=("你好",), sentences=(FIRST,), keeps_state=False)),
     (ramp(10, 100), chunk(0, 5, texts=("two",))),
-    (ramp(10, 200), chunk(5, 2, sentences=(SECOND,), is_final=True)),
+    (ramp(10, 200), chunk(5, 2, sentences=(SECOND,), keeps_state=False, is_final=True)),
 ]
 AUDIO = [2, 3, 4, 5, 0, 0, 0, 100, 101, 102, 103, 104, 205, 206]
 
@@ -152,7 +152,7 @@ def test_the_first_call_opens_the_request_and_the_others_name_it():
     assert [without_states(inputs) for inputs in models.inputs_of("speech_chunk")] == [{"stream_id": stream_id}] * 3
 
 
-def test_each_call_gets_what_the_one_before_kept_and_a_sentence_begins_with_nothing():
+def test_each_call_gets_what_the_one_before_kept_where_it_goes_on_from_that():
     models = Models(SPOKEN)
     read(models)
     given = [[inputs[name].tolist() for name in STATES] for inputs in models.inputs_of("speech_chunk")]
@@ -162,7 +162,7 @@ def test_each_call_gets_what_the_one_before_kept_and_a_sentence_begins_with_noth
 def test_what_is_kept_between_chunks_is_told_and_nothing_stays():
     """Two arrays of three float64, kept where a sentence goes on."""
     kept = 2 * 3 * 8
-    goes_on = [(ramp(10), chunk()), (ramp(10), chunk()), (ramp(10), chunk(sentences=(FIRST,), is_final=True))]
+    goes_on = [(ramp(10), chunk()), (ramp(10), chunk()), (ramp(10), chunk(keeps_state=False, is_final=True))]
     models = Models(goes_on)
     asyncio.run(speak(models.handed, PLAN, PREPARED))
     assert [one for one in models.held if any(one)] == [(1, kept), (-1, -kept)]

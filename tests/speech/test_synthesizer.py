@@ -28,7 +28,7 @@ from chattts_serving.speech.observer import Load
 from chattts_serving.speech.open_request import OpenRequest
 from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
-from chattts_serving.speech.windows import ReadingPlan
+from chattts_serving.speech.windows import ANEW_TOKENS, ReadingPlan
 from chattts_serving.variables import DRAIN_FILE
 from tests.engine.models import CONFIG, random_engine
 
@@ -242,11 +242,13 @@ def test_chunks_of_a_sentence_join_to_the_whole(synthesizer, refine):
     assert codes(parts) == codes([whole])
     assert len(parts) >= 10
     first = start = 0
+    assert {part.chunk.keeps_state for part in parts} == {True, False}
     for part in parts:
         num_hidden = int(part.mask.sum()) - (0 if part.chunk.is_final else HELD_TOKENS)
         assert part.chunk.first_sample == (first - (start - 52 if start else 0)) * SAMPLES_PER_TOKEN
         np.testing.assert_allclose(part.hidden[:num_hidden], whole.hidden[start : start + num_hidden], atol=1e-5)
-        first, start = first + part.chunk.num_tokens, start + num_hidden
+        assert part.chunk.keeps_state == (start + num_hidden >= ANEW_TOKENS and not part.chunk.is_final)
+        first, start = first + part.chunk.num_tokens, start + num_hidden if part.chunk.keeps_state else 0
     assert sum(part.chunk.num_samples for part in parts) == whole.chunk.num_samples
     assert [part.chunk.texts for part in parts] == [whole.chunk.texts] + [()] * (len(parts) - 1)
     assert [part.chunk.sentences for part in parts] == [()] * (len(parts) - 1) + [whole.chunk.sentences]

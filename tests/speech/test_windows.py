@@ -187,5 +187,5 @@ def test_what_is_no_plan_is_refused_by_name(text):
 
 def test_a_chunk_crosses_models_as_json():
     sentence = SpokenSentence("你好", 0.0, 1.5, 70, "stop")
-    chunk = Chunk(1, 2, 3, 4, 5, ("你好", "b"), (sentence,), 7, is_final=True)
+    chunk = Chunk(1, 2, 3, 4, 5, True, ("你好", "b"), (sentence,), 7, is_final=True)
     assert Chunk.from_json(chunk.to_json()) == chunk

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.peers.table import Group, Point, Turn, median_ms, points_of, ratio
+from bench.peers.table import Group, Point, Turn, median_ms, points_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,25 +42,33 @@ def turns_of(run: Run) -> list[Turn]:
 
 
 def _panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str], *, place: int, group: Group, what: str) -> None:
-    """Bars of the systems for each number of sequences; where ours stand, by how many times the best peer's time."""
+    """Bars of the others' times by ours, up from 1 where they are slower; below, sequences and our time."""
     run = runs[place]
     turns, settings = turns_of(run), run["settings"]
     context = max(settings["contexts"])
-    points = [
-        point for point in points_of(turns, 1 if what == "cpu_ms" else settings["threads"]) if point.context == context
-    ]
-    width = 0.8 / len(group.systems)
-    for number, system in enumerate(group.systems):
+    threads = 1 if what == "cpu_ms" else settings["threads"]
+    points = [point for point in points_of(turns, threads) if point.context == context]
+    ours = [median_ms(turns, group.ours, point, what) or math.nan for point in points]
+    others = group.systems[1:]
+    width = 0.8 / len(others)
+    for number, system in enumerate(others):
+        times = [median_ms(turns, system, point, what) or math.nan for point in points]
         x = [at + width * number for at in range(len(points))]
-        times = [median_ms(turns, system, point, what) or 0.0 for point in points]
-        bars = axes.bar(x, times, width, color=COLOURS[number % len(COLOURS)], label=system)
-        if system == group.ours:
-            ratios = [ratio(turns, group, point, what) for point in points]
-            axes.bar_label(bars, [f"{value:.2f}" if value else "" for value in ratios], fontsize=8)
-    names = [f"{point.sequences}" + (f"\n{point.busy} loops" if point.busy else "\nquiet") for point in points]
-    axes.set_xticks([at + 0.4 - width / 2 for at in range(len(points))], names)
+        heights = [time / own - 1 for time, own in zip(times, ours, strict=True)]
+        bars = axes.bar(x, heights, width, bottom=1, color=COLOURS[number % len(COLOURS)], label=system)
+        axes.bar_label(bars, [f"{1 + height:.2f}" for height in heights], fontsize=7)
+    axes.axhline(1, color="black", lw=0.8)
+    names = [
+        f"{point.sequences}\n{own:.3g} ms\n" + (f"{point.busy} loops" if point.busy else "quiet")
+        for point, own in zip(points, ours, strict=True)
+    ]
+    axes.set_xticks([at + 0.4 - width / 2 for at in range(len(points))], names, fontsize=8)
     axes.set_yscale("log")
-    axes.set_xlabel(f"sequences, context {context}; above ours: by the quickest peer's")
-    axes.set_ylabel(MEASURES[what])
-    axes.set_title(labels[place] if len(runs) > 1 else group.precision, fontsize=9)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.margins(y=0.25)
+    axes.set_xlabel(f"sequences, and our time of a step; context {context}")
+    axes.set_ylabel(f"{MEASURES[what]}, by ours")
+    name = f"{group.ours} is 1"
+    axes.set_title(f"{name}, {labels[place]}" if len(runs) > 1 else name, fontsize=9)
     axes.legend(fontsize=8)

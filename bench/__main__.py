@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|gpu|pack|host|gateway|plot`."""
+"""Command line of the benchmarks: `python -m bench server|overload|compare|engine|peers|gpu|pack|host|gateway|plot`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.peers.options import add_peers
 from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.errors import ServingError
 
@@ -127,6 +128,21 @@ def _compare(options: argparse.Namespace) -> None:
     )
 
 
+def _peers(options: argparse.Namespace) -> None:
+    from bench.peers import command
+
+    plan = command.Plan(
+        batches=tuple(options.batches),
+        contexts=tuple(options.contexts),
+        precisions=tuple(options.precision),
+        steps=options.steps,
+        rounds=options.rounds,
+        threads=options.threads,
+        busy=options.busy,
+    )
+    command.run(plan, options.python)
+
+
 def _gateway(options: argparse.Namespace) -> None:
     from bench import gateway
 
@@ -158,6 +174,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "overload": _overload,
     "compare": _compare,
     "engine": _engine,
+    "peers": _peers,
     "host": _host,
     "gpu": _gpu,
     "pack": _pack,
@@ -240,6 +257,7 @@ def _parse() -> argparse.Namespace:
         "default; may be repeated",
     )
 
+    add_peers(parts)
     _add_host(parts)
     _add_machine_parts(parts)
 

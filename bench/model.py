@@ -90,6 +90,11 @@ def logit_error(engine: Engine, reference: GPT) -> dict[str, float]:
                 expected = _reference_logits(reference, finished.sequence)
                 pairs.append((reference.code_logits(hidden), expected))
     found, expected = (torch.cat(logits) for logits in zip(*pairs, strict=True))
+    return distance(found, expected)
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+    """How far logits are from those `expected`: "largest", "rms", and the "size" of the expected ones (rms)."""
     difference = found - expected
     return {
         "largest": difference.abs().max().item(),
@@ -130,6 +135,11 @@ def _reference_logits(reference: GPT, sequence: Sequence) -> torch.Tensor:
     prompt = torch.tensor(sequence.prompt_ids, device=reference.device)
     codes = torch.tensor(sequence.tokens[:-1], device=reference.device).view(-1, reference.config.num_codebooks)
     embeddings = torch.cat([reference.embed_text(prompt), reference.embed_codes(codes)])
+    return causal_logits(reference, embeddings)[len(prompt) - 1 :]
+
+
+def causal_logits(reference: GPT, embeddings: torch.Tensor) -> torch.Tensor:
+    """Audio logits after each token of one sequence: [tokens, hidden] -> [tokens, num_codebooks, num_audio_tokens]."""
     positions = torch.arange(len(embeddings), device=reference.device)
 
     def attend(_layer: int, qkv: torch.Tensor) -> torch.Tensor:
@@ -138,7 +148,7 @@ def _reference_logits(reference: GPT, sequence: Sequence) -> torch.Tensor:
             out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return out.squeeze(0).transpose(0, 1).flatten(1)
 
-    return reference.code_logits(reference.forward(embeddings, attend)[len(prompt) - 1 :])
+    return reference.code_logits(reference.forward(embeddings, attend))
 
 
 def sentence_request(seed: int, prompt: tuple[int, ...], sampling: SamplingOptions) -> GenerationRequest:

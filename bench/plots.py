@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import report
 from bench.gpu.panels import gpu_panels
+from bench.peers.panels import peers_panels
 from chattts_serving.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _title(runs: Sequence[Run]) -> str:
         "server": "server over {protocol}, {answers}{tokens} tokens a sentence",
         "engine": "decode steps of the GPT, official sizes",
         "compare": "{tokens} tokens a sentence, {rounds} turns each",
+        "peers": "decode steps beside llama.cpp and OpenVINO, official sizes, {rounds} turns of {steps} steps",
         "gpu": "GPU check{dry}, official sizes, random weights",
         "overload": "{factor:g} times what {callers} callers get, {tokens} tokens a sentence, room for {max_requests}",
     }[part].format(**settings)
@@ -339,4 +341,5 @@ PARTS: dict[str, Callable[[Sequence[Run]], list[Panel]]] = {
     "compare": _compare_panels,
     "overload": _overload_panels,
     "gpu": gpu_panels,
+    "peers": peers_panels,
 }

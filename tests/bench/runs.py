@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from bench.load import Chunk, Outcome, summarize
+from bench.peers.table import Group, Point, Turn
 from bench.playback import summarize_streams
 from bench.watch import Usage
 
@@ -73,4 +74,17 @@ def compare_run():
     return {"settings": settings, "turns": turns, "ratios": {}}
 
 
-RUNS = {"server": server_run, "engine": engine_run, "compare": compare_run}
+def peers_run():
+    group = Group("int8", ("llama.cpp Q8_0", "OpenVINO int8"))
+    turns = [
+        asdict(Turn(system, Point(threads, busy, 300, sequences), ms * sequences**0.5 * (1 + busy), ms, 0.1))
+        for system, ms in zip(group.systems, (5.0, 11.0, 17.0), strict=True)
+        for threads in (1, 2)
+        for busy in (0, 2)
+        for sequences in (1, 4, 16)
+    ]
+    settings = {"contexts": [150, 300], "rounds": 3, "steps": 20, "threads": 2, "precisions": ["int8"]}
+    return {"settings": settings, "groups": [asdict(group)], "turns": turns}
+
+
+RUNS = {"server": server_run, "engine": engine_run, "compare": compare_run, "peers": peers_run}

@@ -10,7 +10,7 @@ from bench import plots, report
 from chattts_serving.errors import ConfigError
 from tests.bench.runs import RUNS, engine_run, server_run
 
-PANELS = {"server": 4, "engine": 2, "compare": 2}
+PANELS = {"server": 4, "engine": 2, "compare": 2, "peers": 2}
 
 
 @pytest.fixture

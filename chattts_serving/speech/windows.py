@@ -20,8 +20,8 @@ from chattts_serving.audio import CONTEXT_TOKENS, HELD_TOKENS, HOP_LENGTH, SAMPL
 from chattts_serving.errors import InvalidInputError
 
 MAX_CHUNK_TOKENS = 1_024
-# What has fewer tokens is rendered anew with the next chunk: a call that goes on and guesses what follows renders, of layers
-# that lie behind, as much as 29 tokens take (measured at official size).
+# What has fewer tokens is rendered anew with the next chunk: a call that goes on and guesses what follows renders, in
+# layers that lie behind, as much as 29 tokens take (measured at official size).
 ANEW_TOKENS = 29
 MAX_SENTENCES_AHEAD = 64
 
@@ -115,7 +115,7 @@ class Window:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the sentence's next window goes on from what this one's call gives; else it has its beginning, too."""
+        """Whether the sentence's next window goes on from what this one's call gives; else it begins with the sentence."""
         return not self.ends and self.end >= ANEW_TOKENS
 
     @property

@@ -1,4 +1,4 @@
-"""Samples as they come to bytes of an audio file: tempo, then the encoders of FFmpeg's libraries (PyAV)."""
+"""Samples as they come to bytes of an audio file: tempo, watermark, then the encoders of FFmpeg's libraries (PyAV)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from av.filter import Graph
 from chattts_client import Chunk
 from chattts_client.audio_file import MARK, pcm
+from chattts_client.watermark import Marker
 from numpy.typing import NDArray
 
 FormatName = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
@@ -54,7 +55,15 @@ FORMATS: Mapping[FormatName, Format] = {
 class AudioWriter:
     """One audio file, as bytes that may be sent as soon as they are there."""
 
-    def __init__(self, name: FormatName, sample_rate: int, tempo: float = 1.0, *, whole: bool = False) -> None:
+    def __init__(
+        self,
+        name: FormatName,
+        sample_rate: int,
+        tempo: float = 1.0,
+        *,
+        whole: bool = False,
+        marker: Marker | None = None,
+    ) -> None:
         """Samples of one channel at `sample_rate` Hz are to come.
 
         Args:
@@ -62,8 +71,9 @@ class AudioWriter:
             sample_rate: of the samples, in Hz.
             tempo: 2 halves their length at the same pitch.
             whole: leave no size in the file open, for which the end gives all of it; otherwise sizes are unknown.
+            marker: gives the samples a watermark, which another tempo would spoil, so it comes behind.
         """
-        self._sample_rate = sample_rate
+        self._sample_rate, self._marker = sample_rate, marker
         self._tempo = None if tempo == 1 else _tempo_graph(sample_rate, tempo)
         self._encoder = None if FORMATS[name].container is None else _Encoder(FORMATS[name], sample_rate, whole)
         self._num_samples = 0
@@ -72,17 +82,32 @@ class AudioWriter:
         """Bytes that follow from `audio` [num_samples], -1 to 1, clipped; often those of samples before it."""
         if not len(audio):
             return b""
+        if self._tempo is None and self._marker is not None:
+            audio = self._marker(audio)
         if self._tempo is None and self._encoder is None:
             return pcm(audio)
-        frame = av.AudioFrame.from_ndarray(_int16(audio)[None], format="s16", layout="mono")
-        frame.sample_rate, frame.pts = self._sample_rate, self._num_samples
+        frame = self._frame(audio, self._num_samples)
         self._num_samples += len(audio)
-        return self._encoded(_filtered(self._tempo, frame) if self._tempo else [frame])
+        return self._encoded(self._stretched(self._tempo, frame) if self._tempo else [frame])
 
     def finish(self) -> bytes:
         """The rest of the file."""
-        end = self._encoded(_filtered(self._tempo, None)) if self._tempo and self._num_samples else b""
+        end = self._encoded(self._stretched(self._tempo, None)) if self._tempo and self._num_samples else b""
         return end + (self._encoder.finish() if self._encoder else b"")
+
+    def _frame(self, audio: NDArray[np.float32], place: int | None) -> av.AudioFrame:
+        frame = av.AudioFrame.from_ndarray(_int16(audio)[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = self._sample_rate, place
+        return frame
+
+    def _stretched(self, tempo: Graph, frame: av.AudioFrame | None) -> Iterator[av.AudioFrame]:
+        """What follows from `frame`; None is the end."""
+        for stretched in _filtered(tempo, frame):
+            if self._marker is None:
+                yield stretched
+            else:
+                audio = stretched.to_ndarray()[0].astype(np.float32) / INT16_MAX
+                yield self._frame(self._marker(audio), stretched.pts)
 
     def _encoded(self, frames: Any) -> bytes:
         if self._encoder is None:

@@ -14,12 +14,14 @@ from typing import Any, Literal
 from chattts_client import Chunk, InvalidInputError, TTSError
 from chattts_client.errors import shown
 from chattts_client.tracing import is_traceparent
+from chattts_client.watermark import Marker
 from pydantic import Field, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from gateway.audio import AudioWriter, FormatName, encoded
 from gateway.errors import GatewayError, from_client, invalid_field
 from gateway.request import MAX_CHARACTERS, MODEL, MODEL_PATTERN, SpeechRequest, wrong_field
+from gateway.settings import Settings
 from gateway.shared import Gateway
 from gateway.speech import NOTHING_TO_SAY
 
@@ -150,7 +152,7 @@ class SpeechSession:
 
     async def _say_text(self, config: SessionConfig, message: dict[str, Any]) -> None:
         """Speak the text that begins with `message`; what is wrong with it does not end the session."""
-        text = _Text(self._num_texts)
+        text = _Text(self._num_texts, self._here.settings)
         self._num_texts += 1
         self._has_ended = message["type"] == DONE
         if not self._has_ended:
@@ -248,13 +250,20 @@ class SpeechSession:
 class _Text:
     """What is told of one text at its end."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, settings: Settings) -> None:
         self.index, self.num_sentences = index, 0
+        self._settings = settings
+        self._marker: Marker | None = None
         self._seed: int | None = None
         self._warning = ""
 
     def add(self, chunk: Chunk) -> None:
         self._seed, self._warning = chunk.seed, chunk.warning
+
+    def marker(self, sample_rate: int) -> Marker | None:
+        """One for all its sentences, whose samples together are those of the whole text."""
+        self._marker = self._marker or self._settings.marker(sample_rate)
+        return self._marker
 
     def outcome(self) -> dict[str, object]:
         told = {"utterance_index": self.index, "total_sentences": self.num_sentences}
@@ -270,7 +279,8 @@ class _Sentence:
         self._place = {"utterance_index": text.index, "sentence_index": text.num_sentences}
         text.num_sentences += 1
         self._words, self._sample_rate = chunk.refined_text, chunk.sample_rate
-        self._writer = AudioWriter(self._name, chunk.sample_rate, tempo, whole=not self._streams)
+        marker = text.marker(chunk.sample_rate)
+        self._writer = AudioWriter(self._name, chunk.sample_rate, tempo, whole=not self._streams, marker=marker)
         self._held: list[bytes] = []
         self._num_bytes = 0
 

@@ -12,6 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chattts_client import InvalidInputError
+from chattts_client.watermark import KEY_VARIABLE, Marker, key_from
+
 KEYS_VARIABLE = "CHATTTS_API_KEYS"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LEAST_KEY_CHARACTERS = 16
@@ -47,6 +50,7 @@ class Settings:
         strict: whether fields that would be ignored are refused.
         allow_silence: whether a text with nothing to say is answered a silence, where the request does not decide.
         log_text: whether the log may have the text of requests.
+        watermark_key: of the watermark that speech gets; empty for none.
     """
 
     host: str = "127.0.0.1"
@@ -67,11 +71,16 @@ class Settings:
     strict: bool = False
     allow_silence: bool = False
     log_text: bool = False
+    watermark_key: str = field(default="", repr=False)
 
     @property
     def url(self) -> str:
         """Where a browser on this machine finds it."""
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    def marker(self, sample_rate: int) -> Marker | None:
+        """What gives the samples of one answer their watermark, at `sample_rate` Hz; None for none."""
+        return Marker(self.watermark_key, sample_rate) if self.watermark_key else None
 
     def __post_init__(self) -> None:
         """Check what belongs together.
@@ -178,6 +187,10 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
         "--allow-silence", action="store_true", help="answer a short silence to texts with nothing to say"
     )
     parser.add_argument("--log-text", action="store_true", help="write what is spoken into the log")
+    watermark_help = (
+        f"put an inaudible mark into speech, which 'chattts detect' finds; {KEY_VARIABLE} has a key of yours"
+    )
+    parser.add_argument("--watermark", action="store_true", help=watermark_help)
     options = parser.parse_args(arguments)
     keys: dict[bytes, str] = {}
     if options.keys_file:
@@ -187,6 +200,10 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
             raise SettingsError(f"--keys-file {options.keys_file}: {error}") from error
     if environment.get(KEYS_VARIABLE):
         keys |= read_keys(environment[KEYS_VARIABLE], KEYS_VARIABLE)
+    try:
+        watermark_key = key_from(environment) if options.watermark else ""
+    except InvalidInputError as error:
+        raise SettingsError(str(error)) from error
     is_local = options.host in LOOPBACK
     if not (keys or options.anonymous or is_local):
         raise SettingsError(
@@ -213,6 +230,7 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
         strict=options.strict,
         allow_silence=options.allow_silence,
         log_text=options.log_text,
+        watermark_key=watermark_key,
     )
 
 

@@ -51,7 +51,7 @@ class SpeechResponse(Response):
         super().__init__()
         request.check(strict=settings.strict)
         options, self._tempo = request.options(voices, settings.speed_tags)
-        self._place, self._timeout_s = place, settings.timeout_s
+        self._place, self._timeout_s, self._marker = place, settings.timeout_s, settings.marker
         self._request, self._request_id, self._report = request, request_id, report
         self._is_whole = not (request.stream and FORMATS[request.response_format].streams)
         asked = request.allow_silence
@@ -114,7 +114,8 @@ class SpeechResponse(Response):
             async for chunk in chunks:
                 if writer is None:
                     headers = self._head(chunk)
-                    writer = AudioWriter(name, chunk.sample_rate, self._tempo, whole=self._is_whole)
+                    marker = self._marker(chunk.sample_rate)
+                    writer = AudioWriter(name, chunk.sample_rate, self._tempo, whole=self._is_whole, marker=marker)
                 num_tokens += chunk.num_tokens
                 report.add(chunk)
                 part = await encoded(name, writer, chunk)

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from chattts_client.arguments import CloneCommand, SpeakCommand, VoicesCommand, command_from
 from chattts_client.audio_file import write_whole
 from chattts_client.client import Endpoint, TTSClient
+from chattts_client.detecting import DetectCommand, detect
 from chattts_client.errors import TTSError
 from chattts_client.speaking import speak
 
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = command_from(argv)
         if isinstance(command, SpeakCommand):
             return 0 if asyncio.run(speak(command)) else 1
+        if isinstance(command, DetectCommand):
+            return detect(command)
         if isinstance(command, VoicesCommand):
             _list_voices(command)
         else:

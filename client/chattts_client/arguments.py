@@ -17,22 +17,25 @@ from numpy.typing import NDArray
 
 from chattts_client.audio_file import audio_format
 from chattts_client.client import DEFAULT_TIMEOUT, DEFAULT_URLS, MAX_DEADLINE_MS, Endpoint
+from chattts_client.detecting import DetectCommand
 from chattts_client.dialogue import Turn, turns_from, voices_from
 from chattts_client.errors import InvalidInputError, invalid_input
 from chattts_client.options import Mode, SynthesisOptions
 from chattts_client.recording import MAX_SECONDS, read_recording
+from chattts_client.watermark import KEY_VARIABLE, key_from
 
 STANDARD_STREAM = "-"
 DEFAULT_CONCURRENCY = 4  # the server batches what arrives together
 FOLDER_FILE_STEM = "speech"  # of files where --output or --srt is a folder
 SUBTITLE_ENDING = ".srt"
 TURNS = "turns"
-VOICES, CLONE = "voices", "clone"  # words that are commands where they come first
+VOICES, CLONE, DETECT = "voices", "clone", "detect"  # words that are commands where they come first
 
 EPILOG = f"""\
 other commands (a text that is one of their names goes behind the flags):
   chattts {VOICES}                  list the voices that --speaker takes by name
   chattts {CLONE} REFERENCE.wav     print the voice of a recording, for --speaker-sample
+  chattts {DETECT} RECORDING.wav    whether it has the watermark of a gateway
 
 a dialogue: --turns FILE has lines "NAME: text", spoken as one; --voice NAME=VOICE gives a name its voice, which is
   otherwise the server's voice of that name. VOICE is as for --speaker, or @FILE with what "chattts clone" wrote.
@@ -123,7 +126,7 @@ class CloneCommand:
     output: Path | None
 
 
-Command = SpeakCommand | VoicesCommand | CloneCommand
+Command = SpeakCommand | VoicesCommand | CloneCommand | DetectCommand
 
 
 def command_from(argv: Sequence[str] | None) -> Command:
@@ -133,6 +136,8 @@ def command_from(argv: Sequence[str] | None) -> Command:
         return _checked(_voices_parser(), _voices_command, arguments[1:])
     if arguments[:1] == [CLONE]:
         return _checked(_clone_parser(), _clone_command, arguments[1:])
+    if arguments[:1] == [DETECT]:
+        return _checked(_detect_parser(), _detect_command, arguments[1:])
     return _checked(_speak_parser(), _speak_command, arguments)
 
 
@@ -246,6 +251,19 @@ def _clone_parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", help="write to this file; - and the default are standard output")
     _add_server_flags(parser)
     return parser
+
+
+def _detect_parser() -> argparse.ArgumentParser:
+    epilog = "exit status: 0 all have it, 1 some have not, 2 the command line is wrong or a file cannot be read."
+    about = f"Search recordings for the watermark of a gateway (--watermark). {KEY_VARIABLE} has a key of yours."
+    parser = _parser(DETECT, about, epilog)
+    parser.add_argument("recordings", nargs="+", type=Path, metavar="FILE", help="audio: WAV, FLAC, OGG, MP3")
+    parser.add_argument("--json", action="store_true", help="one JSON object per file")
+    return parser
+
+
+def _detect_command(arguments: argparse.Namespace) -> DetectCommand:
+    return DetectCommand(tuple(arguments.recordings), key_from(os.environ), arguments.json)
 
 
 def _voices_command(arguments: argparse.Namespace) -> VoicesCommand:

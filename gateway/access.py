@@ -58,30 +58,51 @@ class Access:
         Raises:
             GatewayError: 429, too many at once or in a minute.
         """
+        with self._held(owner, 1, 1):
+            yield
+
+    @contextmanager
+    def batch(self, owner: str, num_texts: int) -> Iterator[int]:
+        """Hold as many syntheses as a batch has at once: up to half of those that the owner may have, of what is free.
+
+        Raises:
+            GatewayError: 429, too many at once or, each text counted, in a minute.
+        """
+        half = max(1, self._settings.max_concurrent // 2)
+        num_free = self._settings.max_concurrent - self._uses.get(owner, _Use()).running
+        at_once = max(1, min(num_texts, half, num_free))
+        with self._held(owner, at_once, num_texts):
+            yield at_once
+
+    @contextmanager
+    def _held(self, owner: str, at_once: int, in_all: int) -> Iterator[None]:
         use = self._uses.setdefault(owner, _Use(credit=self._burst, since=self._clock()))
-        if use.running >= self._settings.max_concurrent:
+        if use.running + at_once > self._settings.max_concurrent:
             message = f"{use.running} syntheses of this key are running; allowed are {self._settings.max_concurrent}"
             raise GatewayError(429, message, "rate_limit_exceeded", headers={"retry-after": "1"})
-        self._spend(use)
-        use.running += 1
+        self._spend(use, in_all)
+        use.running += at_once
         try:
             yield
         finally:
-            use.running -= 1
+            use.running -= at_once
 
     @property
     def _burst(self) -> float:
         return float(self._settings.requests_per_minute)
 
-    def _spend(self, use: _Use) -> None:
+    def _spend(self, use: _Use, number: int) -> None:
         per_minute = self._settings.requests_per_minute
         if not per_minute:
             return
+        if number > per_minute:
+            message = f"the batch has {number} texts; allowed are {per_minute}, as many as this key has in a minute"
+            raise GatewayError(429, message, "rate_limit_exceeded")
         now = self._clock()
         use.credit = min(self._burst, use.credit + (now - use.since) * per_minute / 60)
         use.since = now
-        if use.credit < 1:
-            wait_s = max(1, round((1 - use.credit) * 60 / per_minute + 0.5))
+        if use.credit < number:
+            wait_s = max(1, round((number - use.credit) * 60 / per_minute + 0.5))
             message = f"more than {per_minute} requests of this key in a minute; try again in {wait_s} s"
             raise GatewayError(429, message, "rate_limit_exceeded", headers={"retry-after": str(wait_s)})
-        use.credit -= 1
+        use.credit -= number

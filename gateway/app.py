@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from gateway.access import Access
+from gateway.batch import BATCH
 from gateway.errors import GatewayError, from_client
 from gateway.metrics import Metrics
 from gateway.middleware import VOICES, Bounded, Guarded, Headed, Logged
@@ -27,6 +28,7 @@ from gateway.voices import ServerVoices
 
 PAGE = Path(__file__).parent / "page"
 MAX_JSON_BYTES = 2**19  # 20,000 characters are up to 240 KB as JSON has them, the id of a cloned voice 64 KB
+MAX_BATCH_BYTES = 2**22  # 100,000 characters are up to 1.2 MB
 MULTIPART_BYTES = 2**14  # around an uploaded recording
 # Scripts and styles of this server alone; sounds and pictures that the page makes itself.
 PAGE_HEADERS = {
@@ -65,7 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(router)
     for path, file in _page_files().items():
         app.add_api_route(path, _sender(file), include_in_schema=False)
-    app.add_middleware(Bounded, most=MAX_JSON_BYTES, of_paths={VOICES: settings.max_upload_bytes + MULTIPART_BYTES})
+    of_paths = {BATCH: MAX_BATCH_BYTES, VOICES: settings.max_upload_bytes + MULTIPART_BYTES}
+    app.add_middleware(Bounded, most=MAX_JSON_BYTES, of_paths=of_paths)
     app.add_middleware(Guarded, settings=settings, access=access)
     if settings.cors_origins:
         app.add_middleware(

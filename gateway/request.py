@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from chattts_client import SynthesisOptions
 from chattts_client.errors import shown
@@ -37,8 +37,10 @@ MEANT = {
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 
 
-def _nullable(schema: dict[str, Any]) -> None:
-    """Say that null is a field that is not given."""
+def _described(schema: dict[str, Any], kind: type[Any]) -> None:
+    """Leave out what `kind` leaves out, and say that null is a field that is not given."""
+    for name in getattr(kind, "LEFT_OUT", ()):
+        del schema["properties"][name]
     for name, field in schema["properties"].items():
         kept = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
         if name not in schema.get("required", ()) and field and {"type": "null"} not in field.get("anyOf", ()):
@@ -59,7 +61,7 @@ class VoiceId(BaseModel):
 class Turn(BaseModel):
     """One turn of several voices."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_nullable)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_described)
 
     text: str = Field(min_length=1, max_length=MAX_CHARACTERS)
     voice: Annotated[str, Field(max_length=MAX_ID_CHARACTERS)] | VoiceId = Field(
@@ -94,7 +96,10 @@ Said = Annotated[
 class SpeechRequest(BaseModel):
     """What to say; the fields from `mode` on are this server's own."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_nullable)
+    KIND: ClassVar[str] = "a request"
+    LEFT_OUT: ClassVar[Sequence[str]] = ()  # fields that another kind of request has not
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_described)
 
     model: str = Field(
         description="chattts; OpenAI's names are taken for it", json_schema_extra={"pattern": f"^{MODEL_PATTERN}$"}
@@ -156,6 +161,9 @@ class SpeechRequest(BaseModel):
             GatewayError: 404 for another model, 400 for the rest.
         """
         check_model(self.model)
+        for name in self.LEFT_OUT:
+            if name in self.model_fields_set:
+                raise invalid_field(name, f"is no field of {self.KIND}; leave it out")
         if strict and self.ignored:
             raise invalid_field(self.ignored[0], "would be ignored, which --strict forbids; leave it out")
 

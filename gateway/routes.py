@@ -10,11 +10,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import voices
 from gateway.audio import FORMATS
+from gateway.batch import BATCH, BatchResponse
+from gateway.batch_answers import BatchAnswer
+from gateway.batch_request import BatchRequest
 from gateway.errors import ErrorAnswer
 from gateway.protocol import SESSIONS
 from gateway.request import MODEL, MODEL_ALIASES, SpeechRequest, check_model
 from gateway.session import SpeechSession
-from gateway.shared import Gateway, gateway_of
+from gateway.shared import Gateway, about, gateway_of
 from gateway.speech import SpeechResponse
 
 READY_TIMEOUT_S = 2.0
@@ -31,6 +34,16 @@ AUDIO: dict[str, Any] = {
 SPOKEN: dict[int | str, dict[str, Any]] = {
     200: {"description": "Speech.", "content": AUDIO | {"text/event-stream": {"schema": {}}}}
 }
+ALL_SPOKEN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": BatchAnswer,
+        "description": "What became of each text.",
+        "content": {
+            "application/x-ndjson": {"schema": {}},
+            "application/zip": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "They do not.", "content": {"application/json": {"schema": {"type": "object"}}}}
 }
@@ -43,16 +56,17 @@ async def speak(body: SpeechRequest, request: Request, here: Here) -> Response:
     request.state.characters = len(body.text)
     if here.settings.log_text:
         request.state.text = body.text
-    return SpeechResponse(
-        here.client,
-        body,
-        [await here.voices.resolved(name) for name in body.voice_names],
-        settings=here.settings,
-        request_id=request.state.request_id,
-        traceparent=request.headers.get("traceparent", ""),
-        report=here.metrics.speech,
-        place=here.access.synthesis(request.state.owner),
-    )
+    said_by = [await here.voices.resolved(name) for name in body.voice_names]
+    return SpeechResponse(here, body, said_by, about=about(request), owner=request.state.owner)
+
+
+@router.post(BATCH, response_class=Response, responses=ALL_SPOKEN, tags=["speech"])
+async def speak_batch(body: BatchRequest, request: Request, here: Here) -> Response:
+    """Say `items`, each a synthesis of its own that lets others go first; a wrong one fails alone."""
+    request.state.characters = sum(map(len, body.texts))
+    if here.settings.log_text:
+        request.state.text = "\n".join(body.texts)
+    return BatchResponse(here, body, about=about(request), owner=request.state.owner)
 
 
 @router.websocket(SESSIONS)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
 
 from chattts_client import Chunk, InvalidInputError, TTSError
 from chattts_client.errors import shown
-from chattts_client.tracing import is_traceparent
 from chattts_client.watermark import Marker
 from pydantic import Field, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -22,11 +22,10 @@ from gateway.audio import AudioWriter, FormatName, encoded
 from gateway.errors import GatewayError, from_client, invalid_field
 from gateway.request import MAX_CHARACTERS, MODEL, MODEL_PATTERN, SpeechRequest, wrong_field
 from gateway.settings import Settings
-from gateway.shared import Gateway
+from gateway.shared import Gateway, about
 from gateway.speech import NOTHING_TO_SAY
 
 CONFIG, TEXT, DONE, CLOSE = "session.config", "input.text", "input.done", "session.close"
-NOT_OF_SESSIONS = ("input", "stream", "stream_format", "allow_silence", "ssml")
 MAX_WAITING = 1_000  # messages
 GRACE_S = 5.0  # past the time of a synthesis, which the server keeps, for a client that does not read
 TOO_MUCH, IS_LATE = 1008, 1013  # why the gateway closes: a limit, or a client that does not read
@@ -35,19 +34,15 @@ TOO_MUCH, IS_LATE = 1008, 1013  # why the gateway closes: a limit, or a client t
 class SessionConfig(SpeechRequest):
     """What holds for the texts of a session: fields of a request for speech, and two of sessions."""
 
+    KIND: ClassVar[str] = "a session"
+    LEFT_OUT: ClassVar[Sequence[str]] = ("input", "stream", "stream_format", "allow_silence", "ssml")
+
     model: str = Field(default=MODEL, json_schema_extra={"pattern": f"^{MODEL_PATTERN}$"})
     input: str = ""
     response_format: FormatName = "wav"
     stream_audio: bool = Field(default=False, description="send a sentence in frames as it is spoken, not in one")
     max_wait_ms: int | None = Field(default=None, description="without text, after which clauses are spoken")
     type: Literal["session.config"]
-
-    def check(self, *, strict: bool) -> None:
-        """As for a request."""
-        super().check(strict=strict)
-        for name in NOT_OF_SESSIONS:
-            if name in self.model_fields_set:
-                raise invalid_field(name, "is no field of a session; leave it out")
 
 
 class _ClosedError(ConnectionError):
@@ -168,7 +163,7 @@ class SpeechSession:
         await self._send({"type": "session.done", **text.outcome()})
 
     async def _say(self, config: SessionConfig, beginning: str, text: _Text) -> None:
-        here, traceparent = self._here, self._socket.headers.get("traceparent", "")
+        here = self._here
         voices = [await here.voices.resolved(name) for name in config.voice_names]
         options, tempo = config.options(voices, here.settings.speed_tags)
         with here.access.synthesis(self._socket.state.owner), here.metrics.speech() as report:
@@ -177,8 +172,7 @@ class SpeechSession:
                 options,
                 mode=config.mode,
                 max_wait_ms=config.max_wait_ms,
-                request_id=self._socket.state.request_id,
-                traceparent=traceparent if is_traceparent(traceparent) else "",
+                **asdict(about(self._socket)),
             )
             sentence: _Sentence | None = None
             try:

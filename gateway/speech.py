@@ -1,4 +1,4 @@
-"""The answer of `POST /v1/audio/speech`: speech that leaves while the model still speaks, or a whole file."""
+"""Speech on its way to a client: it leaves while the model still speaks, or as a whole file."""
 
 from __future__ import annotations
 
@@ -6,80 +6,132 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 
 import numpy as np
-from chattts_client import AsyncTTSClient, Chunk, InvalidInputError, TTSError
-from chattts_client.tracing import is_traceparent
+from chattts_client import Chunk, InvalidInputError, TTSError
+from chattts_client.tracing import About
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.audio import FORMATS, AudioWriter, FormatName, encoded
+from gateway.audio import FORMATS, AudioWriter, encoded
 from gateway.errors import from_client
 from gateway.metrics import SpeechReport
 from gateway.request import SpeechRequest
-from gateway.settings import Settings
+from gateway.shared import Gateway
 
 Headers = list[tuple[bytes, bytes]]
 
+LIVE_HEADERS = {
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",  # NGINX would keep the stream back
+    "x-ai-generated": "true",
+}
 SILENCE_S, SILENCE_RATE = 0.2, 24_000
 # How the server refuses a text without anything to say.
 NOTHING_TO_SAY = re.compile(r"input 'text' is .*; allowed is text with at least one word", re.DOTALL)
 
 
-class SpeechResponse(Response):
-    """The answer: asks the server only when it is sent, and lets go of it when the client goes."""
+class Utterance:
+    """What one request has the server say, on its way into a file; it may be asked for again."""
 
     def __init__(
-        self,
-        client: AsyncTTSClient,
-        request: SpeechRequest,
-        voices: Sequence[str],
-        *,
-        settings: Settings,
-        request_id: str,
-        traceparent: str,
-        report: Callable[[], SpeechReport],
-        place: AbstractContextManager[None],
+        self, here: Gateway, request: SpeechRequest, voices: Sequence[str], *, about: About, whole: bool
     ) -> None:
-        """Nothing is sent yet; `voices` are as `options` takes them; `place` is held as long as something is sent.
+        """Nothing is sent yet; `voices` are as `options` takes them, `whole` is as `AudioWriter` takes it.
+
+        Raises:
+            GatewayError: the request is wrong.
+        """
+        request.check(strict=here.settings.strict)
+        options, self._tempo = request.options(voices, here.settings.speed_tags)
+        self._request, self._whole, self._marker = request, whole, here.settings.marker
+        asked = request.allow_silence
+        self._allow_silence = here.settings.allow_silence if asked is None else asked
+        self._ask = partial(
+            here.client.stream,
+            "" if request.turns else request.text,
+            options,
+            mode=request.mode,
+            request_id=about.request_id,
+            traceparent=about.traceparent,
+        )
+
+    async def parts(self, report: SpeechReport) -> AsyncGenerator[tuple[Chunk | None, bytes], None]:
+        """Ask; each chunk with the bytes of the file that come with it, and None with the last of them."""
+        name, writer = self._request.response_format, None
+        async with aclosing(self._chunks()) as chunks:
+            async for chunk in chunks:
+                if writer is None:
+                    marker = self._marker(chunk.sample_rate)
+                    writer = AudioWriter(name, chunk.sample_rate, self._tempo, whole=self._whole, marker=marker)
+                report.add(chunk)
+                yield chunk, await encoded(name, writer, chunk)
+        yield None, writer.finish() if writer else b""
+
+    async def _chunks(self) -> AsyncGenerator[Chunk, None]:
+        """Those of the server, or a silence where it has nothing to say and that is wished for."""
+        try:
+            async with self._ask() as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except InvalidInputError as error:
+            if not self._allow_silence or not NOTHING_TO_SAY.search(str(error)):
+                raise
+            audio = np.zeros(round(SILENCE_S * SILENCE_RATE), np.float32)
+            yield Chunk(audio, SILENCE_RATE, self._request.seed or 0, "", "", 0, (), index=0, is_final=True)
+
+
+class LiveResponse(Response):
+    """An answer that is made while it is sent, and let go of when the client goes."""
+
+    most_s: float | None = None  # for all of it
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
+        """Answer; a client that does not read what it gets is given up when `most_s` seconds are over."""
+        speaking = asyncio.create_task(self.speak(send))
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait((speaking, leaving), timeout=self.most_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            if not speaking.done():
+                speaking.cancel()  # and with it what the server was asked for
+            await asyncio.gather(speaking, leaving, return_exceptions=True)
+        if not speaking.cancelled():
+            speaking.result()
+
+    async def speak(self, send: Send) -> None:
+        """Send the answer; what is raised before the first message is answered as an error."""
+        raise NotImplementedError
+
+
+class SpeechResponse(LiveResponse):
+    """The answer of `POST /v1/audio/speech`: asks the server only when it is sent."""
+
+    def __init__(
+        self, here: Gateway, request: SpeechRequest, voices: Sequence[str], *, about: About, owner: str
+    ) -> None:
+        """Nothing is sent yet; `voices` are as `options` takes them.
 
         Raises:
             GatewayError: the request is wrong.
         """
         super().__init__()
-        request.check(strict=settings.strict)
-        options, self._tempo = request.options(voices, settings.speed_tags)
-        self._place, self._timeout_s, self._marker = place, settings.timeout_s, settings.marker
-        self._request, self._request_id, self._report = request, request_id, report
+        self.most_s = here.settings.timeout_s
+        self._place, self._report = here.access.synthesis(owner), here.metrics.speech
+        self._request = request
         self._is_whole = not (request.stream and FORMATS[request.response_format].streams)
-        asked = request.allow_silence
-        self._allow_silence = settings.allow_silence if asked is None else asked
-        trace = traceparent if is_traceparent(traceparent) else ""
-        self._stream = client.stream(
-            "" if request.turns else request.text, options, mode=request.mode, request_id=request_id, traceparent=trace
-        )
+        self._utterance = Utterance(here, request, voices, about=about, whole=self._is_whole)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
-        """Answer; a client that does not read what it gets is given up when the time of a synthesis is over.
+    async def speak(self, send: Send) -> None:
+        """Send what the server says.
 
         Raises:
-            GatewayError: there is no place.
+            GatewayError: there is no place, or the server says no.
         """
-        speaking = asyncio.create_task(self._speak(send))
-        leaving = asyncio.create_task(_left(receive))
-        try:
-            await asyncio.wait((speaking, leaving), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-            if not speaking.done():
-                speaking.cancel()  # and with it the request to the server
-            await asyncio.gather(speaking, leaving, return_exceptions=True)
-        if not speaking.cancelled():
-            speaking.result()
-
-    async def _speak(self, send: Send) -> None:
         started, failure = False, None
         with self._place, self._report() as report:
             try:
@@ -89,68 +141,46 @@ class SpeechResponse(Response):
                             await send({"type": "http.response.start", "status": 200, "headers": head})
                             started = True
                         if body:
-                            await send(_body(body, more=True))
+                            await send(body_message(body, more=True))
             except TTSError as error:
                 failure = from_client(error)
                 report.failed(failure.status)
         # What follows is the end for the client, so by now its place is free and its synthesis counted.
         if failure is None:
-            await send(_body(b"", more=False))
+            await send(body_message(b"", more=False))
         elif not started:
             raise failure
         elif self._request.stream_format == "sse":
-            await send(_body(_event("error", failure.body), more=False))
+            await send(body_message(_event("error", failure.body), more=False))
         else:
             raise failure  # the connection breaks off, which is all that audio can tell
 
     async def _parts(self, report: SpeechReport) -> AsyncGenerator[tuple[Headers, bytes], None]:
         """The headers, and the body as it comes; of a whole file all of it in the end."""
-        name: FormatName = self._request.response_format
-        writer: AudioWriter | None = None
         headers: Headers = []
         held: list[bytes] = []
         num_tokens = 0
-        async with aclosing(self._chunks()) as chunks:
-            async for chunk in chunks:
-                if writer is None:
-                    headers = self._head(chunk)
-                    marker = self._marker(chunk.sample_rate)
-                    writer = AudioWriter(name, chunk.sample_rate, self._tempo, whole=self._is_whole, marker=marker)
-                num_tokens += chunk.num_tokens
-                report.add(chunk)
-                part = await encoded(name, writer, chunk)
-                if self._is_whole:
+        async with aclosing(self._utterance.parts(report)) as parts:
+            async for chunk, part in parts:
+                if chunk is not None:
+                    headers = headers or self._head(chunk)
+                    num_tokens += chunk.num_tokens
+                if self._is_whole or chunk is None:
                     held.append(part)
                 else:
                     yield headers, self._wrapped(part)
-        rest = b"".join([*held, writer.finish() if writer else b""])
+        rest = b"".join(held)
         if self._is_whole and self._request.stream_format == "audio":
             headers.append((b"content-length", str(len(rest)).encode()))
         yield headers, self._wrapped(rest)
         if self._request.stream_format == "sse":
-            usage = {"input_tokens": 0, "output_tokens": num_tokens, "total_tokens": num_tokens}
-            yield headers, _event("speech.audio.done", {"type": "speech.audio.done", "usage": usage})
-
-    async def _chunks(self) -> AsyncGenerator[Chunk, None]:
-        """Those of the server, or a silence where it has nothing to say and that is wished for."""
-        try:
-            async with self._stream as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except InvalidInputError as error:
-            if not self._allow_silence or not NOTHING_TO_SAY.search(str(error)):
-                raise
-            audio = np.zeros(round(SILENCE_S * SILENCE_RATE), np.float32)
-            yield Chunk(audio, SILENCE_RATE, self._request.seed or 0, "", "", 0, (), index=0, is_final=True)
+            yield headers, _event("speech.audio.done", {"type": "speech.audio.done", "usage": usage(num_tokens)})
 
     def _head(self, chunk: Chunk) -> Headers:
         is_sse = self._request.stream_format == "sse"
-        media_type = "text/event-stream" if is_sse else FORMATS[self._request.response_format].media_type
         named = {
-            "content-type": media_type,
-            "cache-control": "no-store",
-            "x-accel-buffering": "no",  # NGINX would keep the stream back
-            "x-ai-generated": "true",
+            "content-type": "text/event-stream" if is_sse else FORMATS[self._request.response_format].media_type,
+            **LIVE_HEADERS,
             "x-sample-rate": str(chunk.sample_rate),
             "x-seed": str(chunk.seed),
         }
@@ -158,7 +188,7 @@ class SpeechResponse(Response):
             named["x-warning"] = chunk.warning
         if self._request.ignored:
             named["x-ignored"] = ", ".join(self._request.ignored)
-        return [(name.encode(), value.encode()) for name, value in named.items()]
+        return as_headers(named)
 
     def _wrapped(self, audio: bytes) -> bytes:
         if not audio or self._request.stream_format == "audio":
@@ -167,13 +197,24 @@ class SpeechResponse(Response):
         return _event(name, {"type": name, "audio": base64.b64encode(audio).decode()})
 
 
+def usage(num_tokens: int) -> dict[str, int]:
+    """Tokens of audio, as OpenAI counts them."""
+    return {"input_tokens": 0, "output_tokens": num_tokens, "total_tokens": num_tokens}
+
+
+def as_headers(named: Mapping[str, str]) -> Headers:
+    """Headers as ASGI has them."""
+    return [(name.encode(), value.encode()) for name, value in named.items()]
+
+
+def body_message(body: bytes, *, more: bool) -> Message:
+    """A part of a body, as ASGI has it."""
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _body(body: bytes, *, more: bool) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 def _event(name: str, data: Mapping[str, object]) -> bytes:

@@ -115,7 +115,7 @@ class Window:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the sentence's next window goes on from what this one's call gives; else it begins with the sentence."""
+        """Whether the sentence's next window goes on from what this one's call gives; else at its beginning."""
         return not self.ends and self.end >= ANEW_TOKENS
 
     @property

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +22,7 @@ from chattts_client.dialogue import Turn, turns_from, voices_from
 from chattts_client.errors import InvalidInputError, invalid_input
 from chattts_client.options import Mode, SynthesisOptions
 from chattts_client.recording import MAX_SECONDS, read_recording
+from chattts_client.several import PRIORITY
 from chattts_client.watermark import KEY_VARIABLE, key_from
 
 STANDARD_STREAM = "-"
@@ -45,6 +46,7 @@ several texts:
   -o out.wav is then a pattern: out-1.wav, out-2.wav, ... (out-01.wav with ten or more). So is --srt out.srt.
   -o folder/ makes folder/speech-1.wav, folder/speech-2.wav, ..., and the folder where there is none.
   Each text gets a voice of its own unless --seed or --speaker is given.
+  They let interactive callers go first, unless --priority says otherwise, and wait where the server has no room.
 
 output: the ending decides: .wav (16-bit PCM), .flac, .ogg (Vorbis), .mp3. A file of that name is replaced.
 Each text gives one line on standard error: file, audio length, tokens, seed, time taken, real-time factor, and how
@@ -289,6 +291,8 @@ def _speak_command(arguments: argparse.Namespace) -> SpeakCommand:
     options = SynthesisOptions(**values | {TURNS: _turns(arguments)})
     mode: Mode | None = (arguments.mode or "exact") if arguments.stream else None
     texts = _texts(arguments.texts, arguments.file, by_line=arguments.lines) if options.turns is None else [""]
+    if len(texts) > 1 and options.priority is None:
+        options = replace(options, priority=PRIORITY)
     for text in texts:
         endpoint.tensors(text, options, mode)  # what cannot be sent is refused before anything is
     outputs = _outputs(arguments, len(texts))

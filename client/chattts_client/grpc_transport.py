@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Seque
 from contextlib import aclosing, contextmanager, suppress
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc  # type: ignore[import-untyped]
 import tritonclient.grpc
@@ -19,6 +19,7 @@ from chattts_client.options import InputTensor
 from chattts_client.pieces import Pieces
 from chattts_client.transport import Call, Result
 
+T = TypeVar("T")
 CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),  # gRPC's limit of 4 MB is 43 s of audio
     ("grpc.max_receive_message_length", -1),
@@ -105,19 +106,40 @@ class _Requests:
         self.end()
 
 
-async def _write_all(streamed: Any, call: Call) -> None:
-    """Send the requests of a stream, until it is cancelled."""
+async def _write_all(streamed: Any, call: Call, has_ended: asyncio.Event) -> None:
+    """Send the requests of a stream, until it `has_ended` or is cancelled.
+
+    Only the wait for a piece is given up when it has ended: gRPC cancels a stream whose writing is.
+    """
     with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the stream has ended, and its answers say why
         try:
             await streamed.write(_request(call, call.tensors))
             if call.pieces is not None:
-                async with aclosing(call.pieces.__aiter__()) as pieces:
+                async with aclosing(_until(has_ended, call.pieces.__aiter__())) as pieces:
                     async for tensors in pieces:
                         await streamed.write(_request(call, tensors))
                 if call.pieces.error is not None:
                     streamed.cancel()
         finally:
             await streamed.done_writing()
+
+
+async def _until(has_ended: asyncio.Event, pieces: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    ending = asyncio.ensure_future(has_ended.wait())
+    async with aclosing(pieces):
+        try:
+            while not ending.done():
+                further = asyncio.ensure_future(anext(pieces))
+                try:
+                    await asyncio.wait((further, ending), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    further.cancel()  # does nothing to one that is there
+                    await asyncio.gather(further, return_exceptions=True)
+                if further.cancelled() or isinstance(further.exception(), StopAsyncIteration):
+                    return
+                yield further.result()
+        finally:
+            ending.cancel()
 
 
 class _GrpcAnswers:
@@ -196,8 +218,9 @@ class _AsyncGrpcTransport:
 
     async def stream(self, call: Call) -> AsyncGenerator[Result, None]:
         streamed = self._stub.ModelStreamInfer(**_stream(call))
-        writing = asyncio.create_task(_write_all(streamed, call))
-        answers = _GrpcAnswers(writing.cancel)
+        has_ended = asyncio.Event()
+        writing = asyncio.create_task(_write_all(streamed, call, has_ended))
+        answers = _GrpcAnswers(has_ended.set)
         try:
             with _as_answers():
                 async for message in streamed:

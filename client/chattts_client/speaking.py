@@ -8,8 +8,9 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +19,7 @@ from chattts_client.arguments import Job, SpeakCommand
 from chattts_client.audio_file import WAV, WAV_FLOAT, Encoder, audio_format, encoded, pcm, replacing, write_whole
 from chattts_client.client import AsyncTTSClient
 from chattts_client.errors import TTSError, invalid_input
-from chattts_client.options import Mode
+from chattts_client.several import as_they_end, with_patience
 from chattts_client.speech import Chunk, Speech, joined
 
 
@@ -119,30 +120,20 @@ class InOrder:
 async def speak(command: SpeakCommand) -> bool:
     """Do every job; True when all went well."""
     endpoint = command.endpoint
-    jobs = iter(command.jobs)
-    refined_texts = InOrder()
-
-    def report(outcome: Outcome) -> None:
-        if command.json:
-            print(outcome.as_json(), flush=True)
-        elif command.options.refine_only:
-            refined_texts.add(outcome.job.number, outcome.speech.refined_text if outcome.speech else None)
-
-    async def worker(client: AsyncTTSClient, progress: Any) -> bool:
-        """Do the next job until there is none."""
-        all_well = True
-        for job in jobs:
-            outcome = await _do(client, job, command)
-            all_well = all_well and outcome.speech is not None
-            progress.update()
-            progress.write(outcome.line(), file=sys.stderr)
-            report(outcome)
-        return all_well
-
+    all_well, refined_texts = True, InOrder()
     with _progress(len(command.jobs)) as progress:
         async with AsyncTTSClient(endpoint.url, endpoint.protocol, timeout=endpoint.timeout) as client:
-            workers = min(command.concurrency, len(command.jobs))
-            return all(await asyncio.gather(*(worker(client, progress) for _ in range(workers))))
+            works = (partial(_do, client, job, command) for job in command.jobs)
+            async with aclosing(as_they_end(works, command.concurrency)) as outcomes:
+                async for outcome in outcomes:
+                    all_well = all_well and outcome.speech is not None
+                    progress.update()
+                    progress.write(outcome.line(), file=sys.stderr)
+                    if command.json:
+                        print(outcome.as_json(), flush=True)
+                    elif command.options.refine_only:
+                        refined_texts.add(outcome.job.number, outcome.speech.refined_text if outcome.speech else None)
+    return all_well
 
 
 def _progress(num_jobs: int) -> Any:
@@ -170,11 +161,10 @@ class _NoBar(nullcontext[Any]):
 
 async def _do(client: AsyncTTSClient, job: Job, command: SpeakCommand) -> Outcome:
     started = time.perf_counter()
+    do = partial(_do_whole if command.mode is None else _do_stream, client, job, command)
     try:
-        if command.mode is None:
-            outcome = await _do_whole(client, job, command)
-        else:
-            outcome = await _do_stream(client, job, command, command.mode)
+        patience_s = command.endpoint.timeout if len(command.jobs) > 1 else 0.0
+        outcome = await with_patience(do, patience_s)
         if outcome.speech is not None and job.subtitles is not None:
             write_whole(job.subtitles, subtitles.srt(outcome.speech.sentences).encode())
     except BrokenPipeError:
@@ -205,13 +195,13 @@ def _write_out(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-async def _do_stream(client: AsyncTTSClient, job: Job, command: SpeakCommand, mode: Mode) -> Outcome:
+async def _do_stream(client: AsyncTTSClient, job: Job, command: SpeakCommand) -> Outcome:
     started = time.perf_counter()
     first_audio = None
     chunks: list[Chunk] = []
     sink = _file(job.audio, floating=command.floating) if job.audio else _standard_output(floating=command.floating)
     async with sink as write:
-        async with client.stream(job.text, command.options, mode=mode) as stream:
+        async with client.stream(job.text, command.options, mode=command.mode or "exact") as stream:
             async for chunk in stream:
                 if first_audio is None and len(chunk.audio):
                     first_audio = time.perf_counter() - started

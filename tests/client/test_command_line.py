@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def start(server, *arguments: str, protocol: str = "grpc", url: str | None = None) -> subprocess.Popen[bytes]:
     url = url or (server.grpc_url if protocol == "grpc" else server.http_url)
     command = [sys.executable, "-m", "chattts_client", *map(str, arguments), "--url", url, "--protocol", protocol]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, env=environment, **pipes)
 
@@ -118,6 +118,27 @@ def test_lines_of_a_file_are_texts_of_their_own(server, tmp_path):
     (tmp_path / "lines").write_bytes("﻿".encode() + "\r\n\r\n  ".join(lines).encode() + b"\n\n")
     assert run(server, "--lines", "-f", tmp_path / "lines", "-o", tmp_path / "out.wav", "-j", 16)[0] == 0
     assert [characters(tmp_path / f"out-{number:02}.wav") for number in range(1, 12)] == list(range(1, 12))
+
+
+def test_several_texts_let_others_go_first(server, tmp_path):
+    def priorities(*flags):
+        _, stdout, _ = run(server, *flags, "-o", tmp_path / "out.wav", "--json")
+        seen = [json.loads(json.loads(line)["refined_text"]) for line in stdout.splitlines()]
+        return [inputs.get("priority", {}).get("value") for inputs in seen]
+
+    (tmp_path / "lines").write_text("ab\ncd\n", encoding="utf-8")
+    assert priorities("--lines", "-f", tmp_path / "lines") == ["batch", "batch"]
+    assert priorities("ab", "cd", "--priority", "interactive") == ["interactive", "interactive"]
+    assert priorities("-f", tmp_path / "lines") == [None]
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_several_texts_wait_for_room(server, tmp_path, stream):
+    texts = ["a", f"full {tmp_path / 'room'}"]
+    status, _, stderr = run(server, *texts, "-o", tmp_path / "out.wav", *stream)
+    assert status == 0, stderr
+    assert characters(tmp_path / "out-2.wav") == len(texts[1])
+    assert "try again later" in run(server, "fail UNAVAILABLE full; try again later", "-o", tmp_path / "one.wav")[2]
 
 
 def test_a_file_with_several_lines_is_one_text(server, tmp_path):

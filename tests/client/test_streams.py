@@ -8,12 +8,14 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from socket import create_server
 
+import grpc
 import numpy as np
 import pytest
 from chattts_client import (
@@ -28,6 +30,7 @@ from chattts_client import (
     TTSError,
     joined,
 )
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from chattts_serving.launcher.running import running_server
 from tests.client.conftest import FAKE_MODEL, FLAVOURS, content
@@ -256,6 +259,32 @@ def test_one_async_client_streams_many_texts_at_once(server, name):
             return await asyncio.gather(*map(speak, range(1, 33)))
 
     assert asyncio.run(speak_all()) == list(range(1, 33))
+
+
+class Refusing(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Reads nothing of what is sent, and takes a moment to end a stream."""
+
+    def ModelStreamInfer(self, requests, context):  # noqa: N802 - gRPC's name
+        yield service_pb2.ModelStreamInferResponse(error_message="out of luck")
+        time.sleep(0.3)
+
+
+def test_a_refusal_that_comes_while_the_text_is_still_sent_is_an_error():
+    """Not a cancellation: gRPC cancels a stream whose writing is."""
+
+    async def refused(url):
+        async with AsyncTTSClient(url) as client, client.stream("x" * 20_000_000) as stream:
+            return [chunk async for chunk in stream]
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Refusing(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(ServerError, match="out of luck"):
+            asyncio.run(refused(f"127.0.0.1:{port}"))
+    finally:
+        server.stop(None).wait()
 
 
 # Leaving early. Each client stays open until the model has told, so that closing it is not what cancelled.

@@ -3,6 +3,7 @@
 Texts with a meaning of their own:
 
     "fail CODE MESSAGE"   the request is answered with that TritonError code and message
+    "full FILE"           UNAVAILABLE until FILE is there, which the first such text makes
     "hang SECONDS"        the answer comes that much later, whatever the deadline
     "silence"             an answer without a single sample
 """
@@ -15,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving.launcher.tritonserver import ROOT
 
 sys.path.append(str(ROOT))
-from tests.client.fake_synthesis import described, said, whole
+from tests.client.fake_synthesis import described, is_full, said, whole
 
 
 class TritonPythonModel:
@@ -40,6 +41,8 @@ def _send(sender, response):
 def _planned(seen):
     """Seconds to wait, and the response."""
     command, _, rest = said(seen).partition(" ")
+    if command == "full" and is_full(rest):
+        command, rest = "fail", "UNAVAILABLE overloaded; try again later"
     if command == "fail":
         code, message = rest.split(" ", 1)
         error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))

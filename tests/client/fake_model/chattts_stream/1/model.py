@@ -4,6 +4,8 @@ Texts with a meaning of their own:
 
     "fail CODE MESSAGE"    an error in place of the first chunk, with that TritonError code and message
     "break CODE MESSAGE"   the same after the first chunk
+    "full FILE"            UNAVAILABLE until FILE is there, which the first such text makes
+    "tell INPUT"           an error that tells what arrived as INPUT
     "hold FILE"            all but the last chunk, and an error once FILE is there
     "hang SECONDS"         the first chunk comes that much later
     "endless FILE"         the first chunk again and again, until it is cancelled, which is then written to FILE
@@ -24,7 +26,7 @@ import triton_python_backend_utils as pb_utils
 from chattts_serving.launcher.tritonserver import ROOT
 
 sys.path.append(str(ROOT))
-from tests.client.fake_synthesis import chunks, described, said
+from tests.client.fake_synthesis import chunks, described, is_full, said
 
 MOST_SECONDS = 20  # until a request that should be cancelled is given up
 CHUNK_SECONDS = 0.02  # between two endless chunks
@@ -52,6 +54,10 @@ def _answer(sender, seen, command, rest):
             sender.send(_response(outputs))
         _wait_for(sender, lambda: Path(rest.strip()).exists())
         _fail(sender, "INTERNAL", "the text was held")
+    elif command == "tell":
+        _fail(sender, "INTERNAL", f"{rest} is {seen[rest]['value'] if isinstance(seen[rest], dict) else seen[rest]}")
+    elif command == "full" and is_full(rest):
+        _fail(sender, "UNAVAILABLE", "overloaded; try again later")
     elif command in ("fail", "break"):
         if command == "break":
             sender.send(_response(chunks(seen)[0]))

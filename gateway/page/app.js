@@ -3,32 +3,25 @@
 
 import { useKey } from "./api.js";
 import { startCloning } from "./cloning.js";
-import { Drawing } from "./drawing.js";
+import { startDraft } from "./draft.js";
 import * as form from "./form.js";
 import { History } from "./history.js";
-import { Player } from "./player.js";
+import { Result } from "./result.js";
 import { Speech } from "./speech.js";
 import { Voices } from "./voices.js";
 import { say, startLanguage, switchLanguage, word } from "./words.js";
 
-const STILL_MS = 500; // between two pictures, for those who want less motion
-
 const part = (name) => document.getElementById(name);
-const isStill = matchMedia("(prefers-reduced-motion: reduce)");
 
 startLanguage();
-const audio = part("audio");
 const status = part("status");
 const voices = new Voices(part("voice"), part("voice-help"));
-const drawing = new Drawing(part("wave"), part("spectrum"), part("playhead"));
-const player = new Player(audio, (isWaiting) => say(status, isWaiting ? "collecting" : "speaking"));
+const result = new Result((isWaiting) => say(status, isWaiting ? "collecting" : "speaking"));
 const history = new History(part("history"), part("history-clear"), {
   onChoose: putBack,
   named: (voice) => voices.named(voice),
 });
-let speech = null; // the last one
-let running = null; // what aborts it while it is coming or playing
-let isDrawing = false; // again and again, while something sounds
+let running = null; // what aborts the speech that is coming or playing
 let again = null; // what waits for an API key
 
 // Speaking
@@ -48,17 +41,14 @@ function speakSample() {
 async function speak(request, onSeed = () => {}) {
   stop();
   const mine = (running = new AbortController());
-  const coming = (speech = new Speech(request));
+  const coming = new Speech(request);
   show("waiting", true);
-  drawing.clear();
-  startDrawing();
-  player.begin().then((isPlaying) => !isPlaying && running === mine && say(status, "press_play"));
+  result.begin(coming).then((isPlaying) => !isPlaying && running === mine && say(status, "press_play"));
   try {
     for await (const samples of coming.stream(mine.signal)) {
       if (mine.signal.aborted) return;
       if (coming.numSamples === samples.length) onSeed(coming.seed);
-      player.add(samples, coming.rate);
-      drawing.add(samples, coming.rate);
+      result.add(samples, coming.rate);
     }
   } catch (error) {
     if (mine.signal.aborted) return;
@@ -69,9 +59,8 @@ async function speak(request, onSeed = () => {}) {
     form.wrong("general", "broken_off");
   }
   if (!coming.numSamples) return end("nothing");
-  part("download").disabled = false;
   say(status, "finishing");
-  if (await player.finish()) end("done", { seconds: coming.seconds.toFixed(1) });
+  if (await result.finish()) end("done", { seconds: coming.seconds.toFixed(1) });
 }
 
 function stop() {
@@ -82,12 +71,8 @@ function stop() {
 
 function end(key, values) {
   running = null;
-  player.stop();
+  result.end();
   show(key, false, values);
-  part("download").disabled = !speech.numSamples;
-  if (!speech.numSamples) return;
-  audio.src = URL.createObjectURL(speech.wav());
-  draw();
 }
 
 function failed(error) {
@@ -98,49 +83,12 @@ function show(key, isBusy, values) {
   say(status, key, values);
   say(part("speak").querySelector("span"), isBusy ? "stop" : "speak");
   part("speak").classList.toggle("busy", isBusy);
-  part("pictures").classList.toggle("drawn", isBusy || Boolean(speech?.numSamples));
-  if (!isBusy) return;
-  part("download").disabled = true;
-  URL.revokeObjectURL(audio.src);
-  audio.removeAttribute("src");
-}
-
-// Pictures and numbers
-
-function draw() {
-  const isResting = !running && audio.paused && !audio.currentTime;
-  drawing.draw(running ? player.heard : audio.currentTime, isResting);
-  const isThere = Boolean(speech?.numSamples);
-  number("first", isThere && "milliseconds", Math.round(speech?.firstMs));
-  number("length", isThere && "seconds", speech?.seconds.toFixed(1));
-  number("factor", isThere && "plain", speech?.factor.toFixed(2));
-  number("used-seed", isThere && "plain", speech?.seed);
-  number("axis", isThere && "axis", drawing.axis.toFixed(1));
-  part("keep-seed").disabled = !isThere;
-}
-
-function number(name, key, value) {
-  const shown = part(name).dataset;
-  const values = key ? { value } : {};
-  if (shown.word === (key || "none") && shown.values === JSON.stringify(values)) return;
-  say(part(name), key || "none", values);
-}
-
-function startDrawing() {
-  if (!isDrawing) keepDrawing();
-}
-
-function keepDrawing() {
-  draw();
-  isDrawing = Boolean(running) || !audio.paused;
-  if (isDrawing && isStill.matches) setTimeout(keepDrawing, STILL_MS);
-  else if (isDrawing) requestAnimationFrame(keepDrawing);
 }
 
 // Files
 
 async function download() {
-  const [mine, format] = [speech, part("format").value];
+  const [mine, format] = [result.speech, part("format").value];
   const file = `chattts-${mine.seed}.${format}`;
   say(status, "downloading", { format });
   save(format === "wav" ? mine.wav() : await mine.as(format), file);
@@ -149,7 +97,7 @@ async function download() {
 
 function notDownloaded(error) {
   say(status, "");
-  form.showFailure(error, "response_format");
+  form.showFailure(error, "general");
 }
 
 function save(blob, name) {
@@ -204,8 +152,9 @@ function takeKey(event) {
   again?.();
 }
 
-function loadVoices() {
-  return guarded(() => voices.load(), (error) => form.showFailure(error, "voice"));
+async function loadVoices(wished) {
+  const load = () => voices.load().then(() => voices.has(wished) && voices.choose(wished));
+  await guarded(load, (error) => form.showFailure(error, "voice"));
 }
 
 // Wiring
@@ -214,17 +163,13 @@ part("speak").addEventListener("click", () => (running ? stop() : speakText()));
 part("sample").addEventListener("click", speakSample);
 part("download").addEventListener("click", () => guarded(download, notDownloaded));
 part("key-form").addEventListener("submit", takeKey);
-part("keep-seed").addEventListener("click", () => (part("seed").value = speech.seed));
+part("keep-seed").addEventListener("click", () => form.putBack({ ...form.values(), seed: result.speech.seed }));
 part("switch-language").addEventListener("click", switchLanguage);
 part("history-clear").addEventListener("click", () => confirm(word("history_sure")) && history.clear());
 document.querySelectorAll("[data-tag]").forEach((tag) => tag.addEventListener("click", () => insert(tag.dataset.tag)));
+document.querySelectorAll(".example").forEach((chip) => chip.addEventListener("click", () => insert(chip.textContent)));
 part("speed").addEventListener("input", showSpeed);
-part("input").addEventListener("input", showCount);
-part("pictures").addEventListener("click", ({ offsetX, currentTarget }) => {
-  if (!running && speech?.numSamples) audio.currentTime = (offsetX / currentTarget.clientWidth) * drawing.axis;
-});
-audio.addEventListener("play", startDrawing);
-audio.addEventListener("seeked", draw);
+part("input").addEventListener("input", showText);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") stop();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.target.closest("form")) speakText();
@@ -236,15 +181,16 @@ function showSpeed() {
   part("speed").setAttribute("aria-valuetext", shown);
 }
 
-function showCount() {
+function showText() {
   const [count, most] = [part("input").value.length, form.MOST_CHARACTERS];
   say(part("count"), "count", { count: count.toLocaleString("en"), most: most.toLocaleString("en") });
   part("count").classList.toggle("over", count > most);
+  part("examples").hidden = count > 0;
 }
 
 form.forgiveOnInput();
 showSpeed();
-showCount();
-draw();
+showText();
+const wished = startDraft();
 startCloning(voices, guarded);
-loadVoices();
+loadVoices(wished);

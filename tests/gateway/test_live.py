@@ -18,7 +18,7 @@ from playwright.sync_api import expect
 from chattts_serving.audio import SAMPLE_RATE
 from gateway.process import running_gateway
 from gateway.voices import clone_id
-from tests.gateway.test_page import opened
+from tests.gateway.browsing import opened
 from tests.gateway.test_speech import decoded
 from tests.integration.test_streaming import ALLOWED_ERROR
 from tests.metrics import time_to_rest, wait_until

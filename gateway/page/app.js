@@ -5,6 +5,7 @@ import { useKey } from "./api.js";
 import { startCloning } from "./cloning.js";
 import { startDraft } from "./draft.js";
 import * as form from "./form.js";
+import { Hearing } from "./hearing.js";
 import { History } from "./history.js";
 import { Result } from "./result.js";
 import { Speech } from "./speech.js";
@@ -15,11 +16,16 @@ const part = (name) => document.getElementById(name);
 
 startLanguage();
 const status = part("status");
-const voices = new Voices(part("voice"), part("voice-help"));
 const result = new Result((isWaiting) => say(status, isWaiting ? "collecting" : "speaking"));
+const hearing = new Hearing(part("sample"));
+const voices = new Voices(part("voices"), part("voice"), {
+  onHear: hear,
+  onRemove: removeVoice,
+  onChange: () => history?.show(),
+});
 const history = new History(part("history"), part("history-clear"), {
   onChoose: putBack,
-  named: (voice) => voices.named(voice),
+  tell: (element, voice) => voices.tell(element, voice),
 });
 let running = null; // what aborts the speech that is coming or playing
 let again = null; // what waits for an API key
@@ -33,13 +39,15 @@ function speakText() {
   if (request) guarded(() => speak(request, (seed) => history.add({ ...held, seed })), failed);
 }
 
-function speakSample() {
+function hear(button, voice) {
   form.clearErrors();
-  guarded(() => speak({ input: word("sample_text"), voice: voices.sent(part("voice").value) }), failed);
+  part("audio").pause();
+  guarded(() => hearing.toggle(button, voices.sent(voice)), (error) => form.showFailure(error, "voice"));
 }
 
 async function speak(request, onSeed = () => {}) {
   stop();
+  hearing.stop();
   const mine = (running = new AbortController());
   const coming = new Speech(request);
   show("waiting", true);
@@ -76,7 +84,7 @@ function end(key, values) {
 }
 
 function failed(error) {
-  form.showFailure(error, "general", { speaker_sample: "voice", sample_text: "voice" });
+  form.showFailure(error, "general");
 }
 
 function show(key, isBusy, values) {
@@ -111,9 +119,9 @@ function save(blob, name) {
 // History, and tags at the cursor
 
 function putBack(held) {
-  form.putBack(voices.has(held.voice) ? held : { ...held, voice: part("voice").value });
-  if (voices.has(held.voice)) say(status, "history_put_back");
-  else say(status, "voice_gone", { name: voices.named(held.voice) });
+  const isThere = voices.has(held.voice);
+  form.putBack(isThere ? held : { ...held, voice: part("voice").value });
+  say(status, isThere ? "history_put_back" : "voice_gone");
   part("input").focus();
 }
 
@@ -122,6 +130,12 @@ function insert(tag) {
   text.setRangeText(tag, text.selectionStart, text.selectionEnd, "end");
   text.dispatchEvent(new Event("input", { bubbles: true }));
   text.focus();
+}
+
+function removeVoice(name) {
+  if (!confirm(word("remove_sure", { name }))) return;
+  voices.remove(name);
+  say(status, "removed", { name });
 }
 
 // API key
@@ -152,15 +166,14 @@ function takeKey(event) {
   again?.();
 }
 
-async function loadVoices(wished) {
-  const load = () => voices.load().then(() => voices.has(wished) && voices.choose(wished));
-  await guarded(load, (error) => form.showFailure(error, "voice"));
+function loadVoices() {
+  return guarded(() => voices.load(), (error) => form.showFailure(error, "voice"));
 }
 
 // Wiring
 
 part("speak").addEventListener("click", () => (running ? stop() : speakText()));
-part("sample").addEventListener("click", speakSample);
+part("audio").addEventListener("play", () => hearing.stop());
 part("download").addEventListener("click", () => guarded(download, notDownloaded));
 part("key-form").addEventListener("submit", takeKey);
 part("keep-seed").addEventListener("click", () => form.putBack({ ...form.values(), seed: result.speech.seed }));
@@ -191,6 +204,6 @@ function showText() {
 form.forgiveOnInput();
 showSpeed();
 showText();
-const wished = startDraft();
+startDraft();
 startCloning(voices, guarded);
-loadVoices(wished);
+loadVoices();

@@ -6,10 +6,8 @@ import { read, write } from "./store.js";
 
 const KEPT = "draft";
 
-/** Put the draft of the last visit back, and keep what changes from now on. Its voice, which may not be there yet. */
+/** Put the draft of the last visit back, and keep what changes from now on. */
 export function startDraft() {
-  const { voice = form.values().voice, ...held } = read(KEPT, {});
-  form.putBack({ ...form.values(), ...held });
+  form.putBack({ ...form.values(), ...read(KEPT, {}) });
   document.addEventListener("input", () => write(KEPT, form.values()));
-  return voice;
 }

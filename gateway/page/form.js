@@ -1,6 +1,7 @@
 // The fields of the page: what they hold, what the API is to be sent for it, and errors beside the field to blame.
 // What is left as it was is not sent, so that the server's own defaults hold.
 
+import { reasonOf } from "./errors.js";
 import { say } from "./words.js";
 
 export const MOST_CHARACTERS = 20000;
@@ -57,22 +58,22 @@ export function wrong(name, key, values) {
   return null;
 }
 
-/** Show what the server said beside the field that it blames, else beside the field `otherwise`. */
+/** Say what went wrong beside the field that the server blames, else beside `otherwise`; its own words stand behind. */
 export function showFailure(error, otherwise, renamed = {}) {
   const param = renamed[error.param] ?? error.param;
   const place = point(param && field(param) ? param : otherwise);
-  if (!error.message) {
-    say(place, error.status ? "failed" : "unreachable", { status: error.status });
-    return;
-  }
-  say(place, "");
-  place.textContent = error.message;
-  place.lang = "en"; // the server's only language
+  const [reason, said] = [document.createElement("span"), document.createElement("span")];
+  clear(place);
+  say(reason, ...reasonOf(error));
+  said.className = "said";
+  said.lang = "en"; // the server's only language
+  said.textContent = error.message;
+  place.append(reason, ...(error.message ? [" ", said] : []));
 }
 
 /** Take errors away: of the fields within `part`. */
 export function clearErrors(part = document) {
-  part.querySelectorAll(".error").forEach((place) => say(place, ""));
+  part.querySelectorAll(".error").forEach(clear);
   part.querySelectorAll("[aria-invalid]").forEach((element) => element.removeAttribute("aria-invalid"));
 }
 
@@ -84,12 +85,17 @@ export function forgiveOnInput() {
   });
 }
 
+function clear(place) {
+  say(place, "");
+  delete place.dataset.word; // what is put into it changes its language by itself
+}
+
 function point(name) {
   const part = field(name);
   const hiding = part.closest("details");
   if (hiding) hiding.open = true;
-  const blamed = part.querySelector("input, select, textarea");
-  blamed?.setAttribute("aria-invalid", "true");
+  const blamed = part.querySelector("input:checked:not([type=checkbox])") ?? part.querySelector("input, select, textarea");
+  (blamed?.closest("[role=radiogroup]") ?? blamed)?.setAttribute("aria-invalid", "true");
   blamed?.focus();
   return part.querySelector(".error");
 }

@@ -12,11 +12,11 @@ export class History {
   #list;
   #clear;
 
-  /** The list and its button; `onChoose(held)` when a text is clicked, `named(voice)` for people. */
-  constructor(list, clear, { onChoose, named }) {
+  /** The list and its button; `onChoose(held)` when a text is clicked, `tell(element, voice)` for people. */
+  constructor(list, clear, { onChoose, tell }) {
     [this.#list, this.#clear] = [list, clear];
-    Object.assign(this, { onChoose, named });
-    this.#show();
+    Object.assign(this, { onChoose, tell });
+    this.show();
   }
 
   /** Keep `held` as the newest. */
@@ -31,10 +31,10 @@ export class History {
 
   #keep(entries) {
     while (!write(KEPT, entries) && entries.length) entries.pop(); // of long texts a browser may hold fewer
-    this.#show();
+    this.show();
   }
 
-  #show() {
+  show() {
     const entries = read(KEPT, []);
     this.#list.replaceChildren(...entries.map((held, i) => this.#line(held, i)));
     this.#clear.hidden = !entries.length;
@@ -47,7 +47,10 @@ export class History {
     title.className = "text";
     title.textContent = text;
     about.className = "help";
-    say(about, "history_line", { voice: this.named(held.voice), seed: held.seed });
+    const [voice, seed] = [document.createElement("span"), document.createElement("span")];
+    this.tell(voice, held.voice);
+    say(seed, "history_seed", { seed: held.seed });
+    about.append(voice, " · ", seed);
     entry.append(title, about);
     entry.addEventListener("click", () => this.onChoose(held));
     say(remove, "remove");

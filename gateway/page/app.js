@@ -3,6 +3,7 @@
 
 import { useKey } from "./api.js";
 import { startCloning } from "./cloning.js";
+import { Dialogue } from "./dialogue.js";
 import { startDraft } from "./draft.js";
 import * as form from "./form.js";
 import { Hearing } from "./hearing.js";
@@ -21,13 +22,15 @@ const hearing = new Hearing(part("sample"));
 const voices = new Voices(part("voices"), part("voice"), {
   onHear: hear,
   onRemove: removeVoice,
-  onChange: () => history?.show(),
+  onChange: () => [history, dialogue].forEach((part) => part.show()),
 });
+const dialogue = new Dialogue(part("turns"), part("lines"), part("add-line"), voices);
 const history = new History(part("history"), part("history-clear"), {
   onChoose: putBack,
   tell: (element, voice) => voices.tell(element, voice),
 });
 let running = null; // what aborts the speech that is coming or playing
+let lastLine = null; // of the dialogue that was written in
 let again = null; // what waits for an API key
 
 // Speaking
@@ -35,7 +38,7 @@ let again = null; // what waits for an API key
 function speakText() {
   form.clearErrors();
   const held = form.values();
-  const request = form.requestOf(held, voices.sent(held.voice));
+  const request = form.requestOf(held, (voice) => voices.sent(voice));
   if (request) guarded(() => speak(request, (seed) => history.add({ ...held, seed })), failed);
 }
 
@@ -84,7 +87,10 @@ function end(key, values) {
 }
 
 function failed(error) {
-  form.showFailure(error, "general");
+  const isDialogue = Boolean(part("kind").value);
+  form.showFailure(error, "general", isDialogue ? { voice: "input" } : {});
+  const [, number] = /^'input' .* for turn (\d+)/s.exec(error.message) ?? [];
+  if (isDialogue && number) dialogue.focus(number - 1);
 }
 
 function show(key, isBusy, values) {
@@ -119,14 +125,21 @@ function save(blob, name) {
 // History, and tags at the cursor
 
 function putBack(held) {
-  const isThere = voices.has(held.voice);
+  const isThere = Boolean(held.kind) || voices.has(held.voice);
   form.putBack(isThere ? held : { ...held, voice: part("voice").value });
   say(status, isThere ? "history_put_back" : "voice_gone");
-  part("input").focus();
+  if (held.kind) dialogue.focus(0);
+  else part("input").focus();
+}
+
+/** Where tags go: the line of the dialogue that was written in last, or the text. */
+function written() {
+  if (!part("kind").value) return part("input");
+  return lastLine?.isConnected ? lastLine : part("turns").querySelector("textarea");
 }
 
 function insert(tag) {
-  const text = part("input");
+  const text = written();
   text.setRangeText(tag, text.selectionStart, text.selectionEnd, "end");
   text.dispatchEvent(new Event("input", { bubbles: true }));
   text.focus();
@@ -182,7 +195,10 @@ part("history-clear").addEventListener("click", () => confirm(word("history_sure
 document.querySelectorAll("[data-tag]").forEach((tag) => tag.addEventListener("click", () => insert(tag.dataset.tag)));
 document.querySelectorAll(".example").forEach((chip) => chip.addEventListener("click", () => insert(chip.textContent)));
 part("speed").addEventListener("input", showSpeed);
-part("input").addEventListener("input", showText);
+part("turns").addEventListener("focusin", ({ target }) => (lastLine = target.tagName === "TEXTAREA" ? target : lastLine));
+part("example-lines").addEventListener("click", () => dialogue.take(word("example_lines").split(" | ")));
+["kind", "input", "lines"].forEach((name) => part(name).addEventListener("input", showText));
+part("kinds").addEventListener("change", ({ target }) => form.putBack({ ...form.values(), kind: target.value }));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") stop();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.target.closest("form")) speakText();
@@ -195,10 +211,16 @@ function showSpeed() {
 }
 
 function showText() {
-  const [count, most] = [part("input").value.length, form.MOST_CHARACTERS];
+  const held = form.values();
+  const [count, most] = [form.textsOf(held).join("").length, form.MOST_CHARACTERS];
   say(part("count"), "count", { count: count.toLocaleString("en"), most: most.toLocaleString("en") });
   part("count").classList.toggle("over", count > most);
-  part("examples").hidden = count > 0;
+  const isDialogue = Boolean(held.kind);
+  part("kinds").querySelectorAll("input").forEach((one) => (one.checked = one.value === held.kind));
+  part("input").hidden = part("voice-field").hidden = isDialogue;
+  part("dialogue").hidden = !isDialogue;
+  part("examples").hidden = isDialogue || count > 0;
+  part("example-lines").hidden = count > 0;
 }
 
 form.forgiveOnInput();

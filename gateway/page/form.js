@@ -5,7 +5,7 @@ import { reasonOf } from "./errors.js";
 import { say } from "./words.js";
 
 export const MOST_CHARACTERS = 20000;
-const SETTINGS = ["input", "voice", "speed", "seed", "refine", "temperature", "language", "mode"];
+const SETTINGS = ["kind", "input", "lines", "voice", "speed", "seed", "refine", "temperature", "language", "mode"];
 
 const control = (name) => document.getElementById(name);
 const field = (name) => document.querySelector(`[data-field="${CSS.escape(name)}"]`);
@@ -21,7 +21,7 @@ export function values() {
 export function putBack(held) {
   for (const name of SETTINGS) {
     if (name === "refine") control(name).checked = held[name];
-    else control(name).value = held[name];
+    else control(name).value = held[name] ?? "";
     control(name).dispatchEvent(new Event("input", { bubbles: true }));
   }
 }
@@ -31,18 +31,29 @@ export function speedOf(place) {
   return Math.round(100 * 2 ** place) / 100;
 }
 
-/** The body of a request for `held`; null when a field is wrong, which is then shown beside it. */
-export function requestOf(held, voice) {
-  const numCharacters = held.input.length;
+/** The text in `held`, or those of the dialogue's lines; none is empty. */
+export function textsOf(held) {
+  const texts = held.kind ? spoken(held).map(({ text }) => text) : [held.input];
+  return texts.filter((text) => text.trim());
+}
+
+function spoken(held) {
+  return JSON.parse(held.lines || "[]").filter(({ text }) => text.trim());
+}
+
+/** The body of a request for `held`; null when a field is wrong, which is then shown beside it. `sent(voice)`: for the API. */
+export function requestOf(held, sent) {
+  const numCharacters = textsOf(held).join("").length;
   const [seed, temperature] = [held.seed.trim(), held.temperature.trim()];
   const counted = { count: numCharacters.toLocaleString("en"), most: MOST_CHARACTERS.toLocaleString("en") };
-  if (!held.input.trim()) return wrong("input", "text_missing");
+  if (!numCharacters) return wrong("input", "text_missing");
   if (numCharacters > MOST_CHARACTERS) return wrong("input", "text_long", counted);
   if (!/^\d*$/.test(seed)) return wrong("seed", "seed_wrong");
   if (control("temperature").validity.badInput) return wrong("temperature", "temperature_wrong");
   return {
-    input: held.input,
-    voice,
+    ...(held.kind
+      ? { input: spoken(held).map(({ voice, text }) => ({ voice: sent(voice), text })) }
+      : { input: held.input, voice: sent(held.voice) }),
     ...(Number(held.speed) !== 0 && { speed: speedOf(held.speed) }),
     ...(seed && { seed }),
     ...(temperature && { temperature: Number(temperature) }),
@@ -94,7 +105,9 @@ function point(name) {
   const part = field(name);
   const hiding = part.closest("details");
   if (hiding) hiding.open = true;
-  const blamed = part.querySelector("input:checked:not([type=checkbox])") ?? part.querySelector("input, select, textarea");
+  const kinds = ["input:checked", "textarea", "select", "input"];
+  const controls = kinds.flatMap((kind) => [...part.querySelectorAll(kind)]);
+  const blamed = controls.find((one) => one.checkVisibility());
   (blamed?.closest("[role=radiogroup]") ?? blamed)?.setAttribute("aria-invalid", "true");
   blamed?.focus();
   return part.querySelector(".error");

@@ -1,6 +1,7 @@
 // The last texts with their settings, in this browser and without any sound; a click puts one back.
 // What the settings are is for the form to know: here they are kept as they came.
 
+import { textsOf } from "./form.js";
 import { read, write } from "./store.js";
 import { label, say } from "./words.js";
 
@@ -41,14 +42,15 @@ export class History {
   }
 
   #line(held, index) {
-    const text = held.input.slice(0, SHOWN_CHARACTERS);
+    const text = textsOf(held).join(" – ").slice(0, SHOWN_CHARACTERS);
     const line = document.createElement("li"), [entry, remove] = [button("entry"), button("quiet")];
     const [title, about] = [document.createElement("span"), document.createElement("span")];
     title.className = "text";
     title.textContent = text;
     about.className = "help";
     const [voice, seed] = [document.createElement("span"), document.createElement("span")];
-    this.tell(voice, held.voice);
+    if (held.kind) say(voice, "kind_dialogue");
+    else this.tell(voice, held.voice);
     say(seed, "history_seed", { seed: held.seed });
     about.append(voice, " · ", seed);
     entry.append(title, about);

@@ -53,7 +53,6 @@ function show(language) {
 function render(element) {
   const { word: key, values, label: name, labelValues, placeholder } = element.dataset;
   if (key !== undefined) element.textContent = key && word(key, JSON.parse(values ?? "{}"));
-  const attribute = element.tagName === "OPTGROUP" ? "label" : "aria-label";
-  if (name) element.setAttribute(attribute, word(name, JSON.parse(labelValues ?? "{}")));
+  if (name) element.setAttribute("aria-label", word(name, JSON.parse(labelValues ?? "{}")));
   if (placeholder) element.placeholder = word(placeholder);
 }

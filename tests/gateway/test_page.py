@@ -183,7 +183,7 @@ def test_what_is_set_is_sent(page):
     page.fill("#temperature", "0.55")
     page.select_option("#language", "zh")
     page.select_option("#mode", "low_latency")
-    page.check("[value=warm_2]")
+    page.check("[type=radio][value=warm_2]")
     page.fill("#input", TEXT)
     with page.expect_request(is_speech) as request:
         page.click("#speak")

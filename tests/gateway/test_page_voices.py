@@ -63,10 +63,12 @@ def test_the_words_of_a_card_follow_the_language(page):
 def test_a_voice_is_heard_from_its_card_and_asked_for_once(page):
     requests = []
     page.on("request", lambda request: is_speech(request) and requests.append(sent(request)))
+    page.evaluate("() => (window.heard = 0)")
+    page.evaluate("() => document.querySelector('#sample').addEventListener('playing', () => (window.heard += 1))")
     hear = page.get_by_role("button", name="Hear warm, 低沉")
-    for _ in range(2):
+    for times in (1, 2):
         hear.click()
-        page.wait_for_function("() => !document.querySelector('#sample').paused")
+        page.wait_for_function("times => window.heard === times", arg=times)
         expect(hear).to_have_class("round bare")  # it has ended
     assert [request["voice"] for request in requests] == ["warm_2"]
     expect(page.get_by_role("radio", name="default")).to_be_checked()

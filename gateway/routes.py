@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile, WebSocket
+from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile, WebSocket
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import voices
-from gateway.audio import FORMATS
+from gateway.audio import FORMATS, FormatName
 from gateway.errors import ErrorAnswer
+from gateway.files import SAMPLES, written
+from gateway.middleware import FILES
 from gateway.protocol import SESSIONS
 from gateway.request import MODEL, MODEL_ALIASES, SpeechRequest, check_model
 from gateway.session import SpeechSession
@@ -31,6 +33,7 @@ AUDIO: dict[str, Any] = {
 SPOKEN: dict[int | str, dict[str, Any]] = {
     200: {"description": "Speech.", "content": AUDIO | {"text/event-stream": {"schema": {}}}}
 }
+FILE: dict[int | str, dict[str, Any]] = {200: {"description": "A file.", "content": AUDIO}}
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "They do not.", "content": {"application/json": {"schema": {"type": "object"}}}}
 }
@@ -53,6 +56,19 @@ async def speak(body: SpeechRequest, request: Request, here: Here) -> Response:
         report=here.metrics.speech,
         place=here.access.synthesis(request.state.owner),
     )
+
+
+@router.post(FILES, response_class=Response, responses=FILE, openapi_extra=SAMPLES, tags=["speech"])
+async def write_file(
+    request: Request,
+    here: Here,
+    response_format: FormatName = "mp3",
+    sample_rate: Annotated[int, Query(ge=8_000, le=48_000, description="of the samples, in Hz")] = 24_000,
+) -> Response:
+    """Samples that were spoken before, as a file. Nothing is spoken."""
+    with here.access.synthesis(request.state.owner):
+        data = await written(response_format, sample_rate, request.stream())
+    return Response(data, headers={"x-ai-generated": "true"}, media_type=FORMATS[response_format].media_type)
 
 
 @router.websocket(SESSIONS)

@@ -8,8 +8,12 @@ import { startDraft } from "./draft.js";
 import * as form from "./form.js";
 import { Hearing } from "./hearing.js";
 import { History } from "./history.js";
+import { startPrograms } from "./programs.js";
 import { Result } from "./result.js";
+import { save } from "./saving.js";
 import { Speech } from "./speech.js";
+import { takeDrops, textOf } from "./textfiles.js";
+import { startTransfer } from "./transfer.js";
 import { Voices } from "./voices.js";
 import { say, startLanguage, switchLanguage, word } from "./words.js";
 
@@ -22,7 +26,11 @@ const hearing = new Hearing(part("sample"));
 const voices = new Voices(part("voices"), part("voice"), {
   onHear: hear,
   onRemove: removeVoice,
-  onChange: () => [history, dialogue].forEach((part) => part.show()),
+  onChange: () => {
+    history.show();
+    dialogue.show();
+    part("export-voices").hidden = !voices.own.length;
+  },
 });
 const dialogue = new Dialogue(part("turns"), part("lines"), part("add-line"), voices);
 const history = new History(part("history"), part("history-clear"), {
@@ -38,8 +46,18 @@ let again = null; // what waits for an API key
 function speakText() {
   form.clearErrors();
   const held = form.values();
-  const request = form.requestOf(held, (voice) => voices.sent(voice));
-  if (request) guarded(() => speak(request, (seed) => history.add({ ...held, seed })), failed);
+  if (form.isRight(held)) guarded(() => speak(bodyOf(held), (seed) => history.add({ ...held, seed })), failed);
+}
+
+function bodyOf(held) {
+  return form.bodyOf(held, (voice) => voices.sent(voice));
+}
+
+/** What other programs are to send: an example where there is no text yet. */
+function bodyForPrograms() {
+  const held = form.values();
+  const said = form.textsOf(held).length ? {} : { kind: "", input: word("example_1") };
+  return { model: "chattts", ...bodyOf({ ...held, ...said }), response_format: part("format").value, stream: false };
 }
 
 function hear(button, voice) {
@@ -90,7 +108,7 @@ function failed(error) {
   const isDialogue = Boolean(part("kind").value);
   form.showFailure(error, "general", isDialogue ? { voice: "input" } : {});
   const [, number] = /^'input' .* for turn (\d+)/s.exec(error.message) ?? [];
-  if (isDialogue && number) dialogue.focus(number - 1);
+  if (isDialogue && number) dialogue.focusSpoken(number);
 }
 
 function show(key, isBusy, values) {
@@ -114,12 +132,15 @@ function notDownloaded(error) {
   form.showFailure(error, "general");
 }
 
-function save(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // once the browser has surely taken it
+async function takeText(file) {
+  form.clearErrors();
+  if (!file) return;
+  const [wrong, text] = await textOf(file);
+  if (wrong) return form.wrong("input", wrong, { name: file.name });
+  if (form.textsOf(form.values()).length && !confirm(word("file_sure", { name: file.name }))) return;
+  if (part("kind").value) dialogue.take(text.split("\n").filter((line) => line.trim()));
+  else form.putBack({ ...form.values(), input: text });
+  say(status, "file_taken", { name: file.name });
 }
 
 // History, and tags at the cursor
@@ -188,6 +209,11 @@ function loadVoices() {
 part("speak").addEventListener("click", () => (running ? stop() : speakText()));
 part("audio").addEventListener("play", () => hearing.stop());
 part("download").addEventListener("click", () => guarded(download, notDownloaded));
+part("open-file").addEventListener("change", ({ target }) => {
+  takeText(target.files[0]);
+  target.value = ""; // so that the same file can be chosen again
+});
+takeDrops(part("text"), takeText);
 part("key-form").addEventListener("submit", takeKey);
 part("keep-seed").addEventListener("click", () => form.putBack({ ...form.values(), seed: result.speech.seed }));
 part("switch-language").addEventListener("click", switchLanguage);
@@ -200,7 +226,10 @@ part("example-lines").addEventListener("click", () => dialogue.take(word("exampl
 ["kind", "input", "lines"].forEach((name) => part(name).addEventListener("input", showText));
 part("kinds").addEventListener("change", ({ target }) => form.putBack({ ...form.values(), kind: target.value }));
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stop();
+  if (event.key === "Escape") {
+    hearing.stop();
+    stop();
+  }
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.target.closest("form")) speakText();
 });
 
@@ -228,4 +257,6 @@ showSpeed();
 showText();
 startDraft();
 startCloning(voices, guarded);
+startTransfer(voices);
+startPrograms(bodyForPrograms);
 loadVoices();

@@ -53,6 +53,12 @@ export class Dialogue {
     texts[Math.min(at, texts.length - 1)].focus();
   }
 
+  /** Go to the line that is the `number`th, from 1, of those that have a text. */
+  focusSpoken(number) {
+    const places = this.lines.flatMap(({ text }, i) => (text.trim() ? [i] : []));
+    this.focus(places[number - 1] ?? 0);
+  }
+
   /** Whoever spoke before the last one, else somebody else. */
   #voiceAfter(lines) {
     const { values } = this.#voices;

@@ -41,21 +41,26 @@ function spoken(held) {
   return JSON.parse(held.lines || "[]").filter(({ text }) => text.trim());
 }
 
-/** The body of a request for `held`; null when a field is wrong, which is then shown beside it. `sent(voice)`: for the API. */
-export function requestOf(held, sent) {
-  const numCharacters = textsOf(held).join("").length;
-  const [seed, temperature] = [held.seed.trim(), held.temperature.trim()];
-  const counted = { count: numCharacters.toLocaleString("en"), most: MOST_CHARACTERS.toLocaleString("en") };
-  if (!numCharacters) return wrong("input", "text_missing");
-  if (numCharacters > MOST_CHARACTERS) return wrong("input", "text_long", counted);
-  if (!/^\d*$/.test(seed)) return wrong("seed", "seed_wrong");
+/** Whether `held` can be asked for; what is wrong is shown beside its field. */
+export function isRight(held) {
+  const count = textsOf(held).join("").length;
+  const counted = { count: count.toLocaleString("en"), most: MOST_CHARACTERS.toLocaleString("en") };
+  if (!count) return wrong("input", "text_missing");
+  if (count > MOST_CHARACTERS) return wrong("input", "text_long", counted);
+  if (!isSeed(held)) return wrong("seed", "seed_wrong");
   if (control("temperature").validity.badInput) return wrong("temperature", "temperature_wrong");
+  return true;
+}
+
+/** The body of a request for `held`; `sent(voice)` is what the API wants for a voice. */
+export function bodyOf(held, sent) {
+  const [seed, temperature] = [held.seed.trim(), held.temperature.trim()];
   return {
     ...(held.kind
       ? { input: spoken(held).map(({ voice, text }) => ({ voice: sent(voice), text })) }
       : { input: held.input, voice: sent(held.voice) }),
     ...(Number(held.speed) !== 0 && { speed: speedOf(held.speed) }),
-    ...(seed && { seed }),
+    ...(seed && isSeed(held) && { seed }),
     ...(temperature && { temperature: Number(temperature) }),
     ...(!held.refine && { refine: false }),
     ...(held.language && { language: held.language }),
@@ -63,10 +68,14 @@ export function requestOf(held, sent) {
   };
 }
 
+function isSeed({ seed }) {
+  return /^\d*$/.test(seed.trim());
+}
+
 /** Show an error of our own beside a field, and go there. */
 export function wrong(name, key, values) {
   say(point(name), key, values);
-  return null;
+  return false;
 }
 
 /** Say what went wrong beside the field that the server blames, else beside `otherwise`; its own words stand behind. */

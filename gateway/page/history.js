@@ -1,4 +1,4 @@
-// The last texts with their settings, in this browser and without any sound; a click puts one back.
+// The last texts with their settings, in this browser and without any sound; a button puts one back.
 // What the settings are is for the form to know: here they are kept as they came.
 
 import { textsOf } from "./form.js";
@@ -13,7 +13,7 @@ export class History {
   #list;
   #clear;
 
-  /** The list and its button; `onChoose(held)` when a text is clicked, `tell(element, voice)` for people. */
+  /** The list and its button; `onChoose(held)` when one is to be put back, `tell(element, voice)` for people. */
   constructor(list, clear, { onChoose, tell }) {
     [this.#list, this.#clear] = [list, clear];
     Object.assign(this, { onChoose, tell });
@@ -43,25 +43,28 @@ export class History {
 
   #line(held, index) {
     const text = textsOf(held).join(" – ").slice(0, SHOWN_CHARACTERS);
-    const line = document.createElement("li"), [entry, remove] = [button("entry"), button("quiet")];
-    const [title, about] = [document.createElement("span"), document.createElement("span")];
+    const [line, title, about, actions] = ["li", "p", "p", "div"].map((tag) => document.createElement(tag));
+    const [again, remove] = [button("entry"), button("quiet")];
     title.className = "text";
     title.textContent = text;
     about.className = "help";
+    actions.className = "row";
     const [voice, seed] = [document.createElement("span"), document.createElement("span")];
     if (held.kind) say(voice, "kind_dialogue");
     else this.tell(voice, held.voice);
     say(seed, "history_seed", { seed: held.seed });
     about.append(voice, " · ", seed);
-    entry.append(title, about);
-    entry.addEventListener("click", () => this.onChoose(held));
+    say(again, "put_back");
+    label(again, "put_back_label", { name: text });
+    again.addEventListener("click", () => this.onChoose(held));
     say(remove, "remove");
     label(remove, "remove_label", { name: text });
     remove.addEventListener("click", () => {
       this.#keep(read(KEPT, []).filter((other) => !isSame(other, held)));
       (this.#list.querySelectorAll(".quiet")[index] ?? this.#list.querySelector(".quiet"))?.focus();
     });
-    line.append(entry, remove);
+    actions.append(again, remove);
+    line.append(title, about, actions);
     return line;
   }
 }

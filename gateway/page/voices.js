@@ -59,8 +59,7 @@ export class Voices {
 
   /** Keep cloned voices, those of the same names giving way. Whether the browser had room for them. */
   keep(added) {
-    const names = added.map(([name]) => name);
-    const isKept = write(KEPT, [...this.own.filter(([name]) => !names.includes(name)), ...added]);
+    const isKept = write(KEPT, [...new Map([...this.own, ...added])]);
     this.#changed();
     if (isKept && added.length) this.choose(OWN + added.at(-1)[0]);
     return isKept;

@@ -413,6 +413,10 @@ def test_a_server_with_keys_is_given_one(browser, locked):
         expect(page.locator(".voice")).to_have_count(2)
         expect(page.locator("#key-form")).to_be_hidden()
         speak(page)
+        page.click("#programs > summary")
+        for name in ("#curl", "#python"):
+            expect(page.locator(name)).to_contain_text("CHATTTS_API_KEY")
+            expect(page.locator(name)).not_to_contain_text(KEY)
         assert KEY not in kept(page)
         page.reload()
         expect(page.locator(".voice")).to_have_count(2)

@@ -15,11 +15,11 @@ from tests.gateway.browsing import (
 
 
 def everything(page: Page) -> None:
-    """Show all that the page has: both folds, a cloned voice, a history, a speech, errors."""
+    """Show all that the page has: all folds, a cloned voice, a history, a speech, errors."""
     clone(page, "A voice with a rather long name")
     page.fill("#seed", str(2**63 - 1))
     speak(page, "A text that is long enough to have several lines on the screen of a small telephone.")
-    for fold in ("#details", "#advanced"):
+    for fold in ("#details", "#advanced", "#programs"):
         page.click(f"{fold} > summary")
     page.fill("#input", "")
     page.click("#speak")
@@ -73,7 +73,9 @@ def test_axe_finds_nothing(browser, gateway, language, scheme):
 def test_every_control_is_reached_by_the_keyboard_in_the_order_of_the_page(page):
     page.click("#cloning > summary")
     page.click("#advanced > summary")
-    focusable = page.evaluate("""() => [...document.querySelectorAll("button, input, select, textarea, summary, a")]
+    page.click("#programs > summary")
+    focusable = page.evaluate("""() => [
+        ...document.querySelectorAll("button, input, select, textarea, summary, a, pre")]
         .filter((one) => one.checkVisibility() && !one.disabled && (one.type !== "radio" || one.checked))
         .map((one, i) => (one.id ||= `control-${i}`))""")
     page.evaluate("() => document.activeElement.blur()")

@@ -18,8 +18,9 @@ from starlette.exceptions import HTTPException
 from gateway.access import Access
 from gateway.batch import BATCH
 from gateway.errors import GatewayError, from_client
+from gateway.files import MAX_SAMPLES_BYTES
 from gateway.metrics import Metrics
-from gateway.middleware import VOICES, Bounded, Guarded, Headed, Logged
+from gateway.middleware import FILES, VOICES, Bounded, Guarded, Headed, Logged
 from gateway.request import wrong_field
 from gateway.routes import router
 from gateway.settings import Settings
@@ -67,7 +68,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(router)
     for path, file in _page_files().items():
         app.add_api_route(path, _sender(file), include_in_schema=False)
-    of_paths = {BATCH: MAX_BATCH_BYTES, VOICES: settings.max_upload_bytes + MULTIPART_BYTES}
+    of_paths = {
+        BATCH: MAX_BATCH_BYTES,
+        FILES: MAX_SAMPLES_BYTES,
+        VOICES: settings.max_upload_bytes + MULTIPART_BYTES,
+    }
     app.add_middleware(Bounded, most=MAX_JSON_BYTES, of_paths=of_paths)
     app.add_middleware(Guarded, settings=settings, access=access)
     if settings.cors_origins:

@@ -29,7 +29,7 @@ SWITCHED = 101  # to a WebSocket
 ANSWERED = ("http", "websocket")  # kinds of ASGI's scopes
 BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")  # of an answer
 LEFT = 499  # the client went before it was answered, as NGINX writes it
-VOICES, METRICS = "/v1/audio/voices", "/metrics"
+FILES, VOICES, METRICS = "/v1/audio/files", "/v1/audio/voices", "/metrics"
 PRIVATE = re.compile(r"/v1/|/metrics$")  # paths that want a key
 log = logging.getLogger("gateway")
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile, WebSocket
+from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile, WebSocket
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import voices
-from gateway.audio import FORMATS
+from gateway.audio import FORMATS, FormatName
 from gateway.batch import BATCH, BatchResponse
 from gateway.batch_answers import BatchAnswer
 from gateway.batch_request import BatchRequest
 from gateway.errors import ErrorAnswer
+from gateway.files import SAMPLES, written
+from gateway.middleware import FILES
 from gateway.protocol import SESSIONS
 from gateway.request import MODEL, MODEL_ALIASES, SpeechRequest, check_model
 from gateway.session import SpeechSession
@@ -44,6 +46,7 @@ ALL_SPOKEN: dict[int | str, dict[str, Any]] = {
         },
     }
 }
+FILE: dict[int | str, dict[str, Any]] = {200: {"description": "A file.", "content": AUDIO}}
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "They do not.", "content": {"application/json": {"schema": {"type": "object"}}}}
 }
@@ -67,6 +70,19 @@ async def speak_batch(body: BatchRequest, request: Request, here: Here) -> Respo
     if here.settings.log_text:
         request.state.text = "\n".join(body.texts)
     return BatchResponse(here, body, about=about(request), owner=request.state.owner)
+
+
+@router.post(FILES, response_class=Response, responses=FILE, openapi_extra=SAMPLES, tags=["speech"])
+async def write_file(
+    request: Request,
+    here: Here,
+    response_format: FormatName = "mp3",
+    sample_rate: Annotated[int, Query(ge=8_000, le=48_000, description="of the samples, in Hz")] = 24_000,
+) -> Response:
+    """Samples that were spoken before, as a file. Nothing is spoken."""
+    with here.access.synthesis(request.state.owner):
+        data = await written(response_format, sample_rate, request.stream())
+    return Response(data, headers={"x-ai-generated": "true"}, media_type=FORMATS[response_format].media_type)
 
 
 @router.websocket(SESSIONS)

@@ -59,6 +59,7 @@ LONGEST = (
     "integration/test_faults.py",
     "engine/gpu/test_triton_kernels.py",
     "gateway/test_page.py",
+    "gateway/test_page_for_everybody.py",
     "soak/test_soak.py",
     "integration/test_oracle.py",
     "integration/test_streaming.py",

@@ -16,6 +16,17 @@ export function useKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
+/** Whether a key is in use. */
+export function isLocked() {
+  return Boolean(sessionStorage.getItem(KEY));
+}
+
+/** The JSON of `body`, whose seed is a string of digits: seeds have up to 63 bits, numbers of JavaScript hold 53. */
+export function json({ seed, ...body }) {
+  const text = JSON.stringify(body);
+  return seed ? `${text.slice(0, -1)},"seed":${BigInt(seed)}}` : text;
+}
+
 /** The answer of the server at `path`; `options` are those of fetch. Aborting throws what fetch throws. */
 export async function ask(path, options = {}) {
   const headers = new Headers(options.headers);

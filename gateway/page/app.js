@@ -3,32 +3,42 @@
 
 import { useKey } from "./api.js";
 import { startCloning } from "./cloning.js";
-import { Drawing } from "./drawing.js";
+import { Dialogue } from "./dialogue.js";
+import { startDraft } from "./draft.js";
 import * as form from "./form.js";
+import { Hearing } from "./hearing.js";
 import { History } from "./history.js";
-import { Player } from "./player.js";
+import { startPrograms } from "./programs.js";
+import { Result } from "./result.js";
+import { save } from "./saving.js";
 import { Speech } from "./speech.js";
+import { takeDrops, textOf } from "./textfiles.js";
+import { startTransfer } from "./transfer.js";
 import { Voices } from "./voices.js";
 import { say, startLanguage, switchLanguage, word } from "./words.js";
 
-const STILL_MS = 500; // between two pictures, for those who want less motion
-
 const part = (name) => document.getElementById(name);
-const isStill = matchMedia("(prefers-reduced-motion: reduce)");
 
 startLanguage();
-const audio = part("audio");
 const status = part("status");
-const voices = new Voices(part("voice"), part("voice-help"));
-const drawing = new Drawing(part("wave"), part("spectrum"), part("playhead"));
-const player = new Player(audio, (isWaiting) => say(status, isWaiting ? "collecting" : "speaking"));
+const result = new Result((isWaiting) => say(status, isWaiting ? "collecting" : "speaking"));
+const hearing = new Hearing(part("sample"));
+const voices = new Voices(part("voices"), part("voice"), {
+  onHear: hear,
+  onRemove: removeVoice,
+  onChange: () => {
+    history.show();
+    dialogue.show();
+    part("export-voices").hidden = !voices.own.length;
+  },
+});
+const dialogue = new Dialogue(part("turns"), part("lines"), part("add-line"), voices);
 const history = new History(part("history"), part("history-clear"), {
   onChoose: putBack,
-  named: (voice) => voices.named(voice),
+  tell: (element, voice) => voices.tell(element, voice),
 });
-let speech = null; // the last one
-let running = null; // what aborts it while it is coming or playing
-let isDrawing = false; // again and again, while something sounds
+let running = null; // what aborts the speech that is coming or playing
+let lastLine = null; // of the dialogue that was written in
 let again = null; // what waits for an API key
 
 // Speaking
@@ -36,29 +46,38 @@ let again = null; // what waits for an API key
 function speakText() {
   form.clearErrors();
   const held = form.values();
-  const request = form.requestOf(held, voices.sent(held.voice));
-  if (request) guarded(() => speak(request, (seed) => history.add({ ...held, seed })), failed);
+  if (form.isRight(held)) guarded(() => speak(bodyOf(held), (seed) => history.add({ ...held, seed })), failed);
 }
 
-function speakSample() {
+function bodyOf(held) {
+  return form.bodyOf(held, (voice) => voices.sent(voice));
+}
+
+/** What other programs are to send: an example where there is no text yet. */
+function bodyForPrograms() {
+  const held = form.values();
+  const said = form.textsOf(held).length ? {} : { kind: "", input: word("example_1") };
+  return { model: "chattts", ...bodyOf({ ...held, ...said }), response_format: part("format").value, stream: false };
+}
+
+function hear(button, voice) {
   form.clearErrors();
-  guarded(() => speak({ input: word("sample_text"), voice: voices.sent(part("voice").value) }), failed);
+  part("audio").pause();
+  guarded(() => hearing.toggle(button, voices.sent(voice)), (error) => form.showFailure(error, "voice"));
 }
 
 async function speak(request, onSeed = () => {}) {
   stop();
+  hearing.stop();
   const mine = (running = new AbortController());
-  const coming = (speech = new Speech(request));
+  const coming = new Speech(request);
   show("waiting", true);
-  drawing.clear();
-  startDrawing();
-  player.begin().then((isPlaying) => !isPlaying && running === mine && say(status, "press_play"));
+  result.begin(coming).then((isPlaying) => !isPlaying && running === mine && say(status, "press_play"));
   try {
     for await (const samples of coming.stream(mine.signal)) {
       if (mine.signal.aborted) return;
       if (coming.numSamples === samples.length) onSeed(coming.seed);
-      player.add(samples, coming.rate);
-      drawing.add(samples, coming.rate);
+      result.add(samples, coming.rate);
     }
   } catch (error) {
     if (mine.signal.aborted) return;
@@ -69,9 +88,8 @@ async function speak(request, onSeed = () => {}) {
     form.wrong("general", "broken_off");
   }
   if (!coming.numSamples) return end("nothing");
-  part("download").disabled = false;
   say(status, "finishing");
-  if (await player.finish()) end("done", { seconds: coming.seconds.toFixed(1) });
+  if (await result.finish()) end("done", { seconds: coming.seconds.toFixed(1) });
 }
 
 function stop() {
@@ -82,65 +100,27 @@ function stop() {
 
 function end(key, values) {
   running = null;
-  player.stop();
+  result.end();
   show(key, false, values);
-  part("download").disabled = !speech.numSamples;
-  if (!speech.numSamples) return;
-  audio.src = URL.createObjectURL(speech.wav());
-  draw();
 }
 
 function failed(error) {
-  form.showFailure(error, "general", { speaker_sample: "voice", sample_text: "voice" });
+  const isDialogue = Boolean(part("kind").value);
+  form.showFailure(error, "general", isDialogue ? { voice: "input" } : {});
+  const [, number] = /^'input' .* for turn (\d+)/s.exec(error.message) ?? [];
+  if (isDialogue && number) dialogue.focusSpoken(number);
 }
 
 function show(key, isBusy, values) {
   say(status, key, values);
   say(part("speak").querySelector("span"), isBusy ? "stop" : "speak");
   part("speak").classList.toggle("busy", isBusy);
-  part("pictures").classList.toggle("drawn", isBusy || Boolean(speech?.numSamples));
-  if (!isBusy) return;
-  part("download").disabled = true;
-  URL.revokeObjectURL(audio.src);
-  audio.removeAttribute("src");
-}
-
-// Pictures and numbers
-
-function draw() {
-  const isResting = !running && audio.paused && !audio.currentTime;
-  drawing.draw(running ? player.heard : audio.currentTime, isResting);
-  const isThere = Boolean(speech?.numSamples);
-  number("first", isThere && "milliseconds", Math.round(speech?.firstMs));
-  number("length", isThere && "seconds", speech?.seconds.toFixed(1));
-  number("factor", isThere && "plain", speech?.factor.toFixed(2));
-  number("used-seed", isThere && "plain", speech?.seed);
-  number("axis", isThere && "axis", drawing.axis.toFixed(1));
-  part("keep-seed").disabled = !isThere;
-}
-
-function number(name, key, value) {
-  const shown = part(name).dataset;
-  const values = key ? { value } : {};
-  if (shown.word === (key || "none") && shown.values === JSON.stringify(values)) return;
-  say(part(name), key || "none", values);
-}
-
-function startDrawing() {
-  if (!isDrawing) keepDrawing();
-}
-
-function keepDrawing() {
-  draw();
-  isDrawing = Boolean(running) || !audio.paused;
-  if (isDrawing && isStill.matches) setTimeout(keepDrawing, STILL_MS);
-  else if (isDrawing) requestAnimationFrame(keepDrawing);
 }
 
 // Files
 
 async function download() {
-  const [mine, format] = [speech, part("format").value];
+  const [mine, format] = [result.speech, part("format").value];
   const file = `chattts-${mine.seed}.${format}`;
   say(status, "downloading", { format });
   save(format === "wav" ? mine.wav() : await mine.as(format), file);
@@ -149,31 +129,47 @@ async function download() {
 
 function notDownloaded(error) {
   say(status, "");
-  form.showFailure(error, "response_format");
+  form.showFailure(error, "general");
 }
 
-function save(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // once the browser has surely taken it
+async function takeText(file) {
+  form.clearErrors();
+  if (!file) return;
+  const [wrong, text] = await textOf(file);
+  if (wrong) return form.wrong("input", wrong, { name: file.name });
+  if (form.textsOf(form.values()).length && !confirm(word("file_sure", { name: file.name }))) return;
+  if (part("kind").value) dialogue.take(text.split("\n").filter((line) => line.trim()));
+  else form.putBack({ ...form.values(), input: text });
+  say(status, "file_taken", { name: file.name });
 }
 
 // History, and tags at the cursor
 
 function putBack(held) {
-  form.putBack(voices.has(held.voice) ? held : { ...held, voice: part("voice").value });
-  if (voices.has(held.voice)) say(status, "history_put_back");
-  else say(status, "voice_gone", { name: voices.named(held.voice) });
-  part("input").focus();
+  const isThere = Boolean(held.kind) || voices.has(held.voice);
+  form.putBack(isThere ? held : { ...held, voice: part("voice").value });
+  say(status, isThere ? "history_put_back" : "voice_gone");
+  if (held.kind) dialogue.focus(0);
+  else part("input").focus();
+}
+
+/** Where tags go: the line of the dialogue that was written in last, or the text. */
+function written() {
+  if (!part("kind").value) return part("input");
+  return lastLine?.isConnected ? lastLine : part("turns").querySelector("textarea");
 }
 
 function insert(tag) {
-  const text = part("input");
+  const text = written();
   text.setRangeText(tag, text.selectionStart, text.selectionEnd, "end");
   text.dispatchEvent(new Event("input", { bubbles: true }));
   text.focus();
+}
+
+function removeVoice(name) {
+  if (!confirm(word("remove_sure", { name }))) return;
+  voices.remove(name);
+  say(status, "removed", { name });
 }
 
 // API key
@@ -211,22 +207,29 @@ function loadVoices() {
 // Wiring
 
 part("speak").addEventListener("click", () => (running ? stop() : speakText()));
-part("sample").addEventListener("click", speakSample);
+part("audio").addEventListener("play", () => hearing.stop());
 part("download").addEventListener("click", () => guarded(download, notDownloaded));
+part("open-file").addEventListener("change", ({ target }) => {
+  takeText(target.files[0]);
+  target.value = ""; // so that the same file can be chosen again
+});
+takeDrops(part("text"), takeText);
 part("key-form").addEventListener("submit", takeKey);
-part("keep-seed").addEventListener("click", () => (part("seed").value = speech.seed));
+part("keep-seed").addEventListener("click", () => form.putBack({ ...form.values(), seed: result.speech.seed }));
 part("switch-language").addEventListener("click", switchLanguage);
 part("history-clear").addEventListener("click", () => confirm(word("history_sure")) && history.clear());
 document.querySelectorAll("[data-tag]").forEach((tag) => tag.addEventListener("click", () => insert(tag.dataset.tag)));
+document.querySelectorAll(".example").forEach((chip) => chip.addEventListener("click", () => insert(chip.textContent)));
 part("speed").addEventListener("input", showSpeed);
-part("input").addEventListener("input", showCount);
-part("pictures").addEventListener("click", ({ offsetX, currentTarget }) => {
-  if (!running && speech?.numSamples) audio.currentTime = (offsetX / currentTarget.clientWidth) * drawing.axis;
-});
-audio.addEventListener("play", startDrawing);
-audio.addEventListener("seeked", draw);
+part("turns").addEventListener("focusin", ({ target }) => (lastLine = target.tagName === "TEXTAREA" ? target : lastLine));
+part("example-lines").addEventListener("click", () => dialogue.take(word("example_lines").split(" | ")));
+["kind", "input", "lines"].forEach((name) => part(name).addEventListener("input", showText));
+part("kinds").addEventListener("change", ({ target }) => form.putBack({ ...form.values(), kind: target.value }));
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stop();
+  if (event.key === "Escape") {
+    hearing.stop();
+    stop();
+  }
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.target.closest("form")) speakText();
 });
 
@@ -236,15 +239,24 @@ function showSpeed() {
   part("speed").setAttribute("aria-valuetext", shown);
 }
 
-function showCount() {
-  const [count, most] = [part("input").value.length, form.MOST_CHARACTERS];
+function showText() {
+  const held = form.values();
+  const [count, most] = [form.textsOf(held).join("").length, form.MOST_CHARACTERS];
   say(part("count"), "count", { count: count.toLocaleString("en"), most: most.toLocaleString("en") });
   part("count").classList.toggle("over", count > most);
+  const isDialogue = Boolean(held.kind);
+  part("kinds").querySelectorAll("input").forEach((one) => (one.checked = one.value === held.kind));
+  part("input").hidden = part("voice-field").hidden = isDialogue;
+  part("dialogue").hidden = !isDialogue;
+  part("examples").hidden = isDialogue || count > 0;
+  part("example-lines").hidden = count > 0;
 }
 
 form.forgiveOnInput();
 showSpeed();
-showCount();
-draw();
+showText();
+startDraft();
 startCloning(voices, guarded);
+startTransfer(voices);
+startPrograms(bodyForPrograms);
 loadVoices();

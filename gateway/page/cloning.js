@@ -1,10 +1,10 @@
-// The part of the page that clones a voice: a file or a recording, its fields, and the list of what was cloned.
+// The part of the page that clones a voice: a file or a recording, and its fields.
 // The answer of the server is the voice; `Voices` keeps it.
 
 import { ask } from "./api.js";
 import { clearErrors, showFailure, wrong } from "./form.js";
 import { MOST_S, Recorder } from "./recorder.js";
-import { label, say, word } from "./words.js";
+import { say } from "./words.js";
 
 const BLAMED = { audio: "audio_sample", sample_rate: "audio_sample", sample_text: "transcript" };
 
@@ -26,7 +26,6 @@ export function startCloning(voices, guarded) {
     if (recorder) stopRecording();
     if (isComplete()) guarded(() => clone(voices), failed);
   });
-  list(voices);
 }
 
 function take(file) {
@@ -89,13 +88,12 @@ async function clone(voices) {
   say(part("clone-status"), "cloning_now");
   try {
     const { id, name } = await (await ask("/v1/audio/voices", { method: "POST", body })).json();
-    const isKept = voices.keep(name, id);
+    const isKept = voices.keep([[name, id]]);
     say(part("clone-status"), isKept ? "clone_ready" : "", { name });
-    if (!isKept) return wrong("clone", "clone_not_kept");
+    if (!isKept) return void wrong("clone", "clone_not_kept");
     part("clone-form").reset();
     take(null);
     say(part("countdown"), "");
-    return list(voices);
   } finally {
     part("clone").disabled = false;
   }
@@ -104,28 +102,4 @@ async function clone(voices) {
 function failed(error) {
   say(part("clone-status"), "");
   showFailure(error, "clone", BLAMED);
-}
-
-function list(voices) {
-  part("cloned-title").hidden = !voices.own.length;
-  part("cloned").replaceChildren(...voices.own.map(([name]) => line(voices, name)));
-}
-
-function line(voices, name) {
-  const [item, title, remove] = ["li", "span", "button"].map((tag) => document.createElement(tag));
-  title.className = "text";
-  title.textContent = name;
-  remove.type = "button";
-  remove.className = "quiet";
-  say(remove, "remove");
-  label(remove, "remove_label", { name });
-  remove.addEventListener("click", () => {
-    if (!confirm(word("remove_sure", { name }))) return;
-    voices.remove(name);
-    list(voices);
-    say(part("clone-status"), "removed", { name });
-    part("cloning").querySelector("summary").focus();
-  });
-  item.append(title, remove);
-  return item;
 }

@@ -1,4 +1,4 @@
-// Draws speech as it comes: bars of loudness above, a spectrogram below, what has been heard in the accent colour.
+// Draws speech as it comes: bars of loudness, what has been heard of them in the accent colour, and a spectrogram.
 // It is given samples and the place that is being heard; colours are those of the style sheet.
 
 import { spectrumOf } from "./spectrum.js";
@@ -6,7 +6,7 @@ import { spectrumOf } from "./spectrum.js";
 const COLUMNS_PER_S = 100;
 const FFT_SIZE = 1024;
 const BANDS = 80;
-const LEAST_S = 6; // of the axis; longer speech fills the whole width
+const LEAST_S = 6; // of the axis while speech comes; longer speech fills the whole width, as does whole speech
 const BAR_PX = 3, GAP_PX = 2;
 const MOST_LOOKED_AT = 8; // columns for one dot of the picture
 
@@ -22,17 +22,20 @@ export class Drawing {
   #pending = [];
   #analyse = null;
   #isDrawn = false; // the spectrogram, as it is now
+  #isWhole = false;
   #heard = 0;
   #isResting = true;
 
-  /** Two canvases, and the line that marks the place. */
+  /** Two canvases, and the line in the second that marks the place. A canvas that is not shown is drawn later. */
   constructor(wave, spectrum, playhead) {
     [this.#wave, this.#spectrum, this.#playhead] = [wave, spectrum, playhead];
     const redraw = () => {
       this.#isDrawn = false;
       this.draw(this.#heard, this.#isResting);
     };
-    new ResizeObserver(redraw).observe(wave);
+    const observer = new ResizeObserver(redraw);
+    observer.observe(wave);
+    observer.observe(spectrum);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   }
 
@@ -42,8 +45,14 @@ export class Drawing {
     this.#pending = [];
     this.#recent.fill(0);
     this.#analyse = null;
-    this.#isDrawn = false;
+    this.#isWhole = this.#isDrawn = false;
     this.draw(0, false);
+  }
+
+  /** No more samples come. */
+  finish() {
+    this.#isWhole = true;
+    this.#isDrawn = false;
   }
 
   /** Take `samples` (16 bits); they appear with the next `draw`. */
@@ -59,7 +68,7 @@ export class Drawing {
 
   /** Seconds from the left edge to the right one. */
   get axis() {
-    return Math.max(LEAST_S, this.#count / COLUMNS_PER_S);
+    return Math.max(this.#isWhole ? 1 / COLUMNS_PER_S : LEAST_S, this.#count / COLUMNS_PER_S);
   }
 
   /** Draw what is there, `heard` seconds of which have been heard; at rest there is no such place to mark. */
@@ -69,11 +78,13 @@ export class Drawing {
     const colours = Object.fromEntries(
       ["accent", "on-card", "faint", "card", "ink"].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]),
     );
-    this.#drawWave(colours);
-    if (!this.#isDrawn) this.#drawSpectrum(colours);
-    this.#isDrawn = true;
+    if (this.#wave.clientWidth) this.#drawWave(colours);
+    if (this.#spectrum.clientWidth && !this.#isDrawn) {
+      this.#drawSpectrum(colours);
+      this.#isDrawn = true;
+    }
     this.#playhead.hidden = isResting || !this.#count;
-    this.#playhead.style.transform = `translateX(${(heard / this.axis) * this.#wave.clientWidth}px)`;
+    this.#playhead.style.left = `${(100 * heard) / this.axis}%`;
   }
 
   #addColumn() {

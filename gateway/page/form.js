@@ -1,10 +1,11 @@
 // The fields of the page: what they hold, what the API is to be sent for it, and errors beside the field to blame.
 // What is left as it was is not sent, so that the server's own defaults hold.
 
+import { reasonOf } from "./errors.js";
 import { say } from "./words.js";
 
 export const MOST_CHARACTERS = 20000;
-const SETTINGS = ["input", "voice", "speed", "seed", "refine", "temperature", "language", "mode"];
+const SETTINGS = ["kind", "input", "lines", "voice", "speed", "seed", "refine", "temperature", "language", "mode"];
 
 const control = (name) => document.getElementById(name);
 const field = (name) => document.querySelector(`[data-field="${CSS.escape(name)}"]`);
@@ -20,7 +21,7 @@ export function values() {
 export function putBack(held) {
   for (const name of SETTINGS) {
     if (name === "refine") control(name).checked = held[name];
-    else control(name).value = held[name];
+    else control(name).value = held[name] ?? "";
     control(name).dispatchEvent(new Event("input", { bubbles: true }));
   }
 }
@@ -30,20 +31,36 @@ export function speedOf(place) {
   return Math.round(100 * 2 ** place) / 100;
 }
 
-/** The body of a request for `held`; null when a field is wrong, which is then shown beside it. */
-export function requestOf(held, voice) {
-  const numCharacters = held.input.length;
-  const [seed, temperature] = [held.seed.trim(), held.temperature.trim()];
-  const counted = { count: numCharacters.toLocaleString("en"), most: MOST_CHARACTERS.toLocaleString("en") };
-  if (!held.input.trim()) return wrong("input", "text_missing");
-  if (numCharacters > MOST_CHARACTERS) return wrong("input", "text_long", counted);
-  if (!/^\d*$/.test(seed)) return wrong("seed", "seed_wrong");
+/** The text in `held`, or those of the dialogue's lines; none is empty. */
+export function textsOf(held) {
+  const texts = held.kind ? spoken(held).map(({ text }) => text) : [held.input];
+  return texts.filter((text) => text.trim());
+}
+
+function spoken(held) {
+  return JSON.parse(held.lines || "[]").filter(({ text }) => text.trim());
+}
+
+/** Whether `held` can be asked for; what is wrong is shown beside its field. */
+export function isRight(held) {
+  const count = textsOf(held).join("").length;
+  const counted = { count: count.toLocaleString("en"), most: MOST_CHARACTERS.toLocaleString("en") };
+  if (!count) return wrong("input", "text_missing");
+  if (count > MOST_CHARACTERS) return wrong("input", "text_long", counted);
+  if (!isSeed(held)) return wrong("seed", "seed_wrong");
   if (control("temperature").validity.badInput) return wrong("temperature", "temperature_wrong");
+  return true;
+}
+
+/** The body of a request for `held`; `sent(voice)` is what the API wants for a voice. */
+export function bodyOf(held, sent) {
+  const [seed, temperature] = [held.seed.trim(), held.temperature.trim()];
   return {
-    input: held.input,
-    voice,
+    ...(held.kind
+      ? { input: spoken(held).map(({ voice, text }) => ({ voice: sent(voice), text })) }
+      : { input: held.input, voice: sent(held.voice) }),
     ...(Number(held.speed) !== 0 && { speed: speedOf(held.speed) }),
-    ...(seed && { seed }),
+    ...(seed && isSeed(held) && { seed }),
     ...(temperature && { temperature: Number(temperature) }),
     ...(!held.refine && { refine: false }),
     ...(held.language && { language: held.language }),
@@ -51,28 +68,32 @@ export function requestOf(held, voice) {
   };
 }
 
+function isSeed({ seed }) {
+  return /^\d*$/.test(seed.trim());
+}
+
 /** Show an error of our own beside a field, and go there. */
 export function wrong(name, key, values) {
   say(point(name), key, values);
-  return null;
+  return false;
 }
 
-/** Show what the server said beside the field that it blames, else beside the field `otherwise`. */
+/** Say what went wrong beside the field that the server blames, else beside `otherwise`; its own words stand behind. */
 export function showFailure(error, otherwise, renamed = {}) {
   const param = renamed[error.param] ?? error.param;
   const place = point(param && field(param) ? param : otherwise);
-  if (!error.message) {
-    say(place, error.status ? "failed" : "unreachable", { status: error.status });
-    return;
-  }
-  say(place, "");
-  place.textContent = error.message;
-  place.lang = "en"; // the server's only language
+  const [reason, said] = [document.createElement("span"), document.createElement("span")];
+  clear(place);
+  say(reason, ...reasonOf(error));
+  said.className = "said";
+  said.lang = "en"; // the server's only language
+  said.textContent = error.message;
+  place.append(reason, ...(error.message ? [" ", said] : []));
 }
 
 /** Take errors away: of the fields within `part`. */
 export function clearErrors(part = document) {
-  part.querySelectorAll(".error").forEach((place) => say(place, ""));
+  part.querySelectorAll(".error").forEach(clear);
   part.querySelectorAll("[aria-invalid]").forEach((element) => element.removeAttribute("aria-invalid"));
 }
 
@@ -84,12 +105,19 @@ export function forgiveOnInput() {
   });
 }
 
+function clear(place) {
+  say(place, "");
+  delete place.dataset.word; // what is put into it changes its language by itself
+}
+
 function point(name) {
   const part = field(name);
   const hiding = part.closest("details");
   if (hiding) hiding.open = true;
-  const blamed = part.querySelector("input, select, textarea");
-  blamed?.setAttribute("aria-invalid", "true");
+  const kinds = ["input:checked", "textarea", "select", "input"];
+  const controls = kinds.flatMap((kind) => [...part.querySelectorAll(kind)]);
+  const blamed = controls.find((one) => one.checkVisibility());
+  (blamed?.closest("[role=radiogroup]") ?? blamed)?.setAttribute("aria-invalid", "true");
   blamed?.focus();
   return part.querySelector(".error");
 }

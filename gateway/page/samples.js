@@ -1,8 +1,6 @@
 // Sound as numbers: 16-bit samples out of the bytes of a stream, and WAV files made of samples.
 // Both are little-endian, as is every machine that runs a browser.
 
-const HEADER_BYTES = 44;
-
 /** The samples in parts of bytes as they come, wherever the bytes were cut. */
 export async function* samplesOf(parts) {
   let rest = new Uint8Array();
@@ -16,24 +14,26 @@ export async function* samplesOf(parts) {
   }
 }
 
-/** A WAV file of one channel, out of parts of 16-bit samples. */
-export function wav(parts, rate) {
-  const numBytes = 2 * parts.reduce((sum, part) => sum + part.length, 0);
-  const header = new DataView(new ArrayBuffer(HEADER_BYTES));
-  const text = (at, letters) => [...letters].forEach((one, i) => header.setUint8(at + i, one.charCodeAt(0)));
-  text(0, "RIFF");
-  header.setUint32(4, HEADER_BYTES - 8 + numBytes, true);
-  text(8, "WAVEfmt ");
-  header.setUint32(16, 16, true); // bytes of the format
-  header.setUint16(20, 1, true); // plain samples
-  header.setUint16(22, 1, true); // one channel
-  header.setUint32(24, rate, true);
-  header.setUint32(28, 2 * rate, true);
-  header.setUint16(32, 2, true);
-  header.setUint16(34, 16, true);
-  text(36, "data");
-  header.setUint32(40, numBytes, true);
-  return new Blob([header, ...parts], { type: "audio/wav" });
+/** A WAV file of one channel, out of parts of 16-bit samples, with a comment in ASCII where there is one. */
+export function wav(parts, rate, comment = "") {
+  const format = new DataView(new ArrayBuffer(16));
+  format.setUint16(0, 1, true); // plain samples
+  format.setUint16(2, 1, true); // one channel
+  format.setUint32(4, rate, true);
+  format.setUint32(8, 2 * rate, true);
+  format.setUint16(12, 2, true);
+  format.setUint16(14, 16, true);
+  const even = comment.padEnd(2 * Math.ceil((comment.length + 1) / 2), "\0");
+  const info = comment ? [chunk("LIST", "INFO", chunk("ICMT", even))] : [];
+  return new Blob([chunk("RIFF", "WAVE", chunk("fmt ", format), chunk("data", ...parts), ...info)], { type: "audio/wav" });
+}
+
+/** A chunk of RIFF: its name, its length, what is in it. */
+function chunk(name, ...parts) {
+  const content = new Blob(parts);
+  const length = new DataView(new ArrayBuffer(4));
+  length.setUint32(0, content.size, true);
+  return new Blob([name, length, content]);
 }
 
 /** 16-bit samples of samples from -1 to 1. */

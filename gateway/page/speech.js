@@ -1,16 +1,17 @@
 // One text that the server speaks: asks for it, keeps the samples that come, and knows how long it all took.
 // It neither plays nor draws them.
 
-import { ask, bytesOf } from "./api.js";
+import { ask, bytesOf, json } from "./api.js";
 import { samplesOf, wav } from "./samples.js";
 
-const PATH = "/v1/audio/speech";
+const SPEECH = "/v1/audio/speech", FILES = "/v1/audio/files";
+const MARK = "AI-generated speech (trainedAlgorithmicMedia), made with ChatTTS"; // as in the files of the server
 
 export class Speech {
   parts = [];
   numSamples = 0;
   rate = 24000;
-  seed = ""; // digits: seeds have up to 63 bits, numbers of JavaScript hold 53
+  seed = ""; // digits
   firstMs = null;
   #began = 0;
   #ended = 0;
@@ -23,7 +24,7 @@ export class Speech {
   /** The samples, part after part, as they come. */
   async *stream(signal) {
     this.#began = performance.now();
-    const answer = await ask(PATH, post({ ...this.request, response_format: "pcm" }, signal));
+    const answer = await ask(SPEECH, post({ ...this.request, response_format: "pcm" }, signal));
     this.rate = Number(answer.headers.get("x-sample-rate"));
     this.seed = answer.headers.get("x-seed");
     for await (const part of samplesOf(bytesOf(answer))) {
@@ -47,18 +48,19 @@ export class Speech {
 
   /** What has come, as a WAV file. */
   wav() {
-    return wav(this.parts, this.rate);
+    return wav(this.parts, this.rate, MARK);
   }
 
-  /** The same speech once more, by the server, as a file in another format. */
+  /** What has come, as a file in another format, which the server makes of the samples. */
   async as(format) {
-    const answer = await ask(PATH, post({ ...this.request, seed: this.seed, response_format: format, stream: false }));
+    const path = `${FILES}?${new URLSearchParams({ response_format: format, sample_rate: this.rate })}`;
+    const headers = { "content-type": "application/octet-stream" };
+    const answer = await ask(path, { method: "POST", headers, body: new Blob(this.parts) });
     return answer.blob();
   }
 }
 
-function post({ seed, ...request }, signal) {
-  const body = JSON.stringify({ model: "chattts", ...request });
-  const seeded = seed ? `${body.slice(0, -1)},"seed":${BigInt(seed)}}` : body;
-  return { method: "POST", headers: { "content-type": "application/json" }, body: seeded, signal };
+function post(request, signal) {
+  const body = json({ model: "chattts", ...request });
+  return { method: "POST", headers: { "content-type": "application/json" }, body, signal };
 }

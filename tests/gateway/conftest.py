@@ -7,15 +7,15 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from chattts_serving.launcher.running import RunningServer, running_server
 from gateway.process import RunningGateway, running_gateway
 from tests.client.conftest import FAKE_MODEL, refusing_url  # noqa: F401 - a fixture
+from tests.gateway.browsing import PATIENCE_MS, opened
 
 FLAGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
 FAKE_MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-PATIENCE_MS = 30_000  # a busy machine is slow, and no test is about how long something takes
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,10 @@ def gateway(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> 
     """Without keys, as on a workstation."""
     with running_gateway(server.grpc_url, tmp_path_factory.mktemp("gateway") / "gateway.log") as running:
         yield running
+
+
+@pytest.fixture
+def page(browser: Browser, gateway: RunningGateway) -> Iterator[Page]:
+    with opened(browser, gateway.url) as page:
+        expect(page.locator(".voice")).to_have_count(2)
+        yield page

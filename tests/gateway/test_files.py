@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import wave
+from contextlib import closing
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 import av
 import numpy as np
@@ -129,3 +133,62 @@ def test_chromium_knows_the_length_of_whole_files(gateway, browser, name):
     duration = page.evaluate(LOAD, [FORMATS[name].media_type, data])
     page.close()
     assert duration == pytest.approx(LENGTH_S, abs=SPARE_S)
+
+
+# Samples that were spoken before
+
+
+FILES = "/v1/audio/files"
+
+
+def spoken_seconds(gateway) -> str:
+    return re.search(r"^chattts_gateway_audio_seconds_total .*", requests.get(gateway.url + "/metrics").text, re.M)[0]
+
+
+def test_samples_become_a_file_without_being_spoken_again(gateway):
+    """Sent in parts that are cut amid samples, and without a length."""
+    samples = spoken(gateway, "pcm").content
+    before = spoken_seconds(gateway)
+    parts = (samples[start : start + 1_001] for start in range(0, len(samples), 1_001))
+    answer = requests.post(f"{gateway.url}{FILES}?response_format=flac", data=parts, timeout=30)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/flac")
+    audio, rate = soundfile.read(io.BytesIO(answer.content), dtype="int16")
+    assert rate == SAMPLE_RATE
+    np.testing.assert_array_equal(audio, np.frombuffer(samples, "<i2"))
+    assert spoken_seconds(gateway) == before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_of_samples_is_that_of_the_speech(gateway, name):
+    samples = spoken(gateway, "pcm").content
+    answer = requests.post(f"{gateway.url}{FILES}?response_format={name}", data=samples, timeout=30)
+    assert answer.headers["x-ai-generated"] == "true"
+    speech = spoken(gateway, name, stream=False).content
+    if name == "opus":  # a stream has a number of its own
+        assert len(answer.content) == len(speech)
+    else:
+        assert answer.content == speech
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "blamed"),
+    [
+        ("", b"", "'body' has 0 bytes"),
+        ("", b"odd", "'body' has 3 bytes"),
+        ("?response_format=ogg", b"ab", "'response_format'"),
+        ("?sample_rate=7999", b"ab", "'sample_rate'"),
+    ],
+)
+def test_what_is_no_samples_is_refused(gateway, query, body, blamed):
+    answer = requests.post(gateway.url + FILES + query, data=body, timeout=30)
+    assert answer.status_code == 400
+    assert blamed in answer.json()["error"]["message"]
+
+
+def test_more_samples_than_the_longest_speech_has_are_refused(gateway):
+    host = urlsplit(gateway.url)
+    with closing(HTTPConnection(host.hostname, host.port, timeout=30)) as connection:
+        connection.putrequest("POST", FILES)
+        connection.putheader("content-length", str(2 * 98_304 * 512 + 2))
+        connection.endheaders()
+        assert connection.getresponse().status == 413

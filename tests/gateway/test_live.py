@@ -18,7 +18,7 @@ from playwright.sync_api import expect
 from chattts_serving.audio import SAMPLE_RATE
 from gateway.process import running_gateway
 from gateway.voices import clone_id
-from tests.gateway.test_page import opened
+from tests.gateway.browsing import opened
 from tests.gateway.test_speech import decoded
 from tests.integration.test_streaming import ALLOWED_ERROR
 from tests.metrics import time_to_rest, wait_until
@@ -162,7 +162,7 @@ def test_who_leaves_frees_the_slot(live, tiny):
 def test_a_tab_that_is_closed_frees_the_slot(live, tiny, browser):
     with opened(browser, live.url) as page:
         # The voices of the server move what lies below them when they come.
-        expect(page.locator("#voice option")).not_to_have_count(1)
+        expect(page.locator(".voice")).not_to_have_count(1)
         page.route("**" + SPEECH, speak_without_end)
         page.fill("#input", LONG)
         page.click("#speak")

@@ -1,0 +1,131 @@
+// The speech that came last: a compact player with its picture, figures under "Details", and the file to keep.
+// It is told what comes and when that ends; who asked for it, and what is said about it, is for others to know.
+
+import { Drawing } from "./drawing.js";
+import { Player } from "./player.js";
+import { label, say } from "./words.js";
+
+const STILL_MS = 500; // between two pictures, for those who want less motion
+
+const part = (name) => document.getElementById(name);
+const isStill = matchMedia("(prefers-reduced-motion: reduce)");
+
+export class Result {
+  #audio = part("audio");
+  #drawing = new Drawing(part("wave"), part("spectrum"), part("playhead"));
+  #player;
+  #speech = null;
+  #isComing = false; // more samples may come
+  #isLive = false; // they come or are still being heard, until there is a file in the element
+  #isDrawing = false; // again and again, while something sounds
+
+  /** `onWaiting(isWaiting)` is told when samples ran out too early, and when they go on. */
+  constructor(onWaiting) {
+    this.#player = new Player(this.#audio, onWaiting);
+    const draw = () => this.#draw();
+    part("play").addEventListener("click", () => this.#toggle());
+    part("seek").addEventListener("input", ({ target }) => (this.#audio.currentTime = target.value));
+    ["pause", "ended", "seeked", "loadedmetadata"].forEach((name) => this.#audio.addEventListener(name, draw));
+    this.#audio.addEventListener("play", () => this.#startDrawing());
+    draw();
+  }
+
+  /** The last speech that has sound; null before there is one. */
+  get speech() {
+    return this.#isThere ? this.#speech : null;
+  }
+
+  /** Make room for `speech`. Resolves to whether the browser plays without another click. */
+  begin(speech) {
+    this.#speech = speech;
+    this.#isLive = this.#isComing = true;
+    URL.revokeObjectURL(this.#audio.src);
+    this.#audio.removeAttribute("src");
+    this.#drawing.clear();
+    this.#startDrawing();
+    return this.#player.begin();
+  }
+
+  /** Samples of the speech have come. */
+  add(samples, rate) {
+    this.#player.add(samples, rate);
+    this.#drawing.add(samples, rate);
+  }
+
+  /** All have come. Resolves to whether all were heard. */
+  finish() {
+    this.#isComing = false;
+    return this.#player.finish();
+  }
+
+  /** Be silent; what has come becomes a file that can be sought. */
+  end() {
+    this.#isLive = this.#isComing = false;
+    this.#player.stop();
+    this.#drawing.finish();
+    if (this.#isThere) this.#audio.src = URL.createObjectURL(this.#speech.wav());
+    this.#draw();
+  }
+
+  get #isThere() {
+    return Boolean(this.#speech?.numSamples);
+  }
+
+  #toggle() {
+    if (!this.#audio.paused) this.#audio.pause();
+    else this.#audio.play().catch(() => {}); // another speech has taken its place
+  }
+
+  #startDrawing() {
+    if (!this.#isDrawing) this.#keepDrawing();
+  }
+
+  #keepDrawing() {
+    this.#draw();
+    this.#isDrawing = this.#isLive || !this.#audio.paused;
+    if (this.#isDrawing && isStill.matches) setTimeout(() => this.#keepDrawing(), STILL_MS);
+    else if (this.#isDrawing) requestAnimationFrame(() => this.#keepDrawing());
+  }
+
+  #draw() {
+    const { currentTime, paused } = this.#audio;
+    const heard = this.#isLive ? this.#player.heard : currentTime;
+    part("player").hidden = part("details").hidden = !this.#isThere;
+    this.#drawing.draw(heard, !this.#isLive && paused && !currentTime);
+    part("keep-seed").disabled = !this.#isThere;
+    part("download").disabled = this.#isComing;
+    if (!this.#isThere) return;
+    this.#showPlace(heard, paused);
+    const { firstMs, seconds, factor, seed } = this.#speech;
+    number("first", "milliseconds", Math.round(firstMs));
+    number("length", "seconds", seconds.toFixed(1));
+    number("factor", "plain", factor.toFixed(2));
+    number("used-seed", "plain", seed);
+    number("axis", "axis", this.#drawing.axis.toFixed(1));
+  }
+
+  #showPlace(heard, isPaused) {
+    const seek = part("seek");
+    seek.disabled = this.#isLive;
+    seek.max = this.#drawing.axis;
+    seek.value = heard;
+    const shown = `${clock(heard)} / ${clock(this.#speech.seconds)}`;
+    if (part("time").textContent !== shown) {
+      part("time").textContent = shown;
+      seek.setAttribute("aria-valuetext", shown);
+    }
+    const name = isPaused ? "play" : "pause";
+    if (part("play").dataset.label !== name) label(part("play"), name);
+    part("play").classList.toggle("busy", !isPaused);
+  }
+}
+
+function number(name, key, value) {
+  const shown = part(name).dataset;
+  if (shown.word !== key || shown.values !== JSON.stringify({ value })) say(part(name), key, { value });
+}
+
+function clock(seconds) {
+  const whole = Math.floor(seconds);
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+}

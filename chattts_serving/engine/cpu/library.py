@@ -95,8 +95,11 @@ class Model(ctypes.Structure):
                 "values",
                 "hidden_states",
                 "tokens",
+                "looks",
+                "text_heads",
             )
         ),
+        ("num_text_heads", ctypes.c_int64),
     )
 
 
@@ -138,6 +141,8 @@ ENTRY = np.dtype(
         ("num_cached", np.int64),
         ("num_new", np.int64),
         ("first_row", np.int64),
+        ("text_first", np.int64),
+        ("text_end", np.int64),
         ("seed", np.int64),
         ("speaker", np.uint64),
         ("draws", np.int32),

@@ -22,6 +22,7 @@ from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
+from chattts_serving.words import SentencePlaces
 
 PREFILL_TOKENS = 512
 STEPS = 400  # of a batch that nobody reads
@@ -61,6 +62,10 @@ class _NoText:
         raise NotImplementedError
 
     def code_prompt(self, *_: Any, **__: Any) -> tuple[int, ...]:
+        """Never asked for."""
+        raise NotImplementedError
+
+    def places(self, *_: Any, **__: Any) -> SentencePlaces:
         """Never asked for."""
         raise NotImplementedError
 

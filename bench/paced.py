@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.engine.batch import Batch
-from chattts_serving.engine.gpt_config import GPTConfig
+from chattts_serving.engine.gpt_config import GPTConfig, TextHead
 from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.runner import Runner
@@ -73,6 +73,7 @@ class PacedRunner:
     """`Runner` whose draws depend on seed, stream and number alone."""
 
     steps_ahead = 1
+    text_heads: tuple[TextHead, ...] = ()
 
     def __init__(self, config: GPTConfig, pace: Pace, max_sequences: int) -> None:
         """Nothing is launched."""
@@ -99,6 +100,10 @@ class PacedRunner:
     def generated_hidden(self, _sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
         """As `Runner`: those of every sequence are alike."""
         return self._hidden[first:last].copy()
+
+    def looks(self, _sequence: Sequence, num_tokens: int) -> npt.NDArray[np.int32]:
+        """As `Runner`: there are no heads."""
+        return np.zeros((num_tokens, 0), np.int32)
 
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
         """As `Runner`: there is no cache."""

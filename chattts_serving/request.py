@@ -124,6 +124,7 @@ class SynthesisRequest(SamplingOptions):
         ssml: `text` is a document of SSML (`text/ssml.py`); not together with `turns`.
         strict_tags: refuse every bracketed word of `text` that is no control tag, instead of speaking it.
         redraw_long: draw a sentence again that goes on long after its text can have been said, or to `max_new_tokens`.
+        word_times: say when each word is said.
         refine_prompt: control tags for the refining pass ([oral_2][laugh_0][break_6]).
         prompt: control tags for the audio pass ([speed_5]).
         language: "zh", "en", or "" to detect it per sentence.
@@ -147,6 +148,7 @@ class SynthesisRequest(SamplingOptions):
     ssml: bool = False
     strict_tags: bool = False
     redraw_long: bool = False
+    word_times: bool = False
     refine_prompt: str = ""
     prompt: str = "[speed_5]"
     language: str = ""
@@ -172,7 +174,7 @@ class SynthesisRequest(SamplingOptions):
             _check_integer("seed", self.seed, least=0, most=INT63_MAX)
         if self.deadline_ms is not None:
             _check_integer("deadline_ms", self.deadline_ms, least=1, most=MAX_DEADLINE_MS)
-        for name in ("skip_refine", "refine_only", "normalize", "ssml", "strict_tags", "redraw_long"):
+        for name in ("skip_refine", "refine_only", "normalize", "ssml", "strict_tags", "redraw_long", "word_times"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "true or false")
         if self.ssml and self.turns:
@@ -242,6 +244,7 @@ class GenerationRequest:
         turns: the turn of each sentence, 0 or more; empty where there are none.
         goes_on: whether other sentences of the text may follow these; the last of `pauses` is not known then.
         follows: whether others came before these; the first of `pauses` is that between them, then.
+        word_times: whether it is wanted when each word is said.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -265,6 +268,7 @@ class GenerationRequest:
     turns: tuple[int, ...] = ()
     goes_on: bool = False
     follows: bool = False
+    word_times: bool = False
 
     @property
     def num_voices(self) -> int:
@@ -330,7 +334,7 @@ class GenerationRequest:
         if len(slowest) != len(self.texts) or not all(1 <= number <= MAX_NEW_TOKENS for number in slowest):
             raise InvalidInputError("generation", slowest, f"{allowed}: 1 to {MAX_NEW_TOKENS} most tokens a text")
         self._check_manners(allowed)
-        for name in ("redraw_long", "refine", "refine_only", "goes_on", "follows"):
+        for name in ("redraw_long", "refine", "refine_only", "goes_on", "follows", "word_times"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError("generation", {name: getattr(self, name)}, allowed)
         if self.priority not in PRIORITIES:

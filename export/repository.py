@@ -21,6 +21,7 @@ from export.gpt import export_gpt
 from export.lock import locked
 from export.onnx_models import export_onnx_models
 from export.parity import ParityResult
+from export.text_heads import write_text_heads
 from export.voice_library import VOICES_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,9 +39,12 @@ SERVING_SOURCES = (  # of chattts_serving
     "engine.gpu.gpt",
     "request",
     "shipped",
+    "text.prompts",
+    "text.tokenizer",
     "voice.base16384",
     "voice.speaker",
     "voice.voices",
+    "words",
 )
 PACKAGES = ("ChatTTS", "onnx", "spox", "tokenizers", "transformers")
 
@@ -162,6 +166,7 @@ def _write_artifacts(checkpoint: Checkpoint, folder: Path, vocoder_precision: st
     for name in FRONTEND_ASSETS:  # gpt_decoder tokenizes refined text; a model finds its own version folder only
         shutil.copyfile(frontend / name, gpt / name)
     export_gpt(checkpoint, gpt)
+    write_text_heads(frontend, gpt)
     export_onnx_models(checkpoint, folder, vocoder_precision)
 
 

@@ -24,11 +24,12 @@ NAMES = {  # outputs of the stream, and their types
     "refined_text": np.object_,
     "num_tokens": np.int32,
     "sentences": np.object_,
+    "words": np.object_,
     "chunk_index": np.int32,
     "is_final": np.bool_,
 }
 Chunk = dict[str, Any]
-"""Outputs of one response by name: audio as an array, all others as one value, text decoded, sentences parsed."""
+"""Outputs of one response by name: audio as an array, all others as one value, text decoded, lists parsed."""
 
 
 class StreamError(Exception):
@@ -59,7 +60,7 @@ def _values(arrays: Mapping[str, np.ndarray]) -> Chunk:
 
 def _readable(name: str, value: Any) -> Any:
     text = value.decode() if isinstance(value, bytes) else value
-    return json.loads(text) if name == "sentences" else text
+    return json.loads(text) if name in ("sentences", "words") else text
 
 
 def speak(grpc_url: str, **inputs: Any) -> Chunk:
@@ -187,5 +188,5 @@ def joined(chunks: list[Chunk]) -> Chunk:
         "audio": np.concatenate([chunk["audio"] for chunk in chunks]),
         "num_tokens": sum(chunk["num_tokens"] for chunk in chunks),
         "refined_text": "\n".join(chunk["refined_text"] for chunk in chunks if chunk["refined_text"]),
-        "sentences": [sentence for chunk in chunks for sentence in chunk["sentences"]],
+        **{name: [one for chunk in chunks for one in chunk[name]] for name in ("sentences", "words")},
     }

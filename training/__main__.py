@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from training import checkpoint, corpus, language, pictures, served, sound
+from training import checkpoint, corpus, language, pictures, served, sound, timings
 from training.loop import load
 from training.modules import Codec
 from training.sentences import draw, draw_words, sentences
@@ -38,6 +38,7 @@ def main() -> None:
     spoken.add_argument("--longest", type=int, default=250, help="utterance in audio tokens (default %(default)s)")
     spoken = steps.add_parser("checkpoint", help="write what was trained in the official layout")
     spoken.add_argument("--out", type=Path, default=FOLDER / "checkpoint")
+    steps.add_parser("timings", help="have flite say the held-out sentences, and write down when it says each word")
     drawn = steps.add_parser("curves", help="draw how the losses fell")
     drawn.add_argument("--out", type=Path, default=Path(__file__).parent / "curves.png")
     drawn = steps.add_parser("picture", help="draw the spectrogram of a recording")
@@ -102,6 +103,10 @@ def _checkpoint(options: argparse.Namespace) -> None:
     checkpoint.write(options.folder, options.out)
 
 
+def _timings(options: argparse.Namespace) -> None:
+    timings.write(options.folder)
+
+
 def _curves(options: argparse.Namespace) -> None:
     pictures.draw_losses(options.folder, options.out)
 
@@ -134,6 +139,7 @@ _STEPS = {
     "vocoder": _vocoder,
     "language": _language,
     "checkpoint": _checkpoint,
+    "timings": _timings,
     "curves": _curves,
     "picture": _picture,
     "listen": _listen,

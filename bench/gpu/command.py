@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench.gpu.page import write_page
 from bench.gpu.record import Record
 from bench.gpu.supervisor import AGAIN, supervise
 from chattts_serving.errors import ConfigError
 
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2}  # of a dry run without a GPU
+TINY: Mapping[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+}  # of a dry run without a GPU
 
 
 def run(folder: Path, seconds: float, *, dry_run: bool) -> bool:

@@ -23,6 +23,7 @@ from chattts_serving.request import GenerationRequest, SamplingOptions
 from chattts_serving.speech.opening import Opening, Part
 from chattts_serving.speech.synthesizer import Synthesizer
 from chattts_serving.speech.windows import ReadingPlan
+from chattts_serving.words import SentencePlaces
 from export.layout import Sizes
 from export.sizes import SIZES
 
@@ -99,6 +100,9 @@ class _NoPrompts:
         raise NotImplementedError
 
     def code_prompt(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def places(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> SentencePlaces:
         raise NotImplementedError
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.engine.batch import Batch, IntArray, Stay, StepLog
+from chattts_serving.engine.gpt_config import TextHead
 from chattts_serving.engine.runner import PendingStep, Runner
 from chattts_serving.engine.scheduler import Changes, Scheduler, SchedulerConfig
 from chattts_serving.engine.sequence import NO_TOKEN, FinishReason, Kind, Sequence
@@ -24,10 +25,12 @@ class Finished:
     Attributes:
         sequence: its final state.
         hidden: the hidden state that each of its tokens was drawn from, float32 [len(tokens), hidden].
+        looks: where text heads looked meanwhile, [len(tokens), heads], as `Runner`; None where it was not noted.
     """
 
     sequence: Sequence
     hidden: npt.NDArray[np.float32]
+    looks: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class Engine:
         num_steps = config.max_position_embeddings + runner.steps_ahead + 1
         self._log = StepLog(num_steps, max_sequences, config.num_codebooks)
         self._last_steps: dict[int, list[Stay]] = {}  # of the stays that nothing ends before, by the step's number
+
+    @property
+    def text_heads(self) -> tuple[TextHead, ...]:
+        """The attention heads by which it can be told when words are said; none where it cannot."""
+        return self._runner.text_heads
 
     @property
     def num_waiting(self) -> int:
@@ -216,7 +224,9 @@ class Engine:
         sequence = stay.sequence
         num_tokens = sequence.num_new_tokens - (reason is not FinishReason.LENGTH)
         hidden = self._runner.generated_hidden(sequence, 0, num_tokens)
+        is_watched = self.text_heads and sequence.watched is not None
+        looks = self._runner.looks(sequence, num_tokens) if is_watched else None
         sequence.finish_reason = reason
         sequence.end_stay(num_tokens)
         self.remove(sequence)
-        return Finished(sequence, hidden)
+        return Finished(sequence, hidden, looks)

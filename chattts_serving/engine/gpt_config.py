@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,20 @@ import numpy.typing as npt
 from chattts_serving.errors import ConfigError
 
 
+class TextHead(NamedTuple):
+    """An attention head that looks at the text which is said `lead` audio tokens later."""
+
+    layer: int
+    head: int
+    lead: int
+
+
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes and special token ids of one checkpoint, as `config.json` beside the weights holds them."""
+    """Sizes and special token ids of one checkpoint, as `config.json` beside the weights holds them.
+
+    `text_heads` are those that the export found; none where no head follows the text, so that words have no times.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -31,6 +43,7 @@ class GPTConfig:
     spk_emb_id: int  # text token that the speaker vector replaces
     ebreak_id: int  # ends refined text
     break_0_id: int  # text tokens from here on are control tags that refined text drops
+    text_heads: tuple[TextHead, ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -57,7 +70,11 @@ class GPTConfig:
         expected, found = {field.name for field in fields(cls)}, set(values)
         if expected != found:
             raise ConfigError(f"{path} has the wrong keys: {sorted(expected ^ found)}; run python -m export again")
-        return cls(**values)
+        try:
+            heads = tuple(TextHead(*map(int, head)) for head in values.pop("text_heads"))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path} has text_heads that are none: {error}; run python -m export again") from error
+        return cls(**values, text_heads=heads)
 
 
 class Precision(Enum):

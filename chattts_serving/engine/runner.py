@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chattts_serving.engine.batch import Batch, IntArray
-from chattts_serving.engine.gpt_config import GPTConfig
+from chattts_serving.engine.gpt_config import GPTConfig, TextHead
 from chattts_serving.engine.kv_slots import Slot
 from chattts_serving.engine.sequence import Sequence
 from chattts_serving.errors import ConfigError
@@ -50,12 +50,14 @@ class Runner(Protocol):
     Attributes:
         config: sizes of the model.
         num_cache_tokens: tokens that the key-value cache holds.
+        text_heads: whose looks it notes, of sequences that are `watched`; none where it cannot.
         steps_ahead: steps that may be launched before the oldest is read. 0: `launch` computes before it returns.
             1: a step takes the tokens of the one before it from where they were drawn, so that it can start unread.
     """
 
     config: GPTConfig
     num_cache_tokens: int
+    text_heads: tuple[TextHead, ...]
     steps_ahead: int
 
     def launch(self, batch: Batch) -> PendingStep:
@@ -69,6 +71,12 @@ class Runner(Protocol):
 
         Returns:
             A copy on the host, [last - first, hidden].
+        """
+
+    def looks(self, sequence: Sequence, num_tokens: int) -> IntArray:
+        """The token of its prompt that each of `text_heads` looked at most when the first `num_tokens` were drawn.
+
+        Of a sequence that is `watched`, among the tokens that it says; [num_tokens, heads].
         """
 
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:

@@ -77,6 +77,7 @@ class Sequence:
         prompt_codes: audio tokens that follow them (a reference recording), [n][num_codebooks].
         speaker: vector that replaces the embedding of the speaker token, float32 [hidden], or None.
         priority: whether it goes before others, and may take their place.
+        watched: from and to which token of the prompt it is noted where text heads look; None for nowhere.
         params: how its tokens are drawn.
         earlier: tokens that it had when it joined the batch, all of them once it has ended: int32
             [n, num_codebooks], of text the first column counts.
@@ -94,6 +95,7 @@ class Sequence:
     prompt_codes: tuple[tuple[int, ...], ...] = ()
     speaker: npt.NDArray[np.float32] | None = None
     priority: Priority = Priority.INTERACTIVE
+    watched: tuple[int, int] | None = None
     earlier: IntArray = field(default_factory=lambda: _NONE)
     slot: Slot | None = None
     num_kept: int = 0

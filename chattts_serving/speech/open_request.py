@@ -16,11 +16,14 @@ import numpy as np
 
 from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN
 from chattts_serving.engine.engine import Finished
+from chattts_serving.engine.gpt_config import TextHead
 from chattts_serving.engine.sequence import FinishReason, Kind, Priority, SamplingParams, Sequence
 from chattts_serving.errors import EngineError, InvalidInputError, ServingError
 from chattts_serving.request import GenerationRequest
-from chattts_serving.speech.opening import Beginning, Hidden, Opening, Part, Reply
+from chattts_serving.speech.opening import Beginning, Hidden, Opening, Part, PromptBuilder, Reply
+from chattts_serving.speech.spoken_words import NO_WORD_TIMES, SpokenWord, spoken_words
 from chattts_serving.speech.windows import Chunk, SpokenSentence, Window, next_end, next_window, rows_of
+from chattts_serving.words import SentencePlaces, TimedWord, timed_words
 
 MAX_DRAWS = 8  # of a sentence that ends before it can have been said, or long after
 _DRAWS_APART = 2**16  # between the streams of random numbers of two draws; one draw of a request has 2 * MAX_SENTENCES
@@ -42,6 +45,8 @@ class OpenRequest:
         running: the sequences in the engine, by the place of the sentence that each belongs to.
         num_draws: how often a sentence was drawn that ended too early or too late, by place.
         spoken: the finished sentences that were not read to their end, by place.
+        places: where the words of sentences stand in their prompts, by place; of those whose words are timed.
+        leads: by how many steps each text head looks ahead.
         num_tokens: audio tokens of all finished sentences.
         place, num_read, num_rendered, num_chunks: the sentence that is read, how many of its tokens were, how many the
             state behind them has (see `Window.keeps_state`), and in how many chunks.
@@ -66,6 +71,8 @@ class OpenRequest:
     running: dict[int, Sequence] = field(default_factory=dict)
     num_draws: dict[int, int] = field(default_factory=dict)
     spoken: dict[int, Finished] = field(default_factory=dict)
+    places: dict[int, SentencePlaces] = field(default_factory=dict)
+    leads: tuple[int, ...] = ()
     num_tokens: int = 0
     place: int = 0
     num_read: int = 0
@@ -177,6 +184,15 @@ class OpenRequest:
         )
         speaker = self.opening.speaker_of(manner.voice)
         return Sequence(kind, prompt, params, manner.sample_codes, speaker, priority)
+
+    def watch(self, place: int, sequence: Sequence, prompts: PromptBuilder, heads: tuple[TextHead, ...]) -> None:
+        """Have it noted where `heads` look while `sequence` says sentence `place`; not if it has another prompt."""
+        manner = self.request.manner_of(place)
+        parts, has_speaker = (self.texts[place], manner.prompt, manner.sample_text), manner.has_speaker
+        if prompts.code_prompt(*parts, has_speaker=has_speaker) == sequence.prompt_ids:
+            places = self.places[place] = prompts.places(*parts, has_speaker=has_speaker)
+            sequence.watched = places.first, places.end
+            self.leads = tuple(head.lead for head in heads)
 
     def take_finished(self, place: int, finished: Finished) -> Sequence | None:
         """The running sequence of sentence `place` has ended. Spoken sentences are kept until they are read.
@@ -299,6 +315,7 @@ class OpenRequest:
         """The chunk of `window`, which counts as read from now on."""
         place, is_first = self.place, self.num_read == 0
         sentences: tuple[SpokenSentence, ...] = ()
+        words: tuple[SpokenWord, ...] = ()
         pause_samples, lead_samples = 0, self._take_pause()
         is_last = place == len(self.texts) - 1
         is_final = window.ends and is_last and not self.request.goes_on
@@ -317,6 +334,8 @@ class OpenRequest:
                     name=self.request.manner_of(place).name,
                 ),
             )
+            if self.request.word_times:
+                words = self._words(place)
             del self.spoken[place]
             self.place, self.num_read, self.num_rendered, self.num_chunks = place + 1, 0, 0, 0
             self.owes_pause = True
@@ -334,7 +353,17 @@ class OpenRequest:
             seed=self.request.seed,
             is_final=is_final,
             lead_samples=lead_samples,
+            words=words,
+            warning=NO_WORD_TIMES if words and place not in self.places else "",
         )
+
+    def _words(self, place: int) -> tuple[SpokenWord, ...]:
+        """The words of the sentence that was just read, or the sentence where they cannot be timed."""
+        finished = self.spoken[place]
+        words: tuple[TimedWord, ...] = (TimedWord(self.texts[place], 0, finished.sequence.num_new_tokens, 0.0),)
+        if place in self.places and finished.looks is not None:
+            words = timed_words(self.places[place], finished.looks, self.leads)
+        return spoken_words(words, place, self.sentence_start, self.num_samples)
 
     def _take_pause(self) -> int:
         """The samples of silence before the sentence that is read next, which count as read; 0 where they were."""

@@ -13,6 +13,7 @@ from chattts_serving.engine.batch import IntArray
 from chattts_serving.errors import ServingError
 from chattts_serving.request import GenerationRequest
 from chattts_serving.speech.windows import Chunk, ReadingPlan
+from chattts_serving.words import SentencePlaces
 
 Hidden = npt.NDArray[np.float32]
 
@@ -25,6 +26,9 @@ class PromptBuilder(Protocol):
 
     def code_prompt(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> tuple[int, ...]:
         """Token ids of the prompt that has `text` spoken."""
+
+    def places(self, text: str, prompt: str, sample_text: str, *, has_speaker: bool) -> SentencePlaces:
+        """Where `text` and its words stand in the prompt that `code_prompt` makes of the same."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.errors import CancelledError, DeadlineExceededError, ServingError
 from chattts_serving.request import deadline_of
 from chattts_serving.speech.reader import CallModel, Reader, Values
+from chattts_serving.speech.spoken_words import words_json
 from chattts_serving.speech.windows import Chunk, ReadingPlan, sentences_json
 
 CANCEL_POLL_S = 0.1  # between two looks whether the caller of a stream has gone; one takes 16 us (measured)
@@ -150,7 +151,7 @@ def cross_faded(old: Samples, new: Samples) -> Samples:
     return mixed
 
 
-def outputs_of(heard: Sequence[Heard]) -> dict[str, npt.NDArray[Any] | str]:
+def outputs_of(heard: Sequence[Heard], warning: str = "") -> dict[str, npt.NDArray[Any] | str]:
     """The contract's outputs for `heard`, one chunk of a stream or all chunks of a request."""
     chunks = [one.chunk for one in heard]
     return {
@@ -160,18 +161,21 @@ def outputs_of(heard: Sequence[Heard]) -> dict[str, npt.NDArray[Any] | str]:
         "refined_text": "\n".join(text for chunk in chunks for text in chunk.texts),
         "num_tokens": np.array([sum(chunk.num_tokens for chunk in chunks)], np.int32),
         "sentences": sentences_json(tuple(sentence for chunk in chunks for sentence in chunk.sentences)),
+        "words": words_json(tuple(word for chunk in chunks for word in chunk.words)),
+        "warning": warning,
     }
 
 
 async def speak(models: Models, plan: ReadingPlan, prepared: Values) -> Values:
-    """The whole speech of a request, as the contract's outputs.
+    """The whole speech of a request, as the contract's outputs; `prepared` may have a `warning` of the text.
 
     Raises:
         ServingError: the request failed.
     """
     session = SpeechSession(models, plan, prepared)
     try:
-        return outputs_of(await asyncio.wait_for(_all(session), _seconds_left(session)))
+        heard = await asyncio.wait_for(_all(session), _seconds_left(session))
+        return outputs_of(heard, _joined(str(prepared.get("warning", "")), *(one.chunk.warning for one in heard)))
     except asyncio.TimeoutError:
         await session.cancel()
         raise _deadline_exceeded() from None
@@ -207,6 +211,11 @@ async def stream(
     session = SpeechSession(models, plan, prepared)
     sending = asyncio.create_task(send_all(session, {name: prepared[name] for name in PASSED_ON}, send))
     await watched(session, sending, is_cancelled)
+
+
+def _joined(*warnings: str) -> str:
+    """Each of `warnings` once."""
+    return "; ".join(dict.fromkeys(filter(None, warnings)))
 
 
 def _num_bytes(states: Values) -> int:
@@ -271,8 +280,10 @@ async def give_up(session: SpeechSession, sending: asyncio.Task[None]) -> None:
 async def send_all(session: SpeechSession, passed_on: Values, send: Callable[[Values], None]) -> None:
     """Send every chunk, with what `passed_on` has then."""
     index = 0
+    warnings: list[str] = []
     async for heard in session.chunks():
-        outputs: dict[str, Any] = {**outputs_of([heard]), **passed_on}
+        warnings.append(heard.chunk.warning)
+        outputs: dict[str, Any] = {**passed_on, **outputs_of([heard], _joined(str(passed_on["warning"]), *warnings))}
         outputs["chunk_index"] = np.array([index], np.int32)
         outputs["is_final"] = np.array([heard.chunk.is_final])
         send(outputs)

@@ -278,6 +278,9 @@ class Synthesizer:
             self._add(request, *request.start_next())
 
     def _add(self, request: OpenRequest, place: int, sequence: Sequence) -> None:
+        heads = self._engine.text_heads if request.request.word_times else ()
+        if heads and sequence.kind is Kind.AUDIO:
+            request.watch(place, sequence, self._prompts, heads)
         try:
             self._engine.add(sequence)
         except ValueError as error:

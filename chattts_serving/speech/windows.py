@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from chattts_serving.audio import CONTEXT_TOKENS, HELD_TOKENS, HOP_LENGTH, SAMPLES_PER_TOKEN
 from chattts_serving.errors import InvalidInputError
+from chattts_serving.speech.spoken_words import SpokenWord
 
 MAX_CHUNK_TOKENS = 1_024
 # What has fewer tokens is rendered anew with the next chunk: a call that goes on and guesses what follows renders, in
@@ -229,6 +230,8 @@ class Chunk:
         is_final: whether it is the request's last one.
         lead_samples: silence that goes before the chunk: that before the first sentence, or after one that ended before
             it was known what follows.
+        words: of `sentences`, where they are asked for.
+        warning: what is not as the request wants it, for people; "" where all is.
     """
 
     first_sample: int
@@ -242,10 +245,13 @@ class Chunk:
     seed: int
     is_final: bool
     lead_samples: int = 0
+    words: tuple[SpokenWord, ...] = ()
+    warning: str = ""
 
     def to_json(self) -> str:
         """This chunk as one JSON object."""
-        values = {**vars(self), "sentences": [sentence.values() for sentence in self.sentences]}
+        sentences, words = [one.values() for one in self.sentences], list(map(vars, self.words))
+        values = {**vars(self), "sentences": sentences, "words": words}
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -253,7 +259,8 @@ class Chunk:
         """Read what `to_json` wrote."""
         values: Mapping[str, Any] = json.loads(text)
         sentences = tuple(SpokenSentence(**sentence) for sentence in values["sentences"])
-        return cls(**{**values, "texts": tuple(values["texts"]), "sentences": sentences})
+        words = tuple(SpokenWord(**word) for word in values["words"])
+        return cls(**{**values, "texts": tuple(values["texts"]), "sentences": sentences, "words": words})
 
 
 def sentences_json(sentences: tuple[SpokenSentence, ...]) -> str:

@@ -162,6 +162,7 @@ class TextFrontend:
             sampling=first.sampling,
             goes_on=part is not None and part.goes_on,
             follows=part is not None and not part.is_first,
+            word_times=request.word_times,
             **(cast.parts() if request.turns or len(turns) > 1 else {}),
         )
         self._check_lengths(generation)

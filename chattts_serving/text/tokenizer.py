@@ -38,6 +38,10 @@ class Tokenizer:
         """The ids of `text`; tags and other special tokens in it become one id each, and none are added."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def starts(self, text: str) -> tuple[int, ...]:
+        """The character of `text` at which each of the tokens begins that `encode` makes of it."""
+        return tuple(start for start, _ in self._tokenizer.encode(text, add_special_tokens=False).offsets)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens included, as `BertTokenizerFast.decode` writes it."""
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=False))

@@ -15,7 +15,7 @@ from chattts_client.errors import (
 )
 from chattts_client.options import SynthesisOptions
 from chattts_client.recording import read_recording
-from chattts_client.speech import Chunk, Sentence, Speech, joined
+from chattts_client.speech import Chunk, Sentence, Speech, Word, joined
 from chattts_client.streams import AsyncSpeechStream, SpeechStream
 from chattts_client.voices import Voice
 
@@ -35,6 +35,7 @@ __all__ = [
     "TTSClient",
     "TTSError",
     "Voice",
+    "Word",
     "joined",
     "read_recording",
 ]

@@ -57,6 +57,7 @@ class SynthesisOptions:
     redraw_long: bool | None = _option(
         "BOOL", "draw sentences again that go on long after their text can have been said"
     )
+    word_times: bool | None = _option("BOOL", "say when each word is said")
     refine_prompt: str | None = _option("BYTES", "control tags of the refining pass: [oral_2][laugh_0][break_6]")
     prompt: str | None = _option("BYTES", "control tags of the audio pass; default [speed_5]")
     language: str | None = _option("BYTES", "zh or en; default detected")
@@ -87,6 +88,7 @@ class OptionValues(TypedDict, total=False):
     ssml: bool | None
     strict_tags: bool | None
     redraw_long: bool | None
+    word_times: bool | None
     refine_prompt: str | None
     prompt: str | None
     language: str | None

@@ -88,6 +88,7 @@ class Outcome:
                 "sample_rate": self.speech.sample_rate,
                 "num_tokens": self.speech.num_tokens,
                 "sentences": [asdict(sentence) for sentence in self.speech.sentences],
+                "words": [asdict(word) for word in self.speech.words],
                 "rtf": self._rtf(self.speech),
             }
         if self.seconds_to_first_audio is not None:

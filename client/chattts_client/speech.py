@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from chattts_client.errors import ServerError, invalid_input
 
 Outputs = Callable[[str], "NDArray[Any] | None"]
 """Name of an output -> its array, None where there is none."""
+Listed = TypeVar("Listed")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,24 @@ class Sentence:
         return self.finish_reason == "length"
 
 
+@dataclass(frozen=True)
+class Word:
+    """One word as it was spoken, or a whole sentence where the server cannot tell when its words are said.
+
+    Attributes:
+        text: the word, in Chinese a character, without marks; of a sentence as `Sentence` has it.
+        start, end: its place in the audio, in seconds; in a stream from the start of the stream.
+        sentence: which sentence of the answer it belongs to, 0 or more.
+        confidence: how sure its times are, 0 to 1; 0 of a sentence.
+    """
+
+    text: str
+    start: float
+    end: float
+    sentence: int
+    confidence: float
+
+
 @dataclass(frozen=True, eq=False)  # comparing arrays gives an array
 class Speech:
     """What the server said.
@@ -59,7 +78,8 @@ class Speech:
         refined_text: the text as it was spoken, a sentence a line, control tags included.
         num_tokens: audio tokens, 512 samples each.
         sentences: where in the audio each sentence is; none after `refine_only`.
-        warning: what of the text is not spoken, in words; "" where all is.
+        warning: what of the text is not spoken, or that words have no times, in words; "" where all is as wanted.
+        words: when each word is said, where the option `word_times` asks for that.
     """
 
     audio: NDArray[np.float32]
@@ -70,6 +90,7 @@ class Speech:
     num_tokens: int
     sentences: tuple[Sentence, ...]
     warning: str = field(default="", kw_only=True)
+    words: tuple[Word, ...] = field(default=(), kw_only=True)
 
     @property
     def duration(self) -> float:
@@ -118,6 +139,7 @@ def joined(chunks: Sequence[Chunk]) -> Speech:
         num_tokens=sum(chunk.num_tokens for chunk in chunks),
         sentences=tuple(sentence for chunk in chunks for sentence in chunk.sentences),
         warning=chunks[-1].warning,  # of a text that came in pieces, the last one knows all of it
+        words=tuple(word for chunk in chunks for word in chunk.words),
     )
 
 
@@ -179,13 +201,15 @@ def _fields(outputs: Outputs) -> dict[str, Any]:
         "speaker": text_of(outputs, "used_speaker"),
         "refined_text": text_of(outputs, "refined_text"),
         "num_tokens": int(value_of(outputs, "num_tokens")),
-        "sentences": _sentences(text_of(outputs, "sentences")),
+        "sentences": _listed(Sentence, outputs, "sentences"),
+        "words": _listed(Word, outputs, "words") if outputs("words") is not None else (),  # as servers once were
         "warning": text_of(outputs, "warning"),
     }
 
 
-def _sentences(text: str) -> tuple[Sentence, ...]:
+def _listed(kind: Callable[..., Listed], outputs: Outputs, name: str) -> tuple[Listed, ...]:
+    text = text_of(outputs, name)
     try:
-        return tuple(Sentence(**entry) for entry in json.loads(text))
+        return tuple(kind(**entry) for entry in json.loads(text))
     except (TypeError, ValueError) as error:
-        raise ServerError(f"output 'sentences' is not the contract's list: {text[:100]}", "INTERNAL") from error
+        raise ServerError(f"output '{name}' is not the contract's list: {text[:100]}", "INTERNAL") from error

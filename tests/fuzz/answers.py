@@ -129,9 +129,9 @@ def check_stream(call: Call, responses: Sequence[Outputs]) -> None:
         whole["audio"] = np.concatenate([chunk["audio"] for chunk in responses], axis=1)
     if "num_tokens" in first:
         whole["num_tokens"] = sum(chunk["num_tokens"] for chunk in responses)
-    if "sentences" in first:
-        sentences = [one for chunk in responses for one in json.loads(chunk["sentences"].item())]
-        whole["sentences"] = np.array([[json.dumps(sentences).encode()]], np.object_)
+    for name in {"sentences", "words"} & set(first):
+        listed = [one for chunk in responses for one in json.loads(chunk[name].item())]
+        whole[name] = np.array([[json.dumps(listed).encode()]], np.object_)
     if "refined_text" in first:
         texts = [chunk["refined_text"].item() for chunk in responses]
         whole["refined_text"] = np.array([[b"\n".join(text for text in texts if text)]], np.object_)
@@ -161,6 +161,7 @@ def check_speech(call: Call, outputs: Outputs) -> None:
     if call.value("refine_only"):
         _expect("sentences of refine_only", sentences, [])
         return
+    _check_words(call, outputs, sentences)
     if "refined_text" in outputs:
         _expect("refined_text", outputs["refined_text"].item().decode(), "\n".join(one["text"] for one in sentences))
     for one in sentences:
@@ -170,6 +171,19 @@ def check_speech(call: Call, outputs: Outputs) -> None:
         _expect("finish_reason", one["finish_reason"] in ("stop", "length", "late"), True)
         if one["finish_reason"] == "length":
             _expect("num_tokens of a sentence that was cut", one["num_tokens"], most)
+
+
+def _check_words(call: Call, outputs: Outputs, sentences: list[dict[str, Any]]) -> None:
+    """Check that words are in order, each within its sentence, and that there are some where they are wanted."""
+    if "words" not in outputs:
+        return
+    words, wanted = json.loads(outputs["words"].item()), range(len(sentences)) if call.value("word_times") else ()
+    _expect("sentences with words", {one["sentence"] for one in words}, set(wanted))
+    ends = [0.0, *(one["end"] for one in words)]
+    for word, before in zip(words, ends, strict=False):
+        within = sentences[word["sentence"]]
+        times = before, within["start"], word["start"], word["end"], within["end"]
+        _expect("order of words", max(times[:2]) <= times[2] <= times[3] <= times[4], True)
 
 
 def _samples_of(sentences: Sequence[Mapping[str, Any]]) -> int:

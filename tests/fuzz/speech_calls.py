@@ -21,6 +21,7 @@ OUTPUTS = {
         "refined_text",
         "num_tokens",
         "sentences",
+        "words",
     ),
     "text_frontend": ("generation", "speaker_embedding", "used_speaker", "warning"),
 }

@@ -335,6 +335,7 @@ VALUES: dict[str, Values] = {
     "ssml": often(_said(st.just(False), Expected.ANSWER), _BOOL, share=3),
     "strict_tags": _BOOL,
     "redraw_long": _BOOL,
+    "word_times": _BOOL,
     "refine_temperature": _float(*limits.TEMPERATURE_RANGE),
     "refine_max_new_tokens": _integer(1, limits.MAX_REFINED_TOKENS, INT32_RANGE, usual=(1, FEW_TOKENS)),
     "refine_prompt": _tag_text(limits.MAX_PROMPT_CHARACTERS),

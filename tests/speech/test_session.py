@@ -17,6 +17,7 @@ from chattts_serving.errors import CalledModelError, CancelledError, DeadlineExc
 from chattts_serving.speech import session
 from chattts_serving.speech.reader import Reader
 from chattts_serving.speech.session import SpeechSession, cross_faded, outputs_of, speak, stream
+from chattts_serving.speech.spoken_words import SpokenWord
 from chattts_serving.speech.windows import Chunk, ReadingPlan, SpokenSentence
 
 PLAN = ReadingPlan((16,), 32)
@@ -267,6 +268,28 @@ def test_the_whole_speech_is_the_sum_of_its_chunks():
         "finish_reason": "length",
     }
     assert not models.cancels
+
+
+WORDS = (SpokenWord("你", 0.0, 0.04, 0, 1.0), SpokenWord("好", 0.04, 0.1, 0, 0.5))
+
+
+def with_words():
+    """What is spoken, with words in the first chunk, and a warning in the second one."""
+    first, second, last = SPOKEN
+    return [(first[0], replace(first[1], words=WORDS)), (second[0], replace(second[1], warning="so")), last]
+
+
+def test_words_and_warnings_of_chunks_are_those_of_the_speech():
+    outputs = asyncio.run(speak(Models(with_words()).handed, PLAN, PREPARED | {"warning": "not all"}))
+    assert json.loads(outputs["words"]) == [vars(word) for word in WORDS]
+    assert outputs["warning"] == "not all; so"
+
+
+def test_a_warning_stays_once_a_chunk_of_a_stream_has_it():
+    caller = Caller()
+    run_stream(Models(with_words()), caller)
+    assert [one["warning"] for one in caller.chunks] == ["", "so", "so"]
+    assert [len(json.loads(one["words"])) for one in caller.chunks] == [2, 0, 0]
 
 
 def test_the_outputs_have_the_types_of_the_contract():

@@ -274,7 +274,10 @@ def test_chunks_are_read_out_of_a_cache_that_was_lost_and_computed_again(monkeyp
         preempted = []
         preempt = engine._scheduler._preempt
         monkeypatch.setattr(engine._scheduler, "_preempt", lambda sequence: (preempted.append(1), preempt(sequence)))
+        both_are_open = threading.Event()
+        synthesizer.cancel("nobody", lambda: both_are_open.wait(30))  # holds the engine's thread
         streams = [Stream(synthesizer, endless(seed), plan) for seed in (1, 2)]
+        both_are_open.set()
         together = [stream.rest() for stream in streams]
         assert preempted
         for first, second in zip(alone, together, strict=True):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from chattts_serving.audio import HOP_LENGTH, SAMPLES_PER_TOKEN, num_samples
 from chattts_serving.errors import InvalidInputError
+from chattts_serving.speech.spoken_words import SpokenWord
 from chattts_serving.speech.windows import (
     CONTEXT_TOKENS,
     MAX_CHUNK_TOKENS,
@@ -187,5 +188,6 @@ def test_what_is_no_plan_is_refused_by_name(text):
 
 def test_a_chunk_crosses_models_as_json():
     sentence = SpokenSentence("你好", 0.0, 1.5, 70, "stop")
-    chunk = Chunk(1, 2, 3, 4, 5, True, ("你好", "b"), (sentence,), 7, is_final=True)
+    words = (SpokenWord("你", 0.1, 0.2, 0, 0.75),)
+    chunk = Chunk(1, 2, 3, 4, 5, True, ("你好", "b"), (sentence,), 7, is_final=True, words=words, warning="so")
     assert Chunk.from_json(chunk.to_json()) == chunk

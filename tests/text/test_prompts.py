@@ -50,6 +50,36 @@ def test_refined_text_leaves_out_the_tags_that_set_a_style(prompts, encode):
     assert prompts.refined_text(encode("[break_3]")) == ""
 
 
+TEXTS = [  # and the words of each
+    ("hello, my friend [uv_break] good [laugh] day.", ["hello", "my", "friend", "good", "day"]),
+    ("今天 ok[lbreak]吗。", ["今", "天", "ok", "吗"]),
+    ("don't unbelievable[uv_break]", ["don't", "unbelievable"]),
+    (" [Stts]a [spk_emb]b [break_2]", ["a", "b"]),
+    ("[laugh]", []),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), TEXTS)
+@pytest.mark.parametrize("before", [("", ""), ("[speed_5]", ""), ("[speed_5]", "a sample, 样本")])
+@pytest.mark.parametrize("has_speaker", [False, True])
+def test_words_are_found_in_the_prompt_that_has_them_spoken(prompts, encode, text, words, before, has_speaker):
+    ids = prompts.code_prompt(text, *before, has_speaker=has_speaker)
+    places = prompts.places(text, *before, has_speaker=has_speaker)
+    assert [word.text for word in places.words] == words
+    own = ids[places.first : places.end]
+    for word in places.words:
+        assert own[word.first : word.end] == encode(word.text)
+    assert ids[: places.first] == encode(f"[Stts]{'[spk_emb]' if has_speaker else '[empty_spk]'}{before[1]}{before[0]}")
+    assert ids[places.end :] == encode("[Ptts]")
+
+
+def test_a_transcript_that_runs_into_the_text_leaves_its_words_in_order(prompts):
+    """A transcript without a mark at its end runs into the text."""
+    places = prompts.places("low tide", "", "bel", has_speaker=True)
+    assert [word.text for word in places.words] == ["low", "tide"]
+    assert 0 <= places.words[0].first < places.words[0].end <= places.words[1].first
+
+
 @pytest.mark.parametrize("tag", ["[spk_emb]", "[break_0]", "[oral_3]"])
 def test_vocabulary_without_a_tag_is_refused(assets, tmp_path, tag):
     text = (assets / "tokenizer.json").read_text(encoding="utf-8")

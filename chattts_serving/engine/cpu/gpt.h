@@ -45,12 +45,16 @@ typedef struct {
     float *key_scales, *value_scales; /* int8 only: [layer, head, token] */
     float *hidden_states;             /* [token, hidden] */
     int32_t *tokens;                  /* [token, codebook]: the rows of Batch.tokens that the cache was made from */
+    int32_t *looks;                   /* [token, text head]: the token of the text that the head looks at most */
+    const int32_t *text_heads;        /* [layer, head]: its place among the text heads, or -1 */
+    int64_t num_text_heads;
 } Model;
 
 typedef struct { /* one sequence of the batch */
     int64_t cache_start;           /* where its slot begins */
     int64_t num_cached, num_new;   /* tokens */
     int64_t first_row;             /* of its new tokens, in Batch.tokens */
+    int64_t text_first, text_end;  /* tokens of the prompt that looks are at; none where the two are equal */
     int64_t seed;
     const float *speaker;          /* [hidden], in place of tokens of -1 */
     int32_t draws;                 /* TEXT, AUDIO or NOTHING */

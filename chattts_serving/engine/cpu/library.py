@@ -97,8 +97,11 @@ class Model(ctypes.Structure):
                 "value_scales",
                 "hidden_states",
                 "tokens",
+                "looks",
+                "text_heads",
             )
         ),
+        ("num_text_heads", ctypes.c_int64),
     )
 
 
@@ -140,6 +143,8 @@ ENTRY = np.dtype(
         ("num_cached", np.int64),
         ("num_new", np.int64),
         ("first_row", np.int64),
+        ("text_first", np.int64),
+        ("text_end", np.int64),
         ("seed", np.int64),
         ("speaker", np.uint64),
         ("draws", np.int32),

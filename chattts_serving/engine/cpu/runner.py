@@ -92,7 +92,7 @@ class CpuRunner:
             head_dim=config.head_dim,
             num_codebooks=config.num_codebooks,
         )
-        self.config = config
+        self.config, self.text_heads = config, config.text_heads
         self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(config, precision))
         self._memory = Memory()
         self._threads = Threads(num_threads, instruction_set)
@@ -123,11 +123,11 @@ class CpuRunner:
 
     @staticmethod
     def bytes_per_token(config: GPTConfig, precision: Precision) -> int:
-        """Bytes of cache that one token takes: keys and values of every layer, one hidden state, and the token."""
+        """Bytes of cache that one token takes: keys and values of every layer, a hidden state, the token, and looks."""
         cache_type = PRECISIONS[precision][1]
         numbers = config.head_dim * cache_type.itemsize + (SCALE.itemsize if cache_type == np.int8 else 0)
         keys_and_values = 2 * config.num_layers * config.num_heads * numbers
-        return keys_and_values + 4 * config.hidden_size + 4 * config.num_codebooks
+        return keys_and_values + 4 * (config.hidden_size + config.num_codebooks + len(config.text_heads))
 
     def launch(self, batch: Batch) -> DonePending:
         """As `Runner`."""
@@ -138,11 +138,16 @@ class CpuRunner:
         start = sequence.cache_start + sequence.num_prompt_tokens - 1
         return self._hidden[start + first : start + last].copy()
 
+    def looks(self, sequence: Sequence, num_tokens: int) -> IntArray:
+        """As `Runner`."""
+        start = sequence.cache_start + sequence.num_prompt_tokens - 1
+        return self._looks[start : start + num_tokens].copy()
+
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
         """Copy the first `num_tokens` of slot `source` into slot `target`; the two do not overlap."""
         for pool in (self._keys, self._values, self._key_scales, self._value_scales):
             pool[:, :, target.start : target.start + num_tokens] = pool[:, :, source.start : source.start + num_tokens]
-        for pool in (self._hidden, self._tokens):
+        for pool in (self._hidden, self._tokens, self._looks):
             pool[target.start : target.start + num_tokens] = pool[source.start : source.start + num_tokens]
 
     def warm_up(self) -> None:
@@ -171,6 +176,10 @@ class CpuRunner:
         self._key_scales, self._value_scales = (np.full(scaled, 0, SCALE) for _ in range(2))
         self._hidden = np.full((self.num_cache_tokens, config.hidden_size), 0, np.float32)
         self._tokens = np.full((self.num_cache_tokens, config.num_codebooks), NO_TOKEN, np.int32)
+        self._looks = np.full((self.num_cache_tokens, len(self.text_heads)), 0, np.int32)
+        text_heads = np.full((config.num_layers, config.num_heads), -1, np.int32)
+        for place, head in enumerate(self.text_heads):
+            text_heads[head.layer, head.head] = place
         cosines, sines = rope_tables(config)
         return Model(
             hidden=config.hidden_size,
@@ -201,6 +210,9 @@ class CpuRunner:
             value_scales=address(self._value_scales),
             hidden_states=address(self._hidden),
             tokens=address(self._tokens),
+            looks=address(self._looks),
+            text_heads=address(text_heads),
+            num_text_heads=len(self.text_heads),
         )
 
     def _workspace(self, num_threads: int) -> Workspace:
@@ -238,6 +250,8 @@ class CpuRunner:
             if sequence.speaker is not None:
                 speakers.append(np.ascontiguousarray(sequence.speaker, np.float32))
                 entry["speaker"] = speakers[-1].ctypes.data
+            if sequence.watched is not None and self.text_heads:
+                entry["text_first"], entry["text_end"] = sequence.watched
             entry["draws"] = DRAWS[sequence.kind] if part.draws else NO_DRAW
             entry["head_row"] = head_row
             entry["step"] = sequence.num_new_tokens

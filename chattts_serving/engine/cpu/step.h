@@ -324,9 +324,18 @@ INLINE void store_in_cache(void *pool, float *scales, int kind, int64_t token, c
     else memcpy((float *)pool + token * dim, values, sizeof(float) * dim);
 }
 
+/* Notes the token of the text that one row looks at most, by its scores of the `count` tokens that it may see. */
+static void note_look(const Model *model, const Entry *entry, int text_head, int64_t row, const float *scores, int64_t count) {
+    const int64_t end = entry->text_end < count ? entry->text_end : count;
+    int64_t most = entry->text_first;
+    for (int64_t t = most + 1; t < end; t++) most = scores[t] > scores[most] ? t : most;
+    const int64_t place = entry->cache_start + entry->num_cached + row;
+    model->looks[place * model->num_text_heads + text_head] = (int32_t)most;
+}
+
 /* `group` (a constant) rows from `row` on, over the cache up to each; `next` is what this thread reads afterwards. */
-INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, int head, int64_t row, int group,
-                         int parts, int kind, int64_t next) {
+INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, int head, int text_head, int64_t row,
+                         int group, int parts, int kind, int64_t next) {
     const Model *model = share->model;
     const int dim = parts * VL;
     const int64_t longest = entry->num_cached + row + group, stride = model->max_positions + 64;
@@ -355,6 +364,7 @@ INLINE void attend_group(const Share *share, const Entry *entry, int64_t place, 
     for (int g = 0; g < group; g++) { /* softmax over what this row may see; the weight of the rest is 0 */
         float *weights = scores + g * stride;
         const int64_t count = longest - group + g + 1, padded = (longest + VL - 1) / VL * VL;
+        if (text_head >= 0) note_look(model, entry, text_head, row + g, weights, count);
         vf most = all(-INFINITY), sums = {0};
         for (int64_t t = count; t < padded; t++) weights[t] = -INFINITY;
         for (int64_t t = 0; t < padded; t += VL) most = largest(most, *(const vf *)(weights + t));
@@ -387,6 +397,7 @@ INLINE void attend_in(const Share *share, int layer, const Entry *entry, int hea
     const int dim = parts * VL;
     const int64_t place = cache_place(model, entry, layer, head), width = 3 * (int64_t)model->hidden;
     const float *qkv = share->work->qkv + entry->first_row * width + head * dim;
+    const int text_head = entry->text_first < entry->text_end ? model->text_heads[layer * model->heads + head] : -1;
     for (int64_t row = 0; row < entry->num_new; row++) {
         float rotated[MAX_HEAD_DIM];
         const int64_t position = entry->num_cached + row;
@@ -397,8 +408,9 @@ INLINE void attend_in(const Share *share, int layer, const Entry *entry, int hea
     }
     int64_t row = 0;
     for (; row + GROUP <= entry->num_new; row += GROUP)
-        attend_group(share, entry, place, head, row, GROUP, parts, kind, next);
-    for (; row < entry->num_new; row++) attend_group(share, entry, place, head, row, 1, parts, kind, next);
+        attend_group(share, entry, place, head, text_head, row, GROUP, parts, kind, next);
+    for (; row < entry->num_new; row++)
+        attend_group(share, entry, place, head, text_head, row, 1, parts, kind, next);
 }
 
 static void attend(const Share *share, int layer, int64_t task) {

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from chattts_serving.engine.batch import Batch, IntArray
+from chattts_serving.engine.gpt_config import TextHead
 from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.torch_ops import Buffers, StepOps, TorchOps
@@ -114,6 +115,7 @@ class TorchRunner:
             most_tokens = max_sequences * config.max_position_embeddings + 1
             kv_cache_gb = share_of_memory_gb(free_bytes, most_tokens, self.bytes_per_token(model))
         self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(model))
+        self.text_heads: tuple[TextHead, ...] = ()  # where they look is not noted
         self.steps_ahead = int(on_gpu) if steps_ahead is None else steps_ahead
         # Hidden states are copied beside the step that is already under way.
         self._copy_stream = _use_streams(model.device) if on_gpu else None
@@ -164,6 +166,10 @@ class TorchRunner:
         with torch.cuda.stream(self._copy_stream):
             on_host = states.cpu()
         return on_host.float().numpy()
+
+    def looks(self, _sequence: Sequence, num_tokens: int) -> npt.NDArray[np.int32]:
+        """As `Runner`: nothing is noted."""
+        return np.zeros((num_tokens, 0), np.int32)
 
     @torch.inference_mode()
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:

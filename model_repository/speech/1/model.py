@@ -34,12 +34,14 @@ class TritonPythonModel:
             try:
                 generation = triton_io.read_text(request, "generation")
                 (speaker,) = triton_io.read_array(request, "speaker_embedding")
+                warned = any(tensor.name() == "text_warning" for tensor in request.inputs())
+                warning = triton_io.read_text(request, "text_warning") if warned else ""
             except Exception as error:
                 report.ended(error)
                 triton_io.send_last(pb_utils, sender, triton_io.failure(pb_utils, error))
                 report.gone()
             else:
-                prepared = {"generation": generation, "speaker_embedding": speaker.copy()}
+                prepared = {"generation": generation, "speaker_embedding": speaker.copy(), "warning": warning}
                 trace = self._tracer.of(request)
                 call = partial(triton_io.call_model_async, pb_utils, request_id=request.request_id(), trace=trace)
                 models = session.Models(call, self._reader, trace.span, self._reports.held)

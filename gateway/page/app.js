@@ -3,7 +3,7 @@
 
 import { useKey } from "./api.js";
 import { startCloning } from "./cloning.js";
-import { Dialogue } from "./dialogue.js";
+import { Dialogue, MOST_LINES } from "./dialogue.js";
 import { startDraft } from "./draft.js";
 import * as form from "./form.js";
 import { Hearing } from "./hearing.js";
@@ -137,8 +137,12 @@ async function takeText(file) {
   if (!file) return;
   const [wrong, text] = await textOf(file);
   if (wrong) return form.wrong("input", wrong, { name: file.name });
+  const isDialogue = Boolean(part("kind").value);
+  const lines = text.split("\n").filter((line) => line.trim());
+  const counted = { name: file.name, count: lines.length, most: MOST_LINES };
+  if (isDialogue && lines.length > MOST_LINES) return form.wrong("input", "file_lines", counted);
   if (form.textsOf(form.values()).length && !confirm(word("file_sure", { name: file.name }))) return;
-  if (part("kind").value) dialogue.take(text.split("\n").filter((line) => line.trim()));
+  if (isDialogue) dialogue.take(lines);
   else form.putBack({ ...form.values(), input: text });
   say(status, "file_taken", { name: file.name });
 }

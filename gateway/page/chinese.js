@@ -25,6 +25,7 @@ export default {
   file_wrong: "“{name}”不是文本文件。",
   file_large: "“{name}”过大：文本文件不得超过 1 MB。",
   file_empty: "“{name}”中没有文本。",
+  file_lines: "“{name}”有 {count} 行；对话最多 {most} 句。",
   text_example: "输入或粘贴中文、英文文本。",
   count: "{count} / {most} 个字符",
   text_missing: "请先输入要朗读的文本。",

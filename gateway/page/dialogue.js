@@ -3,7 +3,7 @@
 
 import { label } from "./words.js";
 
-const MOST_LINES = 200; // the server's limit
+export const MOST_LINES = 200; // the server's limit
 
 export class Dialogue {
   #list;
@@ -31,10 +31,10 @@ export class Dialogue {
     this.#add.disabled = this.lines.length >= MOST_LINES;
   }
 
-  /** Take `texts` as the lines, in turns of two voices. */
+  /** Take `texts`, MOST_LINES at most, as the lines, in turns of two voices. */
   take(texts) {
     const lines = [];
-    for (const text of texts.slice(0, MOST_LINES)) lines.push({ voice: this.#voiceAfter(lines), text });
+    for (const text of texts) lines.push({ voice: this.#voiceAfter(lines), text });
     this.#keep(lines);
     this.focus(0);
   }

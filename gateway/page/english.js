@@ -25,6 +25,7 @@ export default {
   file_wrong: "“{name}” is no text file.",
   file_large: "“{name}” is too large: a text file may have 1 MB.",
   file_empty: "There is no text in “{name}”.",
+  file_lines: "“{name}” has {count} lines; a dialogue may have {most}.",
   text_example: "Type or paste text in English or Chinese.",
   count: "{count} of {most} characters",
   text_missing: "Type something to say first.",

@@ -2,8 +2,8 @@
 // It is given answers of the server, and knows no field.
 
 const SAID = [
-  [/allowed is text with at least one word/, "error_no_words"],
-  [/allowed is text in Chinese or English/, "error_script"],
+  [/; allowed is (for turn \d+: )?text with at least one word/, "error_no_words"],
+  [/; allowed is (for turn \d+: )?text in Chinese or English/, "error_script"],
   [/no id of a cloned voice/, "error_clone_id"],
   [/leaves room for text|whose voice this model can speak/, "error_clone_voice"],
   [/no recording that FFmpeg can read/, "error_no_recording"],

@@ -7,13 +7,14 @@ import { read, write } from "./store.js";
 import { label, say } from "./words.js";
 
 const KEPT = "voices"; // [[name, id], ...]
+const USUAL = "default"; // comes first
 const OWN = "own:"; // names of the server's voices have no colon
 const PLAY = "M5.5 3.5v13l11-6.5z", STOP = "M5 5h10v10H5z", REMOVE = "M5 5l10 10M15 5L5 15";
 
 export class Voices {
   #list;
   #field;
-  #listed = [{ id: "default" }];
+  #listed = [{ id: USUAL }];
 
   /** The list of cards and the field that has the value; `onHear(button, value)`, `onRemove(name)`, `onChange()`. */
   constructor(list, field, { onHear, onRemove, onChange }) {
@@ -26,9 +27,10 @@ export class Voices {
 
   /** Ask the server for its voices. */
   async load() {
-    this.#listed = (await (await ask("/v1/audio/voices")).json()).data;
+    const { data } = await (await ask("/v1/audio/voices")).json();
+    this.#listed = data.sort((one, other) => (other.id === USUAL) - (one.id === USUAL));
     this.#changed();
-    if (!this.has(this.#field.value)) this.choose(this.has("default") ? "default" : this.values[0]);
+    if (!this.has(this.#field.value)) this.choose(this.values[0]);
   }
 
   /** What the API wants for the value of a voice. */

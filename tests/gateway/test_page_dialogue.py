@@ -97,7 +97,8 @@ def test_a_line_speaks_in_a_cloned_voice(page):
 def test_the_line_that_the_server_blames_is_gone_to(page):
     write(page, "fail INVALID_ARG input 'turns' is '!'; allowed is for turn 2: text with at least one word", "", "!")
     page.click("#speak")
-    expect(page.locator("#input-error")).to_contain_text("for turn 2")
+    expect(page.locator("#input-error")).to_contain_text("There is nothing in this text to say.")
+    expect(page.locator("#input-error [lang=en]")).to_contain_text("for turn 2")
     expect(page.get_by_role("textbox", name="Line 3")).to_be_focused()
 
 

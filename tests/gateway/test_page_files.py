@@ -103,6 +103,9 @@ def test_a_dropped_file_is_opened_and_is_the_lines_of_a_dialogue(page):
     expect(page.get_by_role("textbox", name="Line 1")).to_have_value("Good morning, 你好。")
     expect(page.get_by_role("textbox", name="Line 2")).to_have_value("Good night, 晚安。")
     expect(page.locator("#text")).to_have_class("card")
+    open_text(page, b"Line.\n" * 201)
+    expect(page.locator("#input-error")).to_have_text("“text.txt” has 201 lines; a dialogue may have 200.")
+    expect(page.locator(".turns li")).to_have_count(2)
 
 
 WRONG = [(b"\x00\x01\xff", "“a.bin” is no text file."), (b" \n", "There is no text in “a.bin”.")]

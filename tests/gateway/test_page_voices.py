@@ -51,12 +51,15 @@ def test_the_page_has_words_of_its_own_for_the_voices_of_this_repository(page, f
 
 
 def test_the_words_of_a_card_follow_the_language(page):
-    listed = {"data": [{"id": "awb", "name": "awb", "description": "A man from Scotland, after flite's voice awb."}]}
-    page.route("**/v1/audio/voices", lambda route: route.fulfill(json=listed))
+    """The default one comes first, wherever the server lists it."""
+    files = [ROOT / "export" / "demo" / "voices" / f"{name}.json" for name in ("awb", "default")]
+    listed = [{"id": path.stem} | json.loads(path.read_text(encoding="utf-8")) for path in files]
+    page.route("**/v1/audio/voices", lambda route: route.fulfill(json={"data": listed}))
     page.reload()
-    expect(page.get_by_role("radio", name="Scottish man awb")).to_be_checked()
+    expect(page.get_by_role("radio", name="American woman default")).to_be_checked()
+    assert cards(page) == [["American woman", "default"], ["Scottish man", "awb"]]
     page.click("#switch-language")
-    assert cards(page) == [["苏格兰男声", "awb"]]
+    assert cards(page) == [["美国女声", "default"], ["苏格兰男声", "awb"]]
     expect(page.get_by_role("button", name="试听 苏格兰男声")).to_be_visible()
 
 

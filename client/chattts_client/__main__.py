@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from chattts_client.arguments import CloneCommand, SpeakCommand, VoicesCommand, command_from
+from chattts_client.arguments import command_from
 from chattts_client.audio_file import write_whole
 from chattts_client.client import Endpoint, TTSClient
+from chattts_client.commands import CloneCommand, SpeakCommand, VoicesCommand
 from chattts_client.detecting import DetectCommand, detect
 from chattts_client.errors import TTSError
 from chattts_client.speaking import speak

@@ -7,16 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from chattts_client.audio_file import audio_format
 from chattts_client.client import DEFAULT_TIMEOUT, DEFAULT_URLS, MAX_DEADLINE_MS, Endpoint
+from chattts_client.commands import STANDARD_STREAM, CloneCommand, Job, SpeakCommand, VoicesCommand
 from chattts_client.detecting import DetectCommand
 from chattts_client.dialogue import Turn, turns_from, voices_from
 from chattts_client.errors import InvalidInputError, invalid_input
@@ -25,7 +23,6 @@ from chattts_client.recording import MAX_SECONDS, read_recording
 from chattts_client.several import PRIORITY
 from chattts_client.watermark import KEY_VARIABLE, key_from
 
-STANDARD_STREAM = "-"
 DEFAULT_CONCURRENCY = 4  # the server batches what arrives together
 FOLDER_FILE_STEM = "speech"  # of files where --output or --srt is a folder
 SUBTITLE_ENDING = ".srt"
@@ -58,75 +55,6 @@ many sentences were cut at --max-new-tokens.
 exit status: 0 all texts were spoken, 1 some were not, 2 the command line is wrong, 130 interrupted.
 The timeout also goes to the server as --deadline-ms, up to {MAX_DEADLINE_MS // 1000} s.
 """
-
-
-@dataclass(frozen=True)
-class Job:
-    """One text and where its audio goes.
-
-    Attributes:
-        number: 1 for the first text.
-        text: what to say.
-        audio: the audio file; None for standard output, and with `--refine-only`.
-        subtitles: the subtitle file, None for none.
-    """
-
-    number: int
-    text: str
-    audio: Path | None
-    subtitles: Path | None
-
-    @property
-    def name(self) -> str:
-        """The output as messages call it."""
-        return STANDARD_STREAM if self.audio is None else str(self.audio)
-
-
-@dataclass(frozen=True)
-class SpeakCommand:
-    """Speak texts.
-
-    Attributes:
-        mode: of streams; None asks for whole answers.
-        concurrency: texts in flight at once.
-        floating: whether samples are written as 32-bit floats.
-        json: whether reports go to standard output as JSON.
-    """
-
-    endpoint: Endpoint
-    options: SynthesisOptions
-    mode: Mode | None
-    jobs: tuple[Job, ...]
-    concurrency: int
-    floating: bool
-    json: bool
-
-
-@dataclass(frozen=True)
-class VoicesCommand:
-    """List the server's voices."""
-
-    endpoint: Endpoint
-    json: bool
-
-
-@dataclass(frozen=True, eq=False)  # comparing arrays gives an array
-class CloneCommand:
-    """Encode a recording.
-
-    Attributes:
-        audio: its samples, [num_samples].
-        sample_rate: in Hz.
-        transcript: what is said in it, on one line; None where it is not given.
-        output: file for the result, None for standard output.
-    """
-
-    endpoint: Endpoint
-    audio: NDArray[np.float32]
-    sample_rate: int
-    transcript: str | None
-    output: Path | None
-
 
 Command = SpeakCommand | VoicesCommand | CloneCommand | DetectCommand
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from chattts_client import subtitles
-from chattts_client.arguments import Job, SpeakCommand
 from chattts_client.audio_file import WAV, WAV_FLOAT, Encoder, audio_format, encoded, pcm, replacing, write_whole
 from chattts_client.client import AsyncTTSClient
+from chattts_client.commands import Job, SpeakCommand
 from chattts_client.errors import TTSError, invalid_input
 from chattts_client.several import as_they_end, with_patience
 from chattts_client.speech import Chunk, Speech, joined

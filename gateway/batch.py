@@ -103,7 +103,7 @@ class BatchResponse(LiveResponse):
                         num_tokens += chunk.num_tokens
             return told, num_tokens, b"".join(parts)
 
-        with self._here.metrics.speech() as report:
+        with self._here.metrics.speech(is_heard=False) as report:
             try:
                 told, num_tokens, audio = await with_patience(work, self._here.settings.timeout_s)
             except TTSError as error:

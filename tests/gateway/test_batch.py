@@ -276,6 +276,7 @@ def test_a_text_waits_for_room_and_is_told_that_there_is_none(impatient, tmp_pat
     assert 'chattts_gateway_syntheses_ended_total{outcome="error_503"} 1.0' in counted
     assert 'chattts_gateway_syntheses_ended_total{outcome="spoken"} 2.0' in counted
     assert "chattts_gateway_syntheses 0.0" in counted
+    assert "chattts_gateway_first_audio_seconds_count 0.0" in counted
 
 
 def test_a_text_that_takes_too_long_fails_alone(impatient):

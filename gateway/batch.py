@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
 from chattts_client import TTSError
 from chattts_client.several import as_they_end, with_patience
 from chattts_client.tracing import About
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from gateway.audio import FORMATS
 from gateway.batch_answers import ANSWERS, BatchResult, Outcome, Usage
@@ -37,11 +37,19 @@ class BatchResponse(LiveResponse):
         self._place = here.access.batch(owner, len(request.items))
 
     async def speak(self, send: Send) -> None:
-        """Send what becomes of the texts.
+        """Send what becomes of the texts; a client that takes nothing for the time of a synthesis is given up.
 
         Raises:
             GatewayError: there is no place.
         """
+
+        async def sent(message: Message) -> None:
+            await asyncio.wait_for(send(message), self._here.settings.timeout_s)
+
+        with suppress(TimeoutError, asyncio.TimeoutError):  # two classes until Python 3.11
+            await self._speak(sent)
+
+    async def _speak(self, send: Send) -> None:
         answer, num_texts, num_spoken = ANSWERS[self._request.answer_format](), len(self._request.items), 0
         with self._place as at_once:
             headers = as_headers({"content-type": answer.media_type, **LIVE_HEADERS})
@@ -51,10 +59,7 @@ class BatchResponse(LiveResponse):
                 async for outcome in outcomes:
                     num_spoken += outcome.result.error is None
                     body = await asyncio.to_thread(answer.add, outcome)  # megabytes of base64 take a while
-                    try:
-                        await asyncio.wait_for(send(body_message(body, more=True)), self._here.settings.timeout_s)
-                    except (TimeoutError, asyncio.TimeoutError):  # a client that does not read
-                        return
+                    await send(body_message(body, more=True))
         totals = {"id": self._about.request_id, "total": num_texts, "succeeded": num_spoken}
         await send(body_message(answer.finish({**totals, "failed": num_texts - num_spoken}), more=False))
 
@@ -98,7 +103,7 @@ class BatchResponse(LiveResponse):
                         num_tokens += chunk.num_tokens
             return told, num_tokens, b"".join(parts)
 
-        with self._here.metrics.speech() as report:
+        with self._here.metrics.speech(is_heard=False) as report:
             try:
                 told, num_tokens, audio = await with_patience(work, self._here.settings.timeout_s)
             except TTSError as error:

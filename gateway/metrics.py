@@ -30,23 +30,23 @@ class Metrics:
         )
         self.rtf = Histogram("real_time_factor", "Seconds taken for a second of audio.", buckets=RATIOS, **named)
 
-    def speech(self) -> SpeechReport:
-        """The report of one synthesis, to be left when it has ended."""
-        return SpeechReport(self)
+    def speech(self, *, is_heard: bool = True) -> SpeechReport:
+        """The report of one synthesis, to be left when it has ended; one that lets others go first is not timed."""
+        return SpeechReport(self, is_heard)
 
 
 class SpeechReport:
     """One synthesis, from its request to its end."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        """It begins now."""
-        self._metrics, self._began = metrics, time.perf_counter()
+    def __init__(self, metrics: Metrics, is_heard: bool) -> None:
+        """It begins now; `is_heard` says whether somebody waits for its sound."""
+        self._metrics, self._is_heard, self._began = metrics, is_heard, time.perf_counter()
         self._status: int | None = None
         self._seconds = 0.0
 
     def add(self, chunk: Chunk) -> None:
         """A chunk has come."""
-        if not self._seconds and len(chunk.audio):
+        if self._is_heard and not self._seconds and len(chunk.audio):
             self._metrics.first_audio.observe(time.perf_counter() - self._began)
         self._seconds += chunk.duration
 
@@ -71,6 +71,6 @@ class SpeechReport:
             outcome = "left" if issubclass(kind, (asyncio.CancelledError, OSError)) else "failed"
         else:
             outcome = "spoken"
-            if self._seconds:
+            if self._is_heard and self._seconds:
                 self._metrics.rtf.observe((time.perf_counter() - self._began) / self._seconds)
         self._metrics.ended.labels(outcome).inc()

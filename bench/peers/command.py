@@ -28,16 +28,21 @@ SIZES = replace(OFFICIAL, num_text_tokens=16, spk_emb_id=1, ebreak_id=2, break_0
 WARM_STEPS = 2  # of each turn, not timed: the caches still hold another system's weights
 CHECKED = {"sequences": 3, "tokens": 40}  # prompts whose next CHECKED_STEPS logits are compared with float32
 CHECKED_STEPS = 12
+SLEEPING = ", sleeping"  # OpenMP's threads, which otherwise wait in loops: quicker while they have cores of their own
 PACKAGE = {"llama": "llama-cpp-python", "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
 class _System:
-    """What a worker is started with, and how far its logits may be from float32, as LOGIT_TOLERANCE."""
+    """What a worker is started with, and how far its logits may be from float32, as LOGIT_TOLERANCE.
+
+    `sleeps`: its threads, if it has several, sleep while they wait for each other.
+    """
 
     kind: str
     number_format: str
     tolerance: tuple[float, float]
+    sleeps: bool = False
 
 
 FP32, BF16, INT8 = (LOGIT_TOLERANCE[precision] for precision in (Precision.FP32, Precision.BF16, Precision.INT8))
@@ -45,18 +50,28 @@ SYSTEMS = {
     "ours fp32": _System("ours", "fp32", FP32),
     "ours bf16": _System("ours", "bf16", BF16),
     "ours int8": _System("ours", "int8", INT8),
-    "llama.cpp F32": _System("llama", "F32", FP32),
-    "llama.cpp BF16": _System("llama", "BF16", BF16),
-    "llama.cpp Q8_0": _System("llama", "Q8_0", INT8),
-    "llama.cpp Q4_0": _System("llama", "Q4_0", (0.6, 3.0)),  # 0.41 and 1.9 measured
+    **{
+        f"llama.cpp {number_format}{suffix}": _System("llama", number_format, tolerance, sleeps=bool(suffix))
+        for number_format, tolerance in (
+            ("F32", FP32),
+            ("BF16", BF16),
+            ("Q8_0", INT8),
+            ("Q4_0", (0.6, 3.0)),  # 0.41 and 1.9 measured
+        )
+        for suffix in ("", SLEEPING)
+    },
     "OpenVINO fp32": _System("openvino", "fp32", FP32),
     "OpenVINO bf16": _System("openvino", "bf16", BF16),
     "OpenVINO int8": _System("openvino", "int8", INT8),
 }
 GROUPS = (
-    Group("int8", ("llama.cpp Q8_0", "OpenVINO int8"), ("llama.cpp Q4_0",)),
-    Group("bf16", ("llama.cpp BF16", "OpenVINO bf16")),
-    Group("fp32", ("llama.cpp F32", "OpenVINO fp32")),
+    Group(
+        "int8",
+        ("llama.cpp Q8_0", f"llama.cpp Q8_0{SLEEPING}", "OpenVINO int8"),
+        ("llama.cpp Q4_0", f"llama.cpp Q4_0{SLEEPING}"),
+    ),
+    Group("bf16", ("llama.cpp BF16", f"llama.cpp BF16{SLEEPING}", "OpenVINO bf16")),
+    Group("fp32", ("llama.cpp F32", f"llama.cpp F32{SLEEPING}", "OpenVINO fp32")),
 )
 
 
@@ -211,6 +226,8 @@ def _started(group: Group, python: str, folder: Path, threads: int, num_tokens: 
         workers = {}
         for name in group.systems:
             system = SYSTEMS[name]
+            if system.sleeps and threads == 1:
+                continue  # it waits for nobody
             interpreter = sys.executable if system.kind == "ours" else python
             worker = Worker(
                 interpreter,
@@ -219,6 +236,7 @@ def _started(group: Group, python: str, folder: Path, threads: int, num_tokens: 
                 folder=folder,
                 threads=threads,
                 num_tokens=num_tokens,
+                sleeps=system.sleeps,
             )
             stack.callback(worker.close)
             worker.wait_until_ready()

@@ -16,7 +16,7 @@ Run = dict[str, Any]
 Panel = Callable[["Axes", Sequence[Run], Sequence[str]], None]
 
 MEASURES = {"cpu_ms": "CPU ms a step, one thread", "wall_ms": "ms a step, all threads"}
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 def peers_panels(runs: Sequence[Run]) -> list[Panel]:
@@ -49,7 +49,8 @@ def _panel(axes: Axes, runs: Sequence[Run], labels: Sequence[str], *, place: int
     threads = 1 if what == "cpu_ms" else settings["threads"]
     points = [point for point in points_of(turns, threads) if point.context == context]
     ours = [median_ms(turns, group.ours, point, what) or math.nan for point in points]
-    others = group.systems[1:]
+    there = {turn.system for turn in turns if turn.point.threads == threads}
+    others = [system for system in group.systems[1:] if system in there]
     width = 0.8 / len(others)
     for number, system in enumerate(others):
         times = [median_ms(turns, system, point, what) or math.nan for point in points]

@@ -37,14 +37,32 @@ class Worker:
     """The process of one system."""
 
     def __init__(
-        self, python: str, kind: str, number_format: str, *, folder: Path, threads: int, num_tokens: int
+        self,
+        python: str,
+        kind: str,
+        number_format: str,
+        *,
+        folder: Path,
+        threads: int,
+        num_tokens: int,
+        sleeps: bool = False,
     ) -> None:
-        """Start it in `python`; the rest is for `bench.peers.worker`. Its log is in `folder`, where the weights are."""
-        self._name, self._log = f"{kind} {number_format}", folder / f"{kind}-{number_format}.log"
+        """Start it in `python`; the rest is for `bench.peers.worker`. Its log is in `folder`, where the weights are.
+
+        With `sleeps` threads of OpenMP do so while they wait.
+        """
+        self._name, self._log = f"{kind} {number_format}", folder / f"{kind}-{number_format}-{sleeps}.log"
+        environment = os.environ | ({"OMP_WAIT_POLICY": "passive"} if sleeps else {})
         command = [python, "-m", "bench.peers.worker", kind, number_format, str(folder), str(threads), str(num_tokens)]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
 
     def wait_until_ready(self) -> None:

@@ -81,7 +81,8 @@ def points_of(turns: Iterable[Turn], threads: int) -> list[Point]:
 
 def group_table(turns: Sequence[Turn], group: Group, threads: int, what: str) -> str:
     """A row for each point with so many threads: the systems' times, and ours by the quickest peer's."""
-    systems = [system for system in group.systems if any(turn.system == system for turn in turns)]
+    there = {turn.system for turn in turns if turn.point.threads == threads}
+    systems = [system for system in group.systems if system in there]
     rows = [
         (
             point.busy,

@@ -130,6 +130,9 @@ class SpeechRequest(BaseModel):
     ssml: bool | None = Field(default=None, description="take `input` for a document of SSML")
     strict_tags: bool | None = Field(default=None, description="refuse bracketed words that are no control tags")
     redraw_long: bool | None = Field(default=None, description="draw sentences again that go on long after their text")
+    word_times: bool | None = Field(
+        default=None, description="with `stream_format` sse, events that say when each word is said"
+    )
     refine_prompt: Text | None = None
     prompt: Text | None = None
     language: Text | None = None
@@ -156,6 +159,8 @@ class SpeechRequest(BaseModel):
             GatewayError: 404 for another model, 400 for the rest.
         """
         check_model(self.model)
+        if self.word_times and self.stream_format != "sse":
+            raise invalid_field("word_times", "needs 'stream_format' sse: audio has no place for words")
         if strict and self.ignored:
             raise invalid_field(self.ignored[0], "would be ignored, which --strict forbids; leave it out")
 

@@ -24,7 +24,7 @@ from gateway.shared import Gateway
 from gateway.speech import NOTHING_TO_SAY
 
 CONFIG, TEXT, DONE, CLOSE = "session.config", "input.text", "input.done", "session.close"
-NOT_OF_SESSIONS = ("input", "stream", "stream_format", "allow_silence", "ssml")
+NOT_OF_SESSIONS = ("input", "stream", "stream_format", "allow_silence", "ssml", "word_times")
 MAX_WAITING = 1_000  # messages
 GRACE_S = 5.0  # past the time of a synthesis, which the server keeps, for a client that does not read
 TOO_MUCH, IS_LATE = 1008, 1013  # why the gateway closes: a limit, or a client that does not read
@@ -42,10 +42,10 @@ class SessionConfig(SpeechRequest):
 
     def check(self, *, strict: bool) -> None:
         """As for a request."""
-        super().check(strict=strict)
         for name in NOT_OF_SESSIONS:
             if name in self.model_fields_set:
                 raise invalid_field(name, "is no field of a session; leave it out")
+        super().check(strict=strict)
 
 
 class _ClosedError(ConnectionError):

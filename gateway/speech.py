@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
+from dataclasses import asdict
 
 import numpy as np
 from chattts_client import AsyncTTSClient, Chunk, InvalidInputError, TTSError
@@ -122,6 +123,8 @@ class SpeechResponse(Response):
                     held.append(part)
                 else:
                     yield headers, self._wrapped(part)
+                if chunk.words:
+                    yield headers, self._words(chunk)
         rest = b"".join([*held, writer.finish() if writer else b""])
         if self._is_whole and self._request.stream_format == "audio":
             headers.append((b"content-length", str(len(rest)).encode()))
@@ -158,6 +161,13 @@ class SpeechResponse(Response):
         if self._request.ignored:
             named["x-ignored"] = ", ".join(self._request.ignored)
         return [(name.encode(), value.encode()) for name, value in named.items()]
+
+    def _words(self, chunk: Chunk) -> bytes:
+        """The words of the sentences that end in `chunk`, at the times at which they are heard."""
+        times = [{"start": word.start / self._tempo, "end": word.end / self._tempo} for word in chunk.words]
+        words = [asdict(word) | when for word, when in zip(chunk.words, times, strict=True)]
+        warning = {"warning": chunk.warning} if chunk.warning else {}
+        return _event("speech.audio.words", {"type": "speech.audio.words", "words": words, **warning})
 
     def _wrapped(self, audio: bytes) -> bytes:
         if not audio or self._request.stream_format == "audio":

@@ -177,12 +177,16 @@ async def _do(client: AsyncTTSClient, job: Job, command: SpeakCommand) -> Outcom
         else:
             outcome = await _do_stream(client, job, command, command.mode)
         if outcome.speech is not None and job.subtitles is not None:
-            write_whole(job.subtitles, subtitles.srt(outcome.speech.sentences).encode())
+            write_whole(job.subtitles, _subtitles(job.subtitles, outcome.speech).encode())
     except BrokenPipeError:
         raise
     except (TTSError, OSError) as error:
         return Outcome(job, time.perf_counter() - started, error=error)
     return outcome
+
+
+def _subtitles(path: Path, speech: Speech) -> str:
+    return subtitles.subtitles(path.suffix.lower(), speech.sentences, speech.words)
 
 
 async def _do_whole(client: AsyncTTSClient, job: Job, command: SpeakCommand) -> Outcome:

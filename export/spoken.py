@@ -26,7 +26,7 @@ class Speaking:
     Attributes:
         prompt: text ids.
         first, end: of those, the sentence's own.
-        cache: keys and values of each layer, [2, tokens, heads, head_dim].
+        cache: keys and values, [layers, 2, heads, tokens, head_dim], of which `num_cached` tokens are there.
         looks: [layers, heads] a step, the place in the prompt that each head looks at most of the sentence's own.
         has_ended: whether it said that it has.
     """
@@ -34,7 +34,8 @@ class Speaking:
     prompt: Sequence[int]
     first: int
     end: int
-    cache: list[Array] = field(default_factory=list)
+    cache: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    num_cached: int = 0
     looks: list[Integers] = field(default_factory=list)
     has_ended: bool = False
 
@@ -52,29 +53,30 @@ class SpeakingModel:
     def speak(self, sentences: Sequence[Speaking], max_tokens: int, seed: int = 0) -> None:
         """Say all `sentences` at once, up to their ends, or `max_tokens` audio tokens of each."""
         rng = np.random.default_rng(seed)
-        rows = [self._prompt_rows(one) for one in sentences]
-        for one in sentences:
-            shape = (2, 0, self._config.num_heads, self._config.head_dim)
-            one.cache = [np.zeros(shape, np.float32) for _ in range(self._config.num_layers)]
+        rows = [self.begin(one, max_tokens) for one in sentences]
         going_on = list(sentences)
         for _ in range(max_tokens):
-            hidden = self._step(going_on, rows)
+            hidden = self.step(going_on, rows)
             codes = self._draw(hidden @ self._weights["head_code"].T, rng)
             for one, drawn in zip(going_on, codes, strict=True):
                 one.has_ended = bool((drawn == self._config.eos_code).any())
                 if one.has_ended:
                     one.looks.pop()  # the end is no token
-            rows = [self._code_row(code) for one, code in zip(going_on, codes, strict=True) if not one.has_ended]
+            rows = [self.code_row(code) for one, code in zip(going_on, codes, strict=True) if not one.has_ended]
             going_on = [one for one in going_on if not one.has_ended]
             if not going_on:
                 return
 
-    def _prompt_rows(self, sentence: Speaking) -> Array:
+    def begin(self, sentence: Speaking, max_tokens: int) -> Array:
+        """The rows of the prompt, [tokens, hidden], of a sentence that gets room for `max_tokens` more."""
+        config, room = self._config, len(sentence.prompt) + max_tokens
+        sentence.cache = np.zeros((config.num_layers, 2, config.num_heads, room, config.head_dim), np.float32)
         rows = self._weights["embed_text"][list(sentence.prompt)]
         rows[np.array(sentence.prompt) == self._config.spk_emb_id] = self._voice
         return rows
 
-    def _code_row(self, codes: Integers) -> Array:
+    def code_row(self, codes: Integers) -> Array:
+        """The row of an audio token, [1, hidden]."""
         row: Array = self._embed_code[np.arange(self._config.num_codebooks), codes].sum(axis=0, keepdims=True)
         return row
 
@@ -87,7 +89,7 @@ class SpeakingModel:
         drawn: Integers = np.argmax(logits + rng.gumbel(size=logits.shape), axis=-1)
         return drawn
 
-    def _step(self, sentences: Sequence[Speaking], rows: Sequence[Array]) -> Array:
+    def step(self, sentences: Sequence[Speaking], rows: Sequence[Array]) -> Array:
         """Compute the new `rows` of each sentence; the last hidden state of each, [sentences, hidden]."""
         config, weights = self._config, self._weights
         x = np.concatenate(rows)
@@ -105,22 +107,24 @@ class SpeakingModel:
             x = x + np.concatenate(attended) @ weight("o").T
             gate, up = np.split(self._normed(x, weight("post_norm")) @ weight("gate_up").T, 2, axis=1)
             x = x + (gate / (1 + np.exp(-gate)) * up) @ weight("down").T
+        for one, part in zip(sentences, rows, strict=True):
+            one.num_cached += len(part)
         return self._normed(x[ends - 1], weights["norm"])
 
     def _attend(self, sentence: Speaking, layer: int, qkv: Array) -> Array:
-        config = self._config
-        query, key, value = qkv.reshape(len(qkv), 3, config.num_heads, config.head_dim).swapaxes(0, 1)
-        num_cached = sentence.cache[layer].shape[1]
-        places = np.arange(num_cached, num_cached + len(qkv))
-        new = np.stack([self._rotated(key, places), value])
-        keys, values = sentence.cache[layer] = np.concatenate([sentence.cache[layer], new], axis=1)
-        query = self._rotated(query, places) / np.float32(np.sqrt(config.head_dim))
-        scores = np.einsum("qhd,khd->hqk", query, keys)
+        config, first = self._config, sentence.num_cached
+        # Each [heads, tokens, head_dim].
+        query, key, value = qkv.reshape(len(qkv), 3, config.num_heads, config.head_dim).transpose(1, 2, 0, 3)
+        places = np.arange(first, first + len(qkv))
+        cache = sentence.cache[layer]
+        cache[0, :, places], cache[1, :, places] = self._rotated(key, places).swapaxes(0, 1), value.swapaxes(0, 1)
+        keys, values = cache[:, :, : places[-1] + 1]
+        scores = self._rotated(query, places) @ keys.swapaxes(1, 2) / np.float32(np.sqrt(config.head_dim))
         sentence.looks[-1][layer] = sentence.first + scores[:, -1, sentence.first : sentence.end].argmax(axis=1)
-        scores = np.where(np.arange(len(keys)) <= places[:, None], scores, -np.inf)
+        scores = np.where(np.arange(keys.shape[1]) <= places[:, None], scores, -np.inf)
         scores = np.exp(scores - scores.max(axis=2, keepdims=True))
         scores /= scores.sum(axis=2, keepdims=True)
-        attended: Array = np.einsum("hqk,khd->qhd", scores, values).reshape(len(qkv), -1)
+        attended: Array = (scores @ values).swapaxes(0, 1).reshape(len(qkv), -1)
         return attended
 
     def _normed(self, x: Array, weight: Array) -> Array:
@@ -128,8 +132,8 @@ class SpeakingModel:
         return normed
 
     def _rotated(self, x: Array, places: Integers) -> Array:
-        """Rotary positions (Su et al. 2021), [tokens, heads, head_dim]."""
+        """Rotary positions (Su et al. 2021), [heads, tokens, head_dim]."""
         half = self._config.head_dim // 2
         turned = np.concatenate([-x[..., half:], x[..., :half]], axis=2)
-        rotated: Array = x * self._cosines[places][:, None] + turned * self._sines[places][:, None]
+        rotated: Array = x * self._cosines[places] + turned * self._sines[places]
         return rotated

@@ -22,7 +22,7 @@ class BatchItem(SpeechRequest):
     """One text of a batch: a request for speech, always a whole file, and a name for it."""
 
     KIND: ClassVar[str] = "a batch"
-    LEFT_OUT: ClassVar[Sequence[str]] = ("stream", "stream_format", "mode")
+    LEFT_OUT: ClassVar[Sequence[str]] = ("stream", "stream_format", "mode", "word_times")
 
     model: str = Field(default=MODEL, json_schema_extra={"pattern": f"^{MODEL_PATTERN}$"})
     response_format: FormatName = "wav"

@@ -135,6 +135,9 @@ class SpeechRequest(BaseModel):
     ssml: bool | None = Field(default=None, description="take `input` for a document of SSML")
     strict_tags: bool | None = Field(default=None, description="refuse bracketed words that are no control tags")
     redraw_long: bool | None = Field(default=None, description="draw sentences again that go on long after their text")
+    word_times: bool | None = Field(
+        default=None, description="with `stream_format` sse, events that say when each word is said"
+    )
     refine_prompt: Text | None = None
     prompt: Text | None = None
     language: Text | None = None
@@ -164,6 +167,8 @@ class SpeechRequest(BaseModel):
         for name in self.LEFT_OUT:
             if name in self.model_fields_set:
                 raise invalid_field(name, f"is no field of {self.KIND}; leave it out")
+        if self.word_times and self.stream_format != "sse":
+            raise invalid_field("word_times", "needs 'stream_format' sse: audio has no place for words")
         if strict and self.ignored:
             raise invalid_field(self.ignored[0], "would be ignored, which --strict forbids; leave it out")
 

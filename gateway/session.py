@@ -35,7 +35,7 @@ class SessionConfig(SpeechRequest):
     """What holds for the texts of a session: fields of a request for speech, and two of sessions."""
 
     KIND: ClassVar[str] = "a session"
-    LEFT_OUT: ClassVar[Sequence[str]] = ("input", "stream", "stream_format", "allow_silence", "ssml")
+    LEFT_OUT: ClassVar[Sequence[str]] = ("input", "stream", "stream_format", "allow_silence", "ssml", "word_times")
 
     model: str = Field(default=MODEL, json_schema_extra={"pattern": f"^{MODEL_PATTERN}$"})
     input: str = ""

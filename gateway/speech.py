@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -46,7 +47,7 @@ class Utterance:
             GatewayError: the request is wrong.
         """
         request.check(strict=here.settings.strict)
-        options, self._tempo = request.options(voices, here.settings.speed_tags)
+        options, self.tempo = request.options(voices, here.settings.speed_tags)
         self._request, self._whole, self._marker = request, whole, here.settings.marker
         asked = request.allow_silence
         self._allow_silence = here.settings.allow_silence if asked is None else asked
@@ -66,7 +67,7 @@ class Utterance:
             async for chunk in chunks:
                 if writer is None:
                     marker = self._marker(chunk.sample_rate)
-                    writer = AudioWriter(name, chunk.sample_rate, self._tempo, whole=self._whole, marker=marker)
+                    writer = AudioWriter(name, chunk.sample_rate, self.tempo, whole=self._whole, marker=marker)
                 report.add(chunk)
                 yield chunk, await encoded(name, writer, chunk)
         yield None, writer.finish() if writer else b""
@@ -169,6 +170,8 @@ class SpeechResponse(LiveResponse):
                     held.append(part)
                 else:
                     yield headers, self._wrapped(part)
+                if chunk is not None and chunk.words:
+                    yield headers, self._words(chunk)
         rest = b"".join(held)
         if self._is_whole and self._request.stream_format == "audio":
             headers.append((b"content-length", str(len(rest)).encode()))
@@ -189,6 +192,14 @@ class SpeechResponse(LiveResponse):
         if self._request.ignored:
             named["x-ignored"] = ", ".join(self._request.ignored)
         return as_headers(named)
+
+    def _words(self, chunk: Chunk) -> bytes:
+        """The words of the sentences that end in `chunk`, at the times at which they are heard."""
+        tempo = self._utterance.tempo
+        times = [{"start": word.start / tempo, "end": word.end / tempo} for word in chunk.words]
+        words = [asdict(word) | when for word, when in zip(chunk.words, times, strict=True)]
+        warning = {"warning": chunk.warning} if chunk.warning else {}
+        return _event("speech.audio.words", {"type": "speech.audio.words", "words": words, **warning})
 
     def _wrapped(self, audio: bytes) -> bytes:
         if not audio or self._request.stream_format == "audio":

@@ -21,11 +21,11 @@ from chattts_client.errors import InvalidInputError, invalid_input
 from chattts_client.options import Mode, SynthesisOptions
 from chattts_client.recording import MAX_SECONDS, read_recording
 from chattts_client.several import PRIORITY
+from chattts_client.subtitles import ENDINGS
 from chattts_client.watermark import KEY_VARIABLE, key_from
 
 DEFAULT_CONCURRENCY = 4  # the server batches what arrives together
 FOLDER_FILE_STEM = "speech"  # of files where --output or --srt is a folder
-SUBTITLE_ENDING = ".srt"
 TURNS = "turns"
 VOICES, CLONE, DETECT = "voices", "clone", "detect"  # words that are commands where they come first
 
@@ -118,7 +118,11 @@ def _speak_parser() -> argparse.ArgumentParser:
     add("--turns", metavar="FILE", help="a dialogue: lines NAME: TEXT, - for standard input; in place of texts")
     add("--voice", action="append", default=[], metavar="NAME=VOICE", help="the voice of a name of --turns; repeatable")
     add("-o", "--output", help="audio file, pattern or folder; - writes WAV to standard output; not for --refine-only")
-    add("--srt", metavar="FILE", help="subtitles, a cue a sentence: .srt file, pattern or folder")
+    add(
+        "--srt",
+        metavar="FILE",
+        help="subtitles, a cue a sentence, or a word with --word-times: .srt or .vtt file, pattern or folder",
+    )
     add("--float", action="store_true", help="32-bit floating point samples (WAV only)")
     add("--stream", action="store_true", help="write the audio as it comes, from the model chattts_stream")
     add("--mode", choices=get_args(Mode), help="of --stream: exact (the default), or low_latency to hear it sooner")
@@ -293,9 +297,9 @@ def _outputs(arguments: argparse.Namespace, count: int) -> list[tuple[Path | Non
         audio_format(path, floating=arguments.float)
         audio[:] = _numbered(path, count)
     if arguments.srt is not None:
-        path = _file_at(arguments.srt, SUBTITLE_ENDING)
-        if path.suffix.lower() != SUBTITLE_ENDING:
-            raise invalid_input("srt", arguments.srt, f"a file name that ends in {SUBTITLE_ENDING}")
+        path = _file_at(arguments.srt, ENDINGS[0])
+        if path.suffix.lower() not in ENDINGS:
+            raise invalid_input("srt", arguments.srt, f"a file name that ends in {' or '.join(ENDINGS)}")
         subtitles[:] = _numbered(path, count)
     for name, files in (("output", audio), ("srt", subtitles)):
         if files[0] is not None:

@@ -167,12 +167,16 @@ async def _do(client: AsyncTTSClient, job: Job, command: SpeakCommand) -> Outcom
         patience_s = command.endpoint.timeout if len(command.jobs) > 1 else 0.0
         outcome = await with_patience(do, patience_s)
         if outcome.speech is not None and job.subtitles is not None:
-            write_whole(job.subtitles, subtitles.srt(outcome.speech.sentences).encode())
+            write_whole(job.subtitles, _subtitles(job.subtitles, outcome.speech).encode())
     except BrokenPipeError:
         raise
     except (TTSError, OSError) as error:
         return Outcome(job, time.perf_counter() - started, error=error)
     return outcome
+
+
+def _subtitles(path: Path, speech: Speech) -> str:
+    return subtitles.subtitles(path.suffix.lower(), speech.sentences, speech.words)
 
 
 async def _do_whole(client: AsyncTTSClient, job: Job, command: SpeakCommand) -> Outcome:

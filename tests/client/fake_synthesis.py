@@ -71,7 +71,9 @@ def _num_tokens(seen: dict[str, Any]) -> int:
 def _outputs(seen: dict[str, Any], start: int, end: int, *, refined_text: str) -> Outputs:
     """The tokens from `start` to `end`, and the sentences that end there."""
     times = np.arange(start * SAMPLES_PER_CHARACTER, end * SAMPLES_PER_CHARACTER) / SAMPLE_RATE
-    sentences = [sentence for last, sentence in _sentences(seen) if start < last <= end]
+    ended = [(number, one) for number, (last, one) in enumerate(_sentences(seen)) if start < last <= end]
+    sentences = [sentence for _, sentence in ended]
+    words = [_word(number, sentence) for number, sentence in ended if "word_times" in seen]
     return {
         "audio": (0.5 * np.sin(2 * np.pi * 440 * times)).astype(np.float32)[None],
         "sample_rate": np.array([[SAMPLE_RATE]], np.int32),
@@ -81,6 +83,7 @@ def _outputs(seen: dict[str, Any], start: int, end: int, *, refined_text: str) -
         "refined_text": _string(refined_text),
         "num_tokens": np.array([[end - start]], np.int32),
         "sentences": _string(json.dumps(sentences)),
+        "words": _string(json.dumps(words)),
     }
 
 
@@ -104,6 +107,12 @@ def _sentences(seen: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
         found.append((last, sentence))
         first = last + 1
     return found
+
+
+def _word(number: int, sentence: dict[str, Any]) -> dict[str, Any]:
+    """The one word that a sentence has."""
+    times = {name: sentence[name] for name in ("start", "end")}
+    return {"text": sentence["text"].lower(), **times, "sentence": number, "confidence": 0.5}
 
 
 def _string(text: str) -> np.ndarray[Any, Any]:

@@ -22,6 +22,7 @@ from chattts_client import (
     TTSClient,
     TTSError,
     Voice,
+    Word,
 )
 
 from tests.client.conftest import FLAVOURS
@@ -102,6 +103,14 @@ def test_sentences_come_with_their_times(server, flavour):
         Sentence("你好", pytest.approx(6 * 512 / 24_000), pytest.approx(8 * 512 / 24_000), 2, "stop"),
     )
     assert [sentence.is_cut for sentence in speech.sentences] == [True, False]
+
+
+def test_words_come_with_their_times_where_they_are_asked_for(server, flavour):
+    speech = flavour.call(flavour.url(server), "synthesize", "Hello\n你好", word_times=True)
+    end = pytest.approx(5 * 512 / 24_000)
+    assert speech.words[0] == Word("hello", 0.0, end, sentence=0, confidence=0.5)
+    assert [word.sentence for word in speech.words] == [0, 1]
+    assert flavour.call(flavour.url(server), "synthesize", "Hello").words == ()
 
 
 def test_the_voice_that_was_used_comes_back(server, flavour):

@@ -248,7 +248,7 @@ def test_a_timeout_is_one_clear_line(server, tmp_path, protocol):
         (["a", "-o", "out.wav", "--stream", "--mode", "slow"], "invalid choice: 'slow'"),
         (
             ["a", "-o", "out.wav", "--srt", "out.txt"],
-            "input 'srt' is 'out.txt'; allowed is a file name that ends in .srt",
+            "input 'srt' is 'out.txt'; allowed is a file name that ends in .srt or .vtt",
         ),
         (["a", "-o", "out.wav", "--srt", "-"], "input 'srt' is '-'"),
         (["a", "-o", "out.wav", "--srt", "missing/out.srt"], "missing is none"),
@@ -376,6 +376,16 @@ def test_subtitles_have_a_cue_a_sentence(server, tmp_path, stream):
     assert (tmp_path / "out.srt").read_text(encoding="utf-8") == (
         "1\n00:00:00,000 --> 00:00:00,107\nHello\n\n2\n00:00:00,128 --> 00:00:00,341\n你好\n\n"
     )
+
+
+def test_subtitles_have_a_cue_a_word_with_word_times_and_are_webvtt_by_their_ending(server, tmp_path):
+    arguments = ["Hello\n你好", "-o", tmp_path / "out.wav", "--srt", tmp_path / "out.vtt", "--word-times", "--json"]
+    status, stdout, _ = run(server, *arguments)
+    assert status == 0
+    assert (tmp_path / "out.vtt").read_text(encoding="utf-8") == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:00.107\nhello\n\n00:00:00.128 --> 00:00:00.171\n你好\n\n"
+    )
+    assert [word["text"] for word in json.loads(stdout)["words"]] == ["hello", "你好"]
 
 
 def test_subtitles_are_numbered_as_the_texts_are(server, tmp_path):

@@ -43,6 +43,11 @@ def test_sentences_that_are_not_the_contracts_are_a_server_error(text):
         speech_from(outputs.get)
 
 
+def test_a_server_that_knows_no_words_is_one_without_any():
+    outputs = {name: array for name, array in whole(SEEN).items() if name != "words"}
+    assert speech_from(outputs.get).words == ()
+
+
 def test_joined_chunks_have_the_texts_that_begin_and_the_sentences_that_end_in_them():
     def chunk(text, *sentences):
         entries = [{"text": name, "start": 0, "end": 1, "num_tokens": 2, "finish_reason": "stop"} for name in sentences]

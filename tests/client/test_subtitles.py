@@ -1,12 +1,12 @@
-"""SubRip subtitles."""
+"""SubRip and WebVTT subtitles."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from chattts_client import Sentence
-from chattts_client.subtitles import srt
+from chattts_client import Sentence, Word
+from chattts_client.subtitles import subtitles
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +15,28 @@ CUE = re.compile(r"(\d+)\n(\d\d+):(\d\d):(\d\d),(\d{3}) --> (\d\d+):(\d\d):(\d\d
 
 def sentence(text: str, start: float = 0.0, end: float = 1.0) -> Sentence:
     return Sentence(text, start, end, 1, "stop")
+
+
+def srt(sentences) -> str:
+    return subtitles(".srt", list(sentences))
+
+
+WORDS = (Word("hello", 0.1, 0.5, 0, 1.0), Word("there", 0.5, 1.25, 0, 0.5), Word("a<b", 1.756, 2.0, 1, 0.9))
+
+
+def test_each_word_is_a_cue_where_there_are_words():
+    sentences = [Sentence("hello there", 0, 1.5, 9, "stop", 0, "Anna"), Sentence("a<b", 1.7, 2.1, 9, "stop", 1, "Bert")]
+    assert subtitles(".srt", sentences, WORDS) == (
+        "1\n00:00:00,100 --> 00:00:00,500\nAnna: hello\n\n2\n00:00:00,500 --> 00:00:01,250\nthere\n\n"
+        "3\n00:00:01,756 --> 00:00:02,000\nBert: a<b\n\n"
+    )
+
+
+def test_webvtt_has_its_head_its_marks_and_no_tags():
+    assert subtitles(".vtt", [sentence("so --> [laugh] & on", 0, 3_723.0004)], ()) == (
+        "WEBVTT\n\n00:00:00.000 --> 01:02:03.000\nso --&gt; &amp; on\n\n"
+    )
+    assert "a&lt;b" in subtitles(".vtt", [], WORDS)
 
 
 def test_each_sentence_is_a_cue():

@@ -122,6 +122,41 @@ def test_server_sent_events_carry_the_same_audio(gateway):
     assert done["usage"]["output_tokens"] == len(TEXT)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_events_say_when_words_are_heard(gateway, stream):
+    body = {
+        "model": "chattts",
+        "input": "one\ntwo",
+        "stream_format": "sse",
+        "word_times": True,
+        "speed": 2,
+        "stream": stream,
+    }
+    answer = requests.post(gateway.url + "/v1/audio/speech", json=body)
+    told = [event["words"] for event in events(answer) if event["type"] == "speech.audio.words"]
+    second = SAMPLES_PER_CHARACTER / SAMPLE_RATE / 2  # at twice the speed
+    assert told == [
+        [{"text": "one", "start": 0.0, "end": pytest.approx(3 * second), "sentence": 0, "confidence": 0.5}],
+        [
+            {
+                "text": "two",
+                "start": pytest.approx(4 * second),
+                "end": pytest.approx(7 * second),
+                "sentence": 1,
+                "confidence": 0.5,
+            }
+        ],
+    ]
+
+
+def test_words_beside_audio_that_has_no_place_for_them_are_refused(gateway):
+    body = {"model": "chattts", "input": "one", "word_times": True}
+    answer = requests.post(gateway.url + "/v1/audio/speech", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "word_times"
+    assert "stream_format" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("speed", [0.25, 0.5, 0.8, 1.25, 2.0, 4.0])
 @pytest.mark.parametrize("name", ["wav", "mp3"])
 def test_speed_changes_the_length_and_not_the_pitch(sdk, name, speed):

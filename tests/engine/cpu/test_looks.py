@@ -52,11 +52,9 @@ def test_heads_look_where_the_scores_are_highest(config, instructions):
         SpeakingModel(config, weights, np.zeros(config.hidden_size, np.float32)),
         Speaking(PROMPT, *WATCHED),
     )
-    shape = (2, 0, config.num_heads, config.head_dim)
-    expected.cache = [np.zeros(shape, np.float32) for _ in range(config.num_layers)]
     codes = finished.sequence.codes(0, finished.sequence.num_new_tokens)
-    for rows in (model._prompt_rows(expected), *map(model._code_row, codes[:-1])):
-        model._step([expected], [rows])
+    for rows in (model.begin(expected, len(codes)), *map(model.code_row, codes[:-1])):
+        model.step([expected], [rows])
     looks = np.stack(expected.looks)
     expected_looks = np.stack([looks[:, head.layer, head.head] for head in HEADS], axis=1)
     assert len(np.unique(expected_looks)) > 2

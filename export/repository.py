@@ -40,7 +40,6 @@ SERVING_SOURCES = (  # of chattts_serving
     "request",
     "shipped",
     "text.prompts",
-    "text.tokenizer",
     "voice.base16384",
     "voice.speaker",
     "voice.voices",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,7 +44,7 @@ class Word:
 
 
 def choose(counts: Mapping[str, int], number: int) -> dict[str, Sounds]:
-    """`number` tokens for the words of `counts`, single letters among them: token -> what it sounds like."""
+    """At most `number` tokens for the words of `counts`, single letters among them: token -> what it sounds like."""
     said_often = [word for word, count in counts.items() if count >= FEWEST]
     spellings = align(sorted(said_often, key=lambda word: (-counts[word], word)))
     words = [Word(word, spelling, round(10 * counts[word] ** 0.5)) for word, spelling in spellings.items()]
@@ -55,15 +55,9 @@ def choose(counts: Mapping[str, int], number: int) -> dict[str, Sounds]:
         gains = _gains(words, _sounds(words, tokens))
         for token, _ in gains.most_common((target - len(tokens)) // left):
             tokens[token] = None
-    used = (piece for word in words for piece in split(word.letters, tokens))
-    tokens = dict.fromkeys([*LETTERS, *used])  # what was merged away helps nobody
-    sounds = _sounds(words, tokens)
-    wrong = sorted(
-        (word for word in words if said(word.letters, sounds) != word.sounds(0, len(word.letters))), key=_by_weight
-    )
-    for word in wrong:
-        if len(tokens) < number:
-            tokens[word.letters] = None
+    tokens = _used(words, tokens)
+    while len(tokens) < number and (wrong := _wrong(words, tokens)):
+        tokens = _used(words, [*tokens, *wrong[: number - len(tokens)]])
     return _sounds(words, tokens)
 
 
@@ -87,6 +81,18 @@ def _most(heard: Counter[Sounds], token: str) -> Sounds:
     return heard.most_common(1)[0][0] if heard else lexicon().get(token.removeprefix(PREFIX), ())
 
 
+def _used(words: list[Word], tokens: Iterable[str]) -> dict[str, None]:
+    """Letters, and those of `tokens` that are still in a word: what was merged away helps nobody."""
+    known = dict.fromkeys(tokens)
+    return dict.fromkeys([*LETTERS, *(piece for word in words for piece in split(word.letters, known))])
+
+
+def _wrong(words: list[Word], tokens: Mapping[str, object]) -> list[str]:
+    """Words that do not sound like their pieces, the most frequent first."""
+    sounds = _sounds(words, tokens)
+    return [word.letters for word in words if said(word.letters, sounds) != word.sounds(0, len(word.letters))]
+
+
 def _gains(words: list[Word], sounds: Mapping[str, Sounds]) -> Counter[str]:
     """How much it would help to have two pieces that follow one another as one token."""
     gains: Counter[str] = Counter()
@@ -107,7 +113,3 @@ def _places(word: Word, tokens: Mapping[str, object]) -> Iterator[tuple[str, int
         end = start + len(piece.removeprefix(PREFIX))
         yield piece, start, end
         start = end
-
-
-def _by_weight(word: Word) -> tuple[float, str]:
-    return -word.weight, word.letters

@@ -1,5 +1,8 @@
 """The language model learns, and what it learnt is a checkpoint."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,6 +10,7 @@ from torch.nn import functional as F
 
 from export.checkpoint import Checkpoint
 from export.layout import EMBED_FILE
+from tests.conftest import ROOT
 from tests.training.spoken import BYE
 from training import batches, checkpoint, language
 from training.language import FILE, Ear, Speaker, total, train_language
@@ -16,6 +20,7 @@ from training.sound import CODEC_FILE, VOCODER_FILE
 from training.table import TextTable
 from training.taken import take
 
+ELSEWHERE = "pocketsphinx", "soxr", "chattts_client", "tritonclient", "matplotlib", "wetext"  # not where a GPU is
 SIZE_LIMIT = 25_000_000  # bytes of the checkpoint
 
 
@@ -106,3 +111,9 @@ def test_codes_are_heard_as_what_they_came_from():
     with torch.inference_mode():
         _, codes = codec.encode(mel)
         torch.testing.assert_close(codec.decode(codes), codec(mel), atol=1e-5, rtol=1e-4)
+
+
+def test_a_machine_with_a_gpu_needs_no_flite_and_no_listener():
+    missing = f"import sys; sys.modules.update(dict.fromkeys({ELSEWHERE}))"
+    command = f"{missing}; import training.__main__, training.language, training.pack, training.checkpoint"
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)

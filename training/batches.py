@@ -22,6 +22,7 @@ from training.vocabulary import IDS, SOUNDS, VOCABULARY, ids_of
 
 AHEAD = (0, 5)  # audio tokens from now to what each guided head looks for
 SHORTEST = 60  # audio tokens, 1.3 s: utterances of up to so many come first
+REFINED_SHARE = 4  # of this many texts one is refined, too
 EVALUATED_SHARE = 64  # of this many utterances one is not for training
 CURRICULUM = 10_000_000  # audio tokens until the longest have come
 
@@ -38,9 +39,10 @@ class Batch:
         lengths: int64 [B], audio tokens.
         places: int64 [B, T, heads], the place in `ids` where each guided head is to look.
         audio: float32 [B, T * SAMPLES_PER_TOKEN]; [B, 0] where there are no recordings but only codes.
-        refining: int64 [2 B, R], these texts and as many of words in any order, as the first pass refines them: prompt,
-            refined text, [Ebreak], padding. Without the second half it would learn sentences by heart.
-        is_refined: bool [2 B, R], the refined text and its end.
+        refining: int64 [2 N, R], one in REFINED_SHARE of these texts and as many of any words, as the first pass
+            refines them: prompt, refined text, [Ebreak], padding. Without the second half it would learn sentences by
+            heart.
+        is_refined: bool [2 N, R], the refined text and its end.
     """
 
     ids: torch.Tensor
@@ -146,8 +148,9 @@ class Corpus(IterableDataset[Batch]):
                 places[row, : one.tokens, head] = place[ahead : ahead + one.tokens]
         voices = torch.tensor([self._rows[voice] for voice, _ in pairs])
         lengths = torch.tensor([one.tokens for _, one in pairs])
-        loose = [" ".join(draw_words(rng, self._words) for _ in range(rng.randint(1, 3))) for _ in pairs]
-        refining, is_refined = _refining([*(one.text for _, one in pairs), *loose])
+        texts = [one.text for _, one in pairs[::REFINED_SHARE]]
+        loose = [" ".join(draw_words(rng, self._words) for _ in range(rng.randint(1, 3))) for _ in texts]
+        refining, is_refined = _refining([*texts, *loose])
         return Batch(ids, real, voices, codes, lengths, places, audio, refining, is_refined)
 
 

@@ -348,4 +348,4 @@ def _rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> tor
     """Rotary positions (Su et al. 2021), a head's first half with its second: [B, heads, L, D]."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=3)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=3)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=3).to(x.dtype)

@@ -97,7 +97,8 @@ def test_an_utterance_is_learnt_or_evaluated(folder, monkeypatch):
         corpus_of(folder, longest=3)
 
 
-def test_the_first_pass_is_to_make_pauses_of_commas(folder):
+def test_the_first_pass_is_to_make_pauses_of_commas(folder, monkeypatch):
+    monkeypatch.setattr(batches, "REFINED_SHARE", 1)
     batch = next(iter(corpus_of(folder)))
     row = batch.lengths.tolist().index(34)
     hello, rest = ids_of("hello"), [*ids_of("my"), *ids_of("friend"), IDS["."]]
@@ -108,7 +109,8 @@ def test_the_first_pass_is_to_make_pauses_of_commas(folder):
     assert batch.refining[row][batch.is_refined[row]].tolist() == refined
 
 
-def test_the_first_pass_learns_to_keep_words_that_make_no_sense(folder):
+def test_the_first_pass_learns_to_keep_words_that_make_no_sense(folder, monkeypatch):
+    monkeypatch.setattr(batches, "REFINED_SHARE", 1)
     batch = next(iter(corpus_of(folder)))
     for row in range(len(batch.lengths), len(batch.refining)):
         refined = batch.refining[row][batch.is_refined[row]].tolist()

@@ -51,6 +51,19 @@ def test_losses_fall(started, is_recorded):
     assert all(seen[-1][name] < seen[0][name] for name in ("mel", "guide", "text"))
 
 
+def test_half_precision_loses_little(started):
+    """As on a GPU; nothing is disturbed by chance here."""
+    batch = next(iter(batches.Corpus(started, ["slt"], seed=0, longest=100, tokens=100, seen=0)))
+    ear, speaker = Ear(started, torch.device("cpu")), Speaker().eval()
+    with torch.no_grad():
+        exact = ear.losses(speaker, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = speaker.losses(batch, ear.codec.decode(batch.codes))
+    for name in ("code_0", "code_3", "guide", "text"):
+        torch.testing.assert_close(found[name], exact[name], atol=0.05, rtol=0.02)
+    assert all(loss.dtype == torch.float32 for loss in found.values())
+
+
 def test_a_run_goes_on_where_the_last_one_stopped_and_ends_as_a_checkpoint(started, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(language, "EVALUATED", 1)
     options = {"rate": 1e-3, "tokens": 60, "longest": 100, "device": torch.device("cpu"), "workers": 0}

@@ -91,7 +91,7 @@ def _corpus(options: argparse.Namespace) -> None:
     words = sorted(texts.word_counts())
     for voice in options.voices:
         number = VOICES.index(voice)
-        said = texts.written()[number :: len(VOICES)][: options.sentences]
+        said = [one for one in texts.written() if texts.speaker(one) == voice][: options.sentences]
         simple = sentences(options.simple, number)
         loose = sentences(options.loose, number, partial(draw_words, known=words))
         everything = [*said, *simple, *loose]

@@ -41,7 +41,8 @@ def lexicon() -> dict[str, Sounds]:
 
 def is_ambiguous(word: str) -> bool:
     """Whether `word`, small letters and apostrophes, sounds unlike what is left of it without them."""
-    return "'" in word and _entries().get(word) != lexicon().get(word.replace("'", ""))
+    bare = lexicon().get(word.replace("'", ""))
+    return "'" in word and _entries().get(word, bare) != bare
 
 
 def align(words: Iterable[str]) -> dict[str, Spelling]:

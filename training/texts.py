@@ -11,6 +11,7 @@ from pathlib import Path
 
 from training.lexicon import is_ambiguous, lexicon
 from training.sentences import is_held_out
+from training.utterances import VOICES
 
 WORDNET = Path("/usr/share/wordnet")
 FEWEST_WORDS, MOST_WORDS = 3, 25
@@ -19,7 +20,7 @@ EVERYDAY = 100
 
 _BRACKETS = re.compile(r"\([^()]*\)")
 _ALLOWED = re.compile(r"[A-Za-z', ]+[.?!]?")
-_INITIALS = re.compile(r"\b(?:[A-Z]{2,}|[B-HJ-Zb-hj-z])\b")
+_INITIALS = re.compile(r"(?<![\w'])(?:[A-Z]{2,}|[B-HJ-Zb-hj-z])\b")
 _WORD = re.compile(r"[a-z']+")
 
 
@@ -33,6 +34,11 @@ def choose_everyday() -> list[str]:
     """The sentences of `everyday.txt`: the first EVERYDAY examples that are held out and have EVERYDAY_WORDS words."""
     held_out = (one for one in _ordered(examples()) if is_held_out(one) and len(one.split()) in EVERYDAY_WORDS)
     return [one for one, _ in zip(held_out, range(EVERYDAY), strict=False)]
+
+
+def speaker(sentence: str) -> str:
+    """The voice that says `sentence`: each has a share, whatever else there is."""
+    return VOICES[hashlib.sha256(sentence.encode()).digest()[1] % len(VOICES)]
 
 
 def word_counts() -> Counter[str]:

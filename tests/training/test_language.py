@@ -24,6 +24,11 @@ ELSEWHERE = "pocketsphinx", "soxr", "chattts_client", "tritonclient", "matplotli
 SIZE_LIMIT = 25_000_000  # bytes of the checkpoint
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def started(folder, monkeypatch):
     """A folder with a corpus, a codec and a vocoder; one utterance is not for training."""
@@ -36,7 +41,6 @@ def started(folder, monkeypatch):
 def test_losses_fall(started, is_recorded):
     if not is_recorded:
         (started / "slt.i16").unlink()
-    torch.manual_seed(0)
     corpus = batches.Corpus(started, ["slt"], seed=0, longest=100, tokens=100, seen=0)
     ear, speaker = Ear(started, torch.device("cpu")), Speaker()
     optimizer, batch = torch.optim.Adam(speaker.parameters(), 1e-3), next(iter(corpus))

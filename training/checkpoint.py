@@ -25,10 +25,10 @@ from export.synthetic import write_gpt_config
 from export.synthetic_tokenizer import write_tokenizer
 from export.voice_library import VOICES_FOLDER
 from training import language, sound
-from training.corpus import VOICES
 from training.loop import load
 from training.modules import Codec, Vocoder
 from training.settings import SIZES
+from training.utterances import VOICES
 from training.vocabulary import VOCABULARY
 
 DESCRIPTIONS = {
@@ -43,7 +43,7 @@ def write(folder: Path, out_dir: Path) -> None:
     """Write the parts that `folder` has to `out_dir`, which is replaced, and voices; the first is the default."""
     codec = load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / sound.CODEC_FILE)
     vocoder = load(Vocoder(SIZES.vocos), folder / sound.VOCODER_FILE)
-    state = torch.load(folder / language.FILE, weights_only=True)
+    state = torch.load(folder / language.FILE, weights_only=True, map_location="cpu")
     speaker = language.Speaker()
     speaker.load_state_dict(state["model"])
     files = {

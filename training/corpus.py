@@ -7,14 +7,12 @@ voice lie one after another in `VOICE.i16`, 24 kHz, and `VOICE.jsonl` has a line
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import tempfile
 import wave
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,38 +21,22 @@ import soxr
 from tqdm import tqdm
 
 from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN
+from training.lexicon import lexicon
+from training.utterances import PIECE, Utterance, read_text, utterances
 
-VOICES = ("slt", "rms", "awb", "kal16")
 BEFORE_S, AFTER_S = 0.06, 0.15  # silence that is left before the first sound and after the last
-PIECE = re.compile("[a-z]+|[.,]")  # of a sentence as the model reads it
 PAUSE = "pau"
+ALIKE = {"ax": "ah"}  # flite's phones that the dictionary does not tell apart
 
 Audio = npt.NDArray[np.int16]
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One recording.
+def speak(voice: str, sentence: str) -> tuple[Audio, list[int], list[list[int]]]:
+    """What `voice` says: samples at 24 kHz, a multiple of SAMPLES_PER_TOKEN, and an utterance's `ends` and `sounds`.
 
-    Attributes:
-        text: as the model reads it: small letters, blanks, commas and, but after questions, a full stop.
-        ends: for each word, comma and full stop, the audio token with which it ends (exclusive).
-        start, tokens: of the recording, in audio tokens from the beginning of the voice's file.
+    Raises:
+        KeyError: the dictionary does not know a word.
     """
-
-    text: str
-    ends: list[int]
-    start: int
-    tokens: int
-
-
-def read_text(sentence: str) -> str:
-    """`sentence` as the server's normaliser hands it to the model: it leaves question marks out."""
-    return sentence.replace("?", "").replace("!", ".")
-
-
-def speak(voice: str, sentence: str) -> tuple[Audio, list[int]]:
-    """What `voice` says: samples at 24 kHz, a multiple of SAMPLES_PER_TOKEN, and `Utterance.ends`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "spoken.wav")
         printed = _flite(voice, "-psdur", "-t", sentence, "-o", str(path))
@@ -63,14 +45,17 @@ def speak(voice: str, sentence: str) -> tuple[Audio, list[int]]:
             samples = np.frombuffer(recording.readframes(recording.getnframes()), np.int16)
     segments = [(name, float(end)) for name, end in (one.rsplit(":", maxsplit=1) for one in printed.split())]
     starts = [0.0, *(end for _, end in segments)]
-    sounds = [(name, starts[i], end) for i, (name, end) in enumerate(segments) if name != PAUSE]
+    sounds = [(ALIKE.get(name, name), starts[i], end) for i, (name, end) in enumerate(segments) if name != PAUSE]
     first = max(0.0, sounds[0][1] - BEFORE_S)
     audio = soxr.resample(samples[round(first * rate) : round((sounds[-1][2] + AFTER_S) * rate)], rate, SAMPLE_RATE)
     audio = np.pad(audio, (0, -len(audio) % SAMPLES_PER_TOKEN))
-    seconds = _word_ends(voice, sentence, sounds)
-    tokens = [round((second - first) * SAMPLE_RATE / SAMPLES_PER_TOKEN) for second in seconds]
     num_tokens = len(audio) // SAMPLES_PER_TOKEN
-    return audio, [min(end, num_tokens) for end in tokens[:-1]] + [num_tokens]
+
+    def token(second: float) -> int:
+        return min(round((second - first) * SAMPLE_RATE / SAMPLES_PER_TOKEN), num_tokens)
+
+    ends, begins = _timings(sentence, sounds)
+    return audio, [*map(token, ends[:-1]), num_tokens], [list(map(token, word)) for word in begins]
 
 
 def make(folder: Path, voice: str, sentences: Iterable[str], processes: int) -> None:
@@ -84,33 +69,32 @@ def make(folder: Path, voice: str, sentences: Iterable[str], processes: int) -> 
     with index.open("a") as lines, recordings.open("ab") as file, ProcessPoolExecutor(processes) as pool:
         file.truncate(end * SAMPLES_PER_TOKEN * 2)
         spoken = pool.map(speak, [voice] * len(new), new, chunksize=16)
-        for sentence, (audio, ends) in zip(new, tqdm(spoken, voice, len(new)), strict=True):
+        for sentence, (audio, ends, sounds) in zip(new, tqdm(spoken, voice, len(new)), strict=True):
             tokens = len(audio) // SAMPLES_PER_TOKEN
             audio.tofile(file)
             file.flush()
-            lines.write(json.dumps(asdict(Utterance(read_text(sentence), ends, end, tokens))) + "\n")
+            lines.write(json.dumps(asdict(Utterance(read_text(sentence), ends, sounds, end, tokens))) + "\n")
             end += tokens
 
 
-def utterances(folder: Path, voice: str) -> list[Utterance]:
-    """The recordings of `voice`, in the order of their places."""
-    return [Utterance(**json.loads(line)) for line in (folder / f"{voice}.jsonl").read_text().splitlines()]
-
-
-def recordings(folder: Path, voice: str) -> npt.NDArray[np.int16]:
-    """All samples of `voice`, mapped into memory, read-only."""
-    return np.memmap(folder / f"{voice}.i16", np.int16, "r")
-
-
-def _word_ends(voice: str, sentence: str, sounds: list[tuple[str, float, float]]) -> list[float]:
-    """For each word, comma and full stop, the second at which it ends; a pause belongs to the mark before it."""
+def _timings(sentence: str, sounds: list[tuple[str, float, float]]) -> tuple[list[float], list[list[float]]]:
+    """Seconds: at which each word, comma and full stop ends, a pause belonging to the mark before it; and at which each
+    phone of each word begins."""
     pieces = PIECE.findall(read_text(sentence))
     words = [piece for piece in pieces if piece.isalpha()]
-    expected = [(number, phone) for number, word in enumerate(words) for phone in _phones(voice, word)]
+    expected = [(number, phone) for number, word in enumerate(words) for phone in lexicon()[word]]
     owners = _align([phone for _, phone in expected], [phone for phone, _, _ in sounds])
-    starts: dict[int, float] = {}
+    heard: dict[int, float] = {}
     for (_, start, _), owner in zip(sounds, owners, strict=True):
-        starts.setdefault(expected[owner][0], start)
+        heard.setdefault(owner, start)
+    starts: dict[int, float] = {}
+    begins: list[list[float]] = [[] for _ in words]
+    latest = sounds[0][1]
+    for place, (word, _) in enumerate(expected):
+        latest = heard.get(place, latest)
+        begins[word].append(latest)
+        if place in heard:
+            starts.setdefault(word, latest)
     ends, last = [], -1
     for place, piece in enumerate(pieces):
         last += piece.isalpha()
@@ -121,32 +105,28 @@ def _word_ends(voice: str, sentence: str, sounds: list[tuple[str, float, float]]
             ends.append(spoken[-1] if spoken else sounds[0][1])
         else:
             ends.append(following)
-    return ends
+    return ends, begins
 
 
 def _align(expected: list[str], found: list[str]) -> list[int]:
     """For each phone of `found` the place in `expected` that it stands for, never falling: least edits."""
-    cost = np.zeros((len(found) + 1, len(expected) + 1))
-    cost[0], cost[:, 0] = np.arange(len(expected) + 1), np.arange(len(found) + 1)
+    cost = [list(range(len(expected) + 1))]
     for i, phone in enumerate(found, start=1):
+        above, row = cost[-1], [i]
         for j, other in enumerate(expected, start=1):
-            cost[i, j] = min(cost[i - 1, j - 1] + (phone != other), cost[i - 1, j] + 1, cost[i, j - 1] + 1)
+            row.append(min(above[j - 1] + (phone != other), above[j] + 1, row[j - 1] + 1))
+        cost.append(row)
     places, i, j = [], len(found), len(expected)
     while i:
-        if j and cost[i, j] == cost[i - 1, j - 1] + (found[i - 1] != expected[j - 1]):
+        if j and cost[i][j] == cost[i - 1][j - 1] + (found[i - 1] != expected[j - 1]):
             i, j = i - 1, j - 1
             places.append(j)
-        elif j and cost[i, j] == cost[i, j - 1] + 1:
+        elif j and cost[i][j] == cost[i][j - 1] + 1:
             j -= 1
         else:
             i -= 1
             places.append(max(0, j - 1))
     return places[::-1]
-
-
-@cache
-def _phones(voice: str, word: str) -> tuple[str, ...]:
-    return tuple(phone for phone in _flite(voice, "-ps", "-t", f"{word} ", "-o", "/dev/null").split() if phone != PAUSE)
 
 
 def _flite(voice: str, *arguments: str) -> str:

@@ -7,144 +7,37 @@ word is said, so one head is to look at the word that is said, the other one at 
 
 from __future__ import annotations
 
-import random
+import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
-from chattts_serving.audio import FRAMES_PER_TOKEN, SAMPLES_PER_TOKEN
+from chattts_serving.audio import FRAMES_PER_TOKEN
 from chattts_serving.request import NUM_AUDIO_TOKENS
-from export.layout import NUM_CODEBOOKS
-from training.corpus import PIECE, VOICES, Utterance, recordings, utterances
-from training.loop import train
-from training.modules import Language, LogMel, MelDecoder
-from training.sentences import draw_words
+from training.batches import CURRICULUM, Batch, Corpus
+from training.loop import load, train
+from training.modules import Codec, Language, LogMel, MelDecoder
 from training.settings import SIZES
 from training.sound import CODEC_FILE
+from training.utterances import VOICES
 from training.vocabulary import IDS
 
 FILE = "language.pt"
 END = NUM_AUDIO_TOKENS - 1
 GUIDED = {1: 2, 2: 2}  # layer -> heads
-AHEAD = (0, 5)  # audio tokens from now to what each guided head looks for
+EVALUATED = 8  # batches
 MEL_WEIGHT, GUIDE_WEIGHT, TEXT_WEIGHT = 1.0, 0.3, 0.2
 CODEBOOK_WEIGHTS = (1.0, 0.4, 1.0, 0.4)  # what a residual adds is mostly noise
 # Of the audio tokens that the model reads, so that it lives on the text and bears its own mistakes:
 NOISE = 0.15  # are random ones
 MOST_OWN = 0.8  # are what it would have said itself, at most; each utterance has a share of its own
 OWN_TEMPERATURE = 0.7
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Utterances of about the same length, padded.
-
-    Attributes:
-        ids: text ids [B, P], prompts flush right, so that audio begins at the same place; 0 before them.
-        real: bool [B, P].
-        voices: int64 [B], places in VOICES.
-        codes: int64 [B, T, NUM_CODEBOOKS].
-        lengths: int64 [B], audio tokens.
-        places: int64 [B, T, heads], the place in `ids` where each guided head is to look.
-        audio: float32 [B, T * SAMPLES_PER_TOKEN].
-        refining: int64 [2 B, R], these texts and as many of words in any order, as the first pass refines them: prompt,
-            refined text, [Ebreak], padding. Without the second half it would learn sentences by heart.
-        is_refined: bool [2 B, R], the refined text and its end.
-    """
-
-    ids: torch.Tensor
-    real: torch.Tensor
-    voices: torch.Tensor
-    codes: torch.Tensor
-    lengths: torch.Tensor
-    places: torch.Tensor
-    audio: torch.Tensor
-    refining: torch.Tensor
-    is_refined: torch.Tensor
-
-
-class Corpus:
-    """Batches of the recordings of some voices."""
-
-    def __init__(self, folder: Path, voices: list[str], seed: int, longest: int) -> None:
-        """Utterances of up to `longest` audio tokens."""
-        self._rng = random.Random(seed)  # noqa: S311 - nothing secret
-        self._recordings = [recordings(folder, voice) for voice in voices]
-        self._codes = [np.load(folder / f"{voice}.codes.npy", mmap_mode="r") for voice in voices]
-        self._rows = [VOICES.index(voice) for voice in voices]
-        found = [(number, one) for number, voice in enumerate(voices) for one in utterances(folder, voice)]
-        self._utterances = sorted(
-            (pair for pair in found if pair[1].tokens <= longest), key=lambda pair: pair[1].tokens
-        )
-
-    def batches(self, tokens: int) -> Iterator[Batch]:
-        """For ever, of about `tokens` audio tokens each."""
-        while True:
-            start = self._rng.randrange(len(self._utterances))
-            number = max(1, tokens // self._utterances[start][1].tokens)
-            around = self._utterances[max(0, start - 2 * number) : start + 2 * number]
-            yield self._batch(self._rng.sample(around, min(number, len(around))))
-
-    def _batch(self, pairs: list[tuple[int, Utterance]]) -> Batch:
-        prompts = [prompt_of(one, self._rng) for _, one in pairs]
-        longest = max(len(ids) for ids, _ in prompts)
-        most = max(one.tokens for _, one in pairs)
-        ids, real = (
-            torch.zeros(len(pairs), longest, dtype=torch.long),
-            torch.zeros(len(pairs), longest, dtype=torch.bool),
-        )
-        codes = torch.zeros(len(pairs), most, NUM_CODEBOOKS, dtype=torch.long)
-        places = torch.zeros(len(pairs), most, len(AHEAD), dtype=torch.long)
-        audio = torch.zeros(len(pairs), most * SAMPLES_PER_TOKEN)
-        for row, ((voice, one), (prompt, owners)) in enumerate(zip(pairs, prompts, strict=True)):
-            before, end = longest - len(prompt), one.start + one.tokens
-            ids[row, before:], real[row, before:] = torch.tensor(prompt), True
-            codes[row, : one.tokens] = torch.from_numpy(self._codes[voice][one.start : end].astype(np.int64))
-            part = self._recordings[voice][one.start * SAMPLES_PER_TOKEN : end * SAMPLES_PER_TOKEN]
-            audio[row, : len(part)] = torch.from_numpy(part.astype(np.float32) / 32768)
-            said = np.searchsorted(one.ends, np.arange(one.tokens + max(AHEAD)), side="right").clip(
-                max=len(one.ends) - 1
-            )
-            place = before + torch.tensor(owners)[said]
-            for head, ahead in enumerate(AHEAD):
-                places[row, : one.tokens, head] = place[ahead : ahead + one.tokens]
-        voices = torch.tensor([self._rows[voice] for voice, _ in pairs])
-        lengths = torch.tensor([one.tokens for _, one in pairs])
-        loose = [" ".join(draw_words(self._rng) for _ in range(self._rng.randint(1, 3))) for _ in pairs]
-        refining, is_refined = _refining([*(one.text for _, one in pairs), *loose])
-        return Batch(ids, real, voices, codes, lengths, places, audio, refining, is_refined)
-
-
-def prompt_of(one: Utterance, rng: random.Random) -> tuple[list[int], list[int]]:
-    """Ids of the prompt that the server makes of a text, and the place of each word, comma and full stop in it.
-
-    A comma is as often the pause that refining makes of it.
-    """
-    ids = [IDS["[Stts]"], IDS["[spk_emb]"], *([IDS["[speed_5]"]] if rng.random() < 0.9 else [])]
-    owners = []
-    for piece in PIECE.findall(one.text):
-        owners.append(len(ids))
-        ids.append(IDS["[uv_break]"] if piece == "," and rng.random() < 0.5 else IDS[piece])
-    return [*ids, IDS["[Ptts]"]], owners
-
-
-def _refining(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`Batch.refining` and `Batch.is_refined`: a comma becomes a pause, all else stays."""
-    sequences, masks = [], []
-    for one in texts:
-        text = [IDS[piece] for piece in PIECE.findall(one)]
-        prompt = [IDS["[Sbreak]"], *text, IDS["[Pbreak]"]]
-        refined = [IDS["[uv_break]"] if token == IDS[","] else token for token in text] + [IDS["[Ebreak]"]]
-        sequences.append(torch.tensor([*prompt, *refined]))
-        masks.append(torch.tensor([False] * len(prompt) + [True] * len(refined)))
-    return pad_sequence(sequences, batch_first=True), pad_sequence(masks, batch_first=True)
 
 
 class Speaker(nn.Module):
@@ -155,20 +48,20 @@ class Speaker(nn.Module):
         super().__init__()
         self.language = Language(SIZES.gpt, len(VOICES))
         self.decoder = MelDecoder(SIZES.decoder)
-        self.log_mel = LogMel()
 
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """All losses, each a mean over audio tokens."""
+    def losses(self, batch: Batch, mel: torch.Tensor) -> dict[str, torch.Tensor]:
+        """All losses, each a mean over audio tokens; `mel` float32 [B, NUM_MELS, 2 T] is what is to be heard."""
         language = self.language
         num_prompt, num_tokens = batch.ids.shape[1], batch.codes.shape[1]
-        prompt = language.emb_text(batch.ids)
+        rows = language.text.rows()
+        prompt = F.embedding(batch.ids, rows)
         is_voice = (batch.ids == IDS["[spk_emb]"])[..., None]
         prompt = torch.where(is_voice, language.voice_vectors()[batch.voices][:, None], prompt)
         read = self._disturbed(prompt, batch) if self.training else batch.codes
         embedded = torch.cat([prompt, language.embed_codes(read)], dim=1)
         hidden, attentions = language(embedded, batch.real, GUIDED)
         hidden = hidden[:, num_prompt - 1 :]  # [B, T + 1, H]: before each token and before the end
-        place = torch.arange(num_tokens + 1)
+        place = torch.arange(num_tokens + 1, device=hidden.device)
         is_token, is_target = place[:-1] < batch.lengths[:, None], place <= batch.lengths[:, None]
         target = F.pad(batch.codes, (0, 0, 0, 1)).masked_fill((place == batch.lengths[:, None])[..., None], END)
         found: dict[str, torch.Tensor] = {}
@@ -177,22 +70,21 @@ class Speaker(nn.Module):
             F.cross_entropy(head(shown).float(), target[..., i][is_target]) for i, head in enumerate(language.head_code)
         ]
         found |= {f"code_{i}": entropy for i, entropy in enumerate(entropies)}
-        mel = self.log_mel(batch.audio)[..., :-1]
-        made = self.decoder((hidden[:, :-1] * is_token[..., None]).float())
+        made = self.decoder(hidden[:, :-1] * is_token[..., None]).float()
         is_frame = is_token.repeat_interleave(FRAMES_PER_TOKEN, dim=1)
         difference = ((made - mel).abs() / self.decoder.coef).mean(dim=1)
         found["mel"] = difference[is_frame].mean()
         guide = []
         for attention in attentions:  # [B, heads, L, L], queries from the one that predicts the first token on
-            rows = attention[:, :, num_prompt - 1 : num_prompt - 1 + num_tokens]
-            looked = rows.gather(3, batch.places.transpose(1, 2)[..., None])[..., 0]  # [B, heads, T]
+            looks = attention[:, :, num_prompt - 1 : num_prompt - 1 + num_tokens]
+            looked = looks.gather(3, batch.places.transpose(1, 2)[..., None])[..., 0]  # [B, heads, T]
             guide.append(-looked.transpose(1, 2)[is_token].mean())
         found["guide"] = torch.stack(guide).mean()
-        everything = torch.ones(batch.refining.shape, dtype=torch.bool)
-        refined, _ = language(language.emb_text(batch.refining), everything, {})
+        everything = torch.ones_like(batch.is_refined)
+        refined, _ = language(F.embedding(batch.refining, rows), everything, {})
         is_next = batch.is_refined[:, 1:]
-        logits = language.head_text(refined[:, :-1][is_next])
-        found["text"] = F.cross_entropy(logits, batch.refining[:, 1:][is_next])
+        logits = F.linear(refined[:, :-1][is_next], language.text.head_rows(rows))
+        found["text"] = F.cross_entropy(logits.float(), batch.refining[:, 1:][is_next])
         return found
 
     @torch.no_grad()
@@ -202,19 +94,54 @@ class Speaker(nn.Module):
         num_rows, num_tokens = codes.shape[:2]
         hidden, _ = language(torch.cat([prompt, language.embed_codes(codes)], dim=1), batch.real, {})
         hidden = hidden[:, prompt.shape[1] - 1 : -1]
-        logits = torch.stack([head(hidden) for head in language.head_code], dim=2)[..., :END] / OWN_TEMPERATURE
+        logits = torch.stack([head(hidden) for head in language.head_code], dim=2)[..., :END].float() / OWN_TEMPERATURE
         up_to = logits.softmax(dim=3).cumsum(dim=3)
-        own = torch.searchsorted(up_to, torch.rand(*up_to.shape[:3], 1))[..., 0].clamp(max=END - 1)
-        shares = MOST_OWN * torch.rand(num_rows, 1)
-        read = torch.where((torch.rand(num_rows, num_tokens) < shares)[..., None], own, codes)
-        noise = torch.randint(END, codes.shape)
-        return torch.where((torch.rand(num_rows, num_tokens) < NOISE)[..., None], noise, read)
+        device = codes.device
+        drawn = torch.rand(*up_to.shape[:3], 1, device=device)
+        own = torch.searchsorted(up_to, drawn)[..., 0].clamp(max=END - 1)
+        shares = MOST_OWN * torch.rand(num_rows, 1, device=device)
+        is_own, is_noise = torch.rand(2, num_rows, num_tokens, device=device)
+        read = torch.where((is_own < shares)[..., None], own, codes)
+        return torch.where((is_noise < NOISE)[..., None], torch.randint_like(codes, END), read)
+
+
+class Ear:
+    """What a batch is to sound like, and how far a model is from it, on one device."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        """`folder` has the codec, which is heard where there are no recordings."""
+        self._device = device
+        self._log_mel = LogMel().to(device)
+        self.codec = load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / CODEC_FILE).to(device)
+
+    def losses(self, speaker: Speaker, batch: Batch) -> dict[str, torch.Tensor]:
+        """Of `speaker`, which is on the device; in half precision on a GPU."""
+        batch = batch.to(self._device)
+        with torch.no_grad():
+            mel = self._log_mel(batch.audio)[..., :-1] if batch.audio.numel() else self.codec.decode(batch.codes)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            return speaker.losses(batch, mel)
+
+    @torch.no_grad()
+    def evaluate(self, speaker: Speaker, batches: Iterator[Batch]) -> dict[str, float]:
+        """Means over EVALUATED batches."""
+        found = [self.losses(speaker.eval(), batch) for batch in islice(batches, EVALUATED)]
+        speaker.train()
+        return {name: sum(one[name].item() for one in found) / len(found) for name in found[0]}
 
 
 def train_language(
-    folder: Path, voices: list[str], minutes: float, *, rate: float, tokens: int, longest: int
+    folder: Path,
+    voices: list[str],
+    minutes: float,
+    *,
+    rate: float,
+    tokens: int,
+    longest: int,
+    device: torch.device,
+    workers: int,
 ) -> Speaker:
-    """Train for `minutes`, or go on.
+    """Train for `minutes`, or go on, and print the losses of utterances that are not for training.
 
     Args:
         folder: has the corpus with its codes, and gets the model.
@@ -223,18 +150,31 @@ def train_language(
         rate: of learning, at most.
         tokens: of audio in a batch.
         longest: utterance, in audio tokens.
+        device: that trains.
+        workers: processes that prepare batches; with 0 it is done between steps.
     """
-    speaker = Speaker()
-    speaker.decoder.coef = torch.load(folder / CODEC_FILE, weights_only=True)["model"]["tail.coef"]
-    batches = Corpus(folder, voices, int(time.time()), longest).batches(tokens)
+    ear, speaker, file = Ear(folder, device), Speaker(), folder / FILE
+    speaker.decoder.coef = ear.codec.tail.coef.cpu()
+    speaker.to(device)
+    state = torch.load(file, weights_only=True) if file.exists() else {}
+    seen, known = state.get("seen", 0), state.get("voices", [])
+    corpus = Corpus(folder, voices, seed=int(time.time()), seen=seen, longest=longest, tokens=tokens)
+    batches = iter(DataLoader(corpus, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"))
 
     def losses() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        found = speaker.losses(next(batches))
+        nonlocal seen
+        batch = next(batches)
+        seen += int(batch.lengths.sum())
+        found = ear.losses(speaker, batch)
         return total(found), found
 
-    file = folder / FILE
-    known = torch.load(file, weights_only=True)["voices"] if file.exists() else []
-    train(speaker, losses, file, minutes, rate=rate, voices=sorted({*known, *voices}, key=VOICES.index))
+    def beside() -> dict[str, object]:
+        return {"voices": sorted({*known, *voices}, key=VOICES.index), "seen": seen}
+
+    train(speaker, losses, file, minutes, rate=rate, beside=beside)
+    apart = Corpus(folder, voices, seed=0, seen=CURRICULUM, longest=longest, tokens=tokens, held_out=True)
+    found = ear.evaluate(speaker, iter(apart))
+    print("not for training:", json.dumps({"seen": seen} | {name: round(loss, 4) for name, loss in found.items()}))
     return speaker
 
 

@@ -17,7 +17,7 @@ from torch import nn
 Module = TypeVar("Module", bound=nn.Module)
 Losses = Callable[[], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]  # what is minimised, and what is shown
 
-SAVE_EVERY_S = 120.0
+SAVE_EVERY_S = 60.0
 SHOW_EVERY = 50  # steps of which the mean is shown
 WARM_UP_STEPS = 100  # of each run
 LEAST_RATE = 0.05  # of the rate, at the end of a run
@@ -25,7 +25,15 @@ WEIGHT_DECAY = 0.05
 MOST_GRADIENT = 1.0  # norm
 
 
-def train(module: nn.Module, losses: Losses, file: Path, minutes: float, *, rate: float, **beside: object) -> None:
+def train(
+    module: nn.Module,
+    losses: Losses,
+    file: Path,
+    minutes: float,
+    *,
+    rate: float,
+    beside: Callable[[], Mapping[str, object]] = dict,
+) -> None:
     """Train `module` for `minutes` with AdamW (Loshchilov and Hutter 2019); the rate falls as a cosine of the time.
 
     Args:
@@ -34,15 +42,16 @@ def train(module: nn.Module, losses: Losses, file: Path, minutes: float, *, rate
         file: weights, optimizer and what is `beside` them; the curve has the same name and ends in ".jsonl".
         minutes: of this run.
         rate: of learning, at most.
-        beside: plain values that the file is to have.
+        beside: plain values that the file is to have when it is written.
     """
     optimizer = torch.optim.AdamW(_groups(module), rate, betas=(0.9, 0.98))
     step, spent_s = 0, 0.0
     if file.exists():
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, weights_only=True, map_location="cpu")
         module.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent_s = state["step"], state["spent_s"]
+        if "optimizer" in state:  # weights that were taken or unpacked have none
+            optimizer.load_state_dict(state["optimizer"])
+            step, spent_s = state["step"], state["spent_s"]
     curve, first = _Curve(file.with_suffix(".jsonl")), step
     began = saved = time.monotonic()
     share = 0.0
@@ -58,17 +67,17 @@ def train(module: nn.Module, losses: Losses, file: Path, minutes: float, *, rate
         optimizer.step()
         step += 1
         now = time.monotonic()
-        curve.add(step, spent_s + now - began, {name: one.item() for name, one in shown.items()})
+        curve.add(step, spent_s + now - began, shown)
         if now > saved + SAVE_EVERY_S or share == 1:
             saved = now
             state = {"model": module.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "step": step, "spent_s": spent_s + now - began, **beside}, file.with_suffix(".new"))
+            torch.save({**state, "step": step, "spent_s": spent_s + now - began, **beside()}, file.with_suffix(".new"))
             file.with_suffix(".new").replace(file)
 
 
 def load(module: Module, file: Path) -> Module:
     """`module` with the weights of `file`."""
-    module.load_state_dict(torch.load(file, weights_only=True)["model"])
+    module.load_state_dict(torch.load(file, weights_only=True, map_location="cpu")["model"])
     return module.eval()
 
 
@@ -87,14 +96,14 @@ class _Curve:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._values: dict[str, list[float]] = defaultdict(list)
+        self._values: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-    def add(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+    def add(self, step: int, seconds: float, values: Mapping[str, torch.Tensor]) -> None:
         """What step number `step` saw, `seconds` of training after the first."""
         for name, value in values.items():
-            self._values[name].append(value)
+            self._values[name].append(value.detach())  # a GPU is not waited for
         if step % SHOW_EVERY == 0:
-            means = {name: round(sum(seen) / len(seen), 4) for name, seen in self._values.items()}
+            means = {name: round(torch.stack(seen).mean().item(), 4) for name, seen in self._values.items()}
             line = json.dumps({"step": step, "minutes": round(seconds / 60, 2)} | means)
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")

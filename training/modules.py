@@ -18,8 +18,11 @@ from chattts_serving.request import NUM_AUDIO_TOKENS
 from export.convnext import LAYER_NORM_EPS
 from export.dvae import DILATION, LEVELS, MAX_INPUT, MIN_MEL, NUM_RESIDUALS
 from export.layout import KERNEL, NUM_BINS, NUM_CODEBOOKS, NUM_GROUPS, NUM_LEVELS, ConvNeXtSizes, GPTSizes, VocosSizes
+from export.synthetic_tokenizer import CHATTTS_TOKENS
 from export.synthetic_weights import mel_filters
 from export.vocos import MAX_MAGNITUDE
+from training.table import TextTable
+from training.vocabulary import SOUNDS, VOCABULARY
 
 
 class Block(nn.Module):
@@ -109,6 +112,12 @@ class Quantizer(nn.Module):
             codes.append((level * self.digits).sum(dim=2).long())
         return self.project_out(bounded - left), torch.stack(codes, dim=2)
 
+    def features(self, codes: torch.Tensor) -> torch.Tensor:
+        """What stands for `codes`, int64 [B, T, residuals]: [B, T, features]."""
+        levels = (codes[..., None] // self.digits.long()) % LEVELS  # [B, T, residuals, NUM_LEVELS]
+        scales = float(LEVELS) ** -torch.arange(NUM_RESIDUALS, device=codes.device)
+        return self.project_out(((levels * (2 / (LEVELS - 1)) - 1) * scales[:, None]).sum(dim=2))
+
 
 class Codec(nn.Module):
     """The DVAE: log mel -> codes -> log mel."""
@@ -133,6 +142,11 @@ class Codec(nn.Module):
         x = self.encoder(self.downsample_conv(mel / self.tail.coef)).transpose(1, 2)
         parts = [one(group) for one, group in zip(self.quantizers, x.chunk(NUM_GROUPS, dim=2), strict=True)]
         return torch.cat([features for features, _ in parts], dim=2), torch.cat([codes for _, codes in parts], dim=2)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes int64 [B, T, NUM_CODEBOOKS] -> log mel [B, NUM_MELS, 2 T]."""
+        groups = zip(self.quantizers, codes.chunk(NUM_GROUPS, dim=2), strict=True)
+        return self.tail(torch.cat([cast(Quantizer, one).features(group) for one, group in groups], dim=2))
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
         """Log mel as the codes have it, [B, NUM_MELS, 2 T]."""
@@ -237,19 +251,17 @@ class Language(nn.Module):
         self.sizes = sizes
         self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.num_layers))
         self.norm = nn.RMSNorm(sizes.hidden, eps=sizes.rms_norm_eps)
-        self.emb_text = nn.Embedding(sizes.num_text_tokens, sizes.hidden)
+        self.text = TextTable([*VOCABULARY, *CHATTTS_TOKENS], SOUNDS, sizes.hidden)
         self.emb_code = nn.ModuleList(nn.Embedding(NUM_AUDIO_TOKENS, sizes.hidden) for _ in range(NUM_CODEBOOKS))
-        self.head_text = nn.Linear(sizes.hidden, sizes.num_text_tokens, bias=False)
         self.head_code = nn.ModuleList(
             nn.Linear(sizes.hidden, NUM_AUDIO_TOKENS, bias=False) for _ in range(NUM_CODEBOOKS)
         )
         self.voices = nn.Parameter(torch.randn(num_voices, sizes.hidden))
         with torch.no_grad():
-            self.emb_text.weight.mul_(0.5)
             for table in self.emb_code:
                 cast(torch.Tensor, table.weight).mul_(0.5 / math.sqrt(NUM_CODEBOOKS))
-            for head in (self.head_text, *self.head_code):
-                nn.init.normal_(head.weight, std=1 / math.sqrt(sizes.hidden))
+            for head in self.head_code:
+                nn.init.normal_(cast(torch.Tensor, head.weight), std=1 / math.sqrt(sizes.hidden))
         half = sizes.hidden // sizes.num_heads // 2
         frequency = sizes.rope_theta ** (-torch.arange(half) / half)
         self.register_buffer("frequency", frequency, persistent=False)
@@ -294,13 +306,17 @@ class Language(nn.Module):
 
     def embed_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of Embed.safetensors; heads as weight norm has them, lengths and directions."""
-        state = self.state_dict()
-        tensors = {name: tensor for name, tensor in state.items() if name.startswith("emb_")}
-        for name in (name for name in state if name.startswith("head_")):
-            prefix = f"{name.removesuffix('.weight')}.parametrizations.weight"
-            tensors[f"{prefix}.original0"] = torch.linalg.vector_norm(state[name], dim=1, keepdim=True)
-            tensors[f"{prefix}.original1"] = state[name]
-        return tensors
+        rows = self.text.rows()
+        tensors: dict[str, torch.Tensor] = {"emb_text.weight": rows}
+        heads: dict[str, torch.Tensor] = {"head_text": self.text.head_rows(rows)}
+        for number, (table, head) in enumerate(zip(self.emb_code, self.head_code, strict=True)):
+            tensors[f"emb_code.{number}.weight"] = cast(torch.Tensor, table.weight)
+            heads[f"head_code.{number}"] = cast(torch.Tensor, head.weight)
+        for name, head_rows in heads.items():
+            prefix = f"{name}.parametrizations.weight"
+            tensors[f"{prefix}.original0"] = torch.linalg.vector_norm(head_rows, dim=1, keepdim=True)
+            tensors[f"{prefix}.original1"] = head_rows
+        return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 class LogMel(nn.Module):
@@ -332,4 +348,4 @@ def _rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> tor
     """Rotary positions (Su et al. 2021), a head's first half with its second: [B, heads, L, D]."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=3)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=3)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=3).to(x.dtype)

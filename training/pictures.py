@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from chattts_serving.audio import SAMPLE_RATE
 from training import language, sound
-from training.corpus import VOICES
 from training.modules import LogMel
+from training.utterances import VOICES
 
 HEARD_FILE = "heard.jsonl"  # a line each time that somebody listened
 PANELS = {  # title -> file, and the losses in it

@@ -1,22 +1,20 @@
-"""What the voices learn to say: simple everyday sentences, drawn from a grammar, and those that they never learn.
-
-All words of the grammar are single tokens of the vocabulary, so that the model has to learn words and their order, and
-no spelling.
-"""
+"""Simple everyday sentences, drawn from a grammar, and sentences that voices never learn, by which they are judged."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 HELD_OUT_SHARE = 16  # of this many sentences one is held out, whichever voice says it
 COMMA_SHARE = 0.1  # of the words that stand in any order
 Draw = Callable[[random.Random], str]
+Set = Literal["held out", "everyday"]  # of sentences by which voices are judged
+EVERYDAY_FILE = Path(__file__).parent / "everyday.txt"
 
 _FOLDER = Path(__file__).parent
 _MARKS = ".?!"  # at the end, with which a sentence is no other one
@@ -63,27 +61,36 @@ def sentences(number: int, seed: int, draw: Draw = draw, *, held_out: bool = Fal
             yield sentence
 
 
-def draw_words(rng: random.Random, most: int = 9) -> str:
-    """1 to `most` words in any order, with commas, so that a word is learnt by itself and not by its neighbours."""
-    words = rng.choices(vocabulary(), k=rng.randint(1, most))
+def draw_words(rng: random.Random, known: Sequence[str], most: int = 9) -> str:
+    """1 to `most` of `known` in any order, with commas: a word is learnt by itself and not by its neighbours."""
+    words = rng.choices(known, k=rng.randint(1, most))
     return "".join(f"{word}, " if rng.random() < COMMA_SHARE else f"{word} " for word in words[:-1]) + words[-1] + "."
 
 
 def is_held_out(sentence: str) -> bool:
-    """Whether a sentence is for tests alone: those of `held_out.txt`, and one in HELD_OUT_SHARE."""
+    """Whether a sentence is for tests alone: those of SETS, and one in HELD_OUT_SHARE."""
     text = sentence.rstrip(_MARKS)
     return text in _held_out_texts() or hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 @cache
 def held_out() -> tuple[str, ...]:
-    """The sentences by which voices are judged, written by hand."""
+    """Sentences by which voices are judged, written by hand with words of the grammar."""
     return tuple((_FOLDER / "held_out.txt").read_text(encoding="utf-8").splitlines())
 
 
 @cache
+def everyday() -> tuple[str, ...]:
+    """Sentences by which voices are judged, of other people and of any words; `texts.choose_everyday` chose them."""
+    return tuple(EVERYDAY_FILE.read_text(encoding="utf-8").splitlines())
+
+
+SETS: dict[Set, Callable[[], tuple[str, ...]]] = {"held out": held_out, "everyday": everyday}
+
+
+@cache
 def _held_out_texts() -> frozenset[str]:
-    return frozenset(one.rstrip(_MARKS) for one in held_out())
+    return frozenset(one.rstrip(_MARKS) for one in (*held_out(), *everyday()))
 
 
 @cache

@@ -24,12 +24,11 @@ from chattts_serving.launcher.running import RunningServer, running_server
 from training.corpus import speak
 from training.listen import Heard, Listener, word_error_rate
 from training.modules import LogMel
-from training.sentences import held_out
+from training.sentences import SETS, Set
 
 Audio = npt.NDArray[np.float32]
-Said = tuple[str, int]  # a voice, and the place of a held-out sentence
+Said = tuple[str, int]  # a voice, and the place of a sentence in its set
 Way = Literal["one at a time", "streamed", "low latency", "16 at once"]
-WAYS: tuple[Way, ...] = ("one at a time", "streamed", "low latency", "16 at once")
 MODES: dict[Way, Mode] = {"streamed": "exact", "low latency": "low_latency"}
 AT_ONCE = 16
 MOST_TOKENS = 400  # of a sentence, 8.5 s
@@ -42,19 +41,21 @@ def listen(
     repository: Path,
     voices: list[str],
     *,
+    of: Set,
     sentences: int,
     temperature: float,
     precisions: list[str],
     ways: Sequence[Way],
     out: Path | None,
 ) -> dict[str, float]:
-    """Have the server say held-out sentences in every way, and print how many words were heard wrong; of flite, too.
+    """Have the server say what was never learnt in every way, and print how many words were heard wrong; of flite, too.
 
     Args:
         checkpoint: as the export takes it.
         repository: where it is exported to.
         voices: flite's names.
-        sentences: the first so many.
+        of: the set of sentences.
+        sentences: the first so many, if there are.
         temperature: of the audio tokens.
         precisions: of the engine; each has a server of its own.
         ways: of asking.
@@ -66,15 +67,15 @@ def listen(
     results: list[dict[str, float]] = []
     command = [sys.executable, "-m", "export", "--checkpoint", checkpoint, "--out", str(repository)]
     subprocess.run(command, check=True)  # noqa: S603 - our own arguments
-    said = [(voice, number) for voice in voices for number in range(sentences)]
-    flite = {one: speak(one[0], held_out()[one[1]])[0].astype(np.float32) / 32768 for one in said}
+    said = [(voice, number) for voice in voices for number in range(len(SETS[of]()[:sentences]))]
+    flite = {one: speak(one[0], SETS[of]()[one[1]])[0].astype(np.float32) / 32768 for one in said}
     print(_row("", voices))
-    print(_row("flite itself", rates(heard(flite), voices)))
+    print(_row("flite itself", rates(heard(flite, of), voices)), flush=True)
     for precision in precisions:
         with running_server(with_precision(repository, precision), log_path=repository / "server.log") as server:
             for way in ways:
-                audio = spoken(server, said, way, temperature)
-                understood = heard(audio)
+                audio = spoken(server, said, way, temperature, of)
+                understood = heard(audio, of)
                 results.append(rates(understood, voices))
                 print(_row(f"{precision}, {way}", results[-1]), flush=True)
                 if out is not None and len(results) == 1:
@@ -84,16 +85,20 @@ def listen(
     return results[0]
 
 
-def spoken(server: RunningServer, said: Iterable[Said], way: Way, temperature: float = 0.3) -> dict[Said, Audio]:
+def spoken(
+    server: RunningServer, said: Iterable[Said], way: Way, temperature: float = 0.3, of: Set = "held out"
+) -> dict[Said, Audio]:
     """What the server answers over gRPC, without refining; the seed is the place of the sentence."""
-    return asyncio.run(_spoken(server, list(said), way, temperature))
+    return asyncio.run(_spoken(server, list(said), way, temperature, SETS[of]()))
 
 
-async def _spoken(server: RunningServer, said: list[Said], way: Way, temperature: float) -> dict[Said, Audio]:
+async def _spoken(
+    server: RunningServer, said: list[Said], way: Way, temperature: float, texts: Sequence[str]
+) -> dict[Said, Audio]:
     places = asyncio.Semaphore(AT_ONCE if way == "16 at once" else 1)
 
     async def one(voice: str, number: int) -> Audio:
-        text = held_out()[number]
+        text = texts[number]
         options = SynthesisOptions(
             speaker=voice, seed=number, temperature=temperature, skip_refine=True, max_new_tokens=MOST_TOKENS
         )
@@ -108,10 +113,11 @@ async def _spoken(server: RunningServer, said: list[Said], way: Way, temperature
     return dict(zip(said, audio, strict=True))
 
 
-def heard(audio: Mapping[Said, Audio]) -> dict[Said, Heard]:
+def heard(audio: Mapping[Said, Audio], of: Set = "held out") -> dict[Said, Heard]:
     """What pocketsphinx writes down."""
+    texts = [SETS[of]()[number] for _, number in audio]
     with ProcessPoolExecutor(PROCESSES) as pool:
-        return dict(zip(audio, pool.map(_hear, audio.items(), chunksize=8), strict=True))
+        return dict(zip(audio, pool.map(_hear, audio.values(), texts, chunksize=8), strict=True))
 
 
 def rates(understood: Mapping[Said, Heard], voices: Iterable[str]) -> dict[str, float]:
@@ -155,9 +161,8 @@ def _listener() -> Listener:
     return Listener()
 
 
-def _hear(item: tuple[Said, Audio]) -> Heard:
-    (_, number), audio = item
-    return _listener().listen(audio, held_out()[number])
+def _hear(audio: Audio, text: str) -> Heard:
+    return _listener().listen(audio, text)
 
 
 def _row(name: str, cells: Mapping[str, float] | Iterable[str]) -> str:

@@ -9,12 +9,13 @@ from export.synthetic_tokenizer import CHATTTS_TOKENS
 from training.vocabulary import VOCABULARY
 
 FOLDER = Path(__file__).parent.parent / "build" / "training"
+DEMO = Path(__file__).parent.parent / "export" / "demo"
 
 HIDDEN = 256
 SIZES = Sizes(
     gpt=GPTSizes(
         hidden=HIDDEN,
-        intermediate=768,
+        intermediate=640,
         num_layers=5,
         num_heads=4,
         max_positions=4096,

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from chattts_serving.audio import SAMPLES_PER_TOKEN
-from training.corpus import recordings
 from training.loop import train
 from training.modules import Codec, LogMel, Vocoder
 from training.settings import SIZES
+from training.utterances import recordings
 
 CODEC_FILE, VOCODER_FILE = "codec.pt", "vocoder.pt"
 FFT_SIZES = (2048, 1024, 512, 256)  # of the vocoder's loss

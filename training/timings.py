@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from chattts_serving.voice.speaker import encode_sample
-from training.corpus import VOICES, read_text, speak
+from training.corpus import speak
 from training.loop import load
 from training.modules import Codec, LogMel
 from training.sentences import held_out
 from training.settings import SIZES
 from training.sound import CODEC_FILE
+from training.utterances import VOICES, read_text
 
 FILE = Path(__file__).parent / "held_out.jsonl"
 
@@ -30,7 +31,7 @@ class Timing:
 
     Attributes:
         voice: which of flite's.
-        text: as `corpus.Utterance` has it.
+        text: as `utterances.Utterance` has it.
         ends: likewise: of each word, comma and full stop, in audio tokens.
         codes: of the recording, as ChatTTS's `spk_smp` string.
     """
@@ -54,7 +55,7 @@ def write(folder: Path) -> None:
     lines = []
     for number, sentence in enumerate(held_out()):
         voice = VOICES[number % len(VOICES)]
-        audio, ends = speak(voice, sentence)
+        audio, ends, _ = speak(voice, sentence)
         mel = log_mel(torch.from_numpy(audio.astype(np.float32) / 32768)[None])[..., :-1]
         codes = encode_sample(codec.encode(mel)[1][0].numpy())
         lines.append(json.dumps(asdict(Timing(voice, read_text(sentence), ends, codes)), ensure_ascii=False) + "\n")

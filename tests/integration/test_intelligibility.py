@@ -1,6 +1,7 @@
 """Somebody listens: what the server makes of the demo checkpoint is understood, in every way of asking for it.
 
-`pytest -rP` shows the figures; `python -m training listen --checkpoint demo` has flite's own beside them.
+`pytest -rP` shows the figures; `python -m training listen --checkpoint demo --of "held out"` has flite's own beside
+them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from chattts_serving.launcher.running import running_server
 from export.checkpoint import Checkpoint
 from export.onnx_models import MODEL_FILE, export_onnx_models
 from tests.oracle import NEAR_ZERO, Oracle
-from training.corpus import VOICES
 from training.listen import word_error_rate
 from training.sentences import held_out
 from training.served import heard, rates, spoken, told_apart
+from training.utterances import VOICES
 
 SENTENCES = range(0, len(held_out()), 2)  # listening to one takes half a second
 EVERYTHING = [(voice, number) for voice in VOICES for number in SENTENCES]

@@ -14,9 +14,9 @@ from chattts_serving.audio import SAMPLE_RATE
 from chattts_serving.voice.speaker import decode_speaker, normalize
 from tests.oracle import NEAR_ZERO
 from tests.streams import joined, read_stream, speak
-from training.corpus import VOICES
 from training.sentences import held_out
 from training.served import timbre, told_apart
+from training.utterances import VOICES
 
 PAUSE = 7_200  # samples
 TURNS: list[dict[str, Any]] = [

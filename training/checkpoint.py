@@ -43,7 +43,7 @@ def write(folder: Path, out_dir: Path) -> None:
     """Write the parts that `folder` has to `out_dir`, which is replaced, and voices; the first is the default."""
     codec = load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / sound.CODEC_FILE)
     vocoder = load(Vocoder(SIZES.vocos), folder / sound.VOCODER_FILE)
-    state = torch.load(folder / language.FILE, weights_only=True, map_location="cpu")
+    state = language.known_state(folder / language.FILE)
     speaker = language.Speaker()
     speaker.load_state_dict(state["model"])
     files = {

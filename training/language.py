@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ from training.modules import Codec, Language, LogMel, MelDecoder
 from training.settings import SIZES
 from training.sound import CODEC_FILE
 from training.utterances import VOICES
-from training.vocabulary import IDS
+from training.vocabulary import CHECKSUM, IDS
+from training.vocabulary import FILE as VOCABULARY_FILE
 
 FILE = "language.pt"
 END = NUM_AUDIO_TOKENS - 1
@@ -156,7 +158,7 @@ def train_language(
     ear, speaker, file = Ear(folder, device), Speaker(), folder / FILE
     speaker.decoder.coef = ear.codec.tail.coef.cpu()
     speaker.to(device)
-    state = torch.load(file, weights_only=True) if file.exists() else {}
+    state = known_state(file) if file.exists() else {}
     seen, known = state.get("seen", 0), state.get("voices", [])
     corpus = Corpus(folder, voices, seed=int(time.time()), seen=seen, longest=longest, tokens=tokens)
     batches = iter(DataLoader(corpus, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"))
@@ -169,13 +171,25 @@ def train_language(
         return total(found), found
 
     def beside() -> dict[str, object]:
-        return {"voices": sorted({*known, *voices}, key=VOICES.index), "seen": seen}
+        return {"voices": sorted({*known, *voices}, key=VOICES.index), "seen": seen, "vocabulary": CHECKSUM}
 
     train(speaker, losses, file, minutes, rate=rate, beside=beside)
     apart = Corpus(folder, voices, seed=0, seen=CURRICULUM, longest=longest, tokens=tokens, held_out=True)
     found = ear.evaluate(speaker, iter(apart))
     print("not for training:", json.dumps({"seen": seen} | {name: round(loss, 4) for name, loss in found.items()}))
     return speaker
+
+
+def known_state(file: Path) -> dict[str, Any]:
+    """What a run has left in `file`.
+
+    Raises:
+        ValueError: its vocabulary was another one.
+    """
+    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    if state["vocabulary"] != CHECKSUM:
+        raise ValueError(f"{file} was trained with another {VOCABULARY_FILE}; allowed is the same, or to begin anew")
+    return state
 
 
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import string
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def _read() -> dict[str, Sounds]:
 SOUNDS = _read()  # of words and pieces
 VOCABULARY = list(dict.fromkeys([*BERT_TOKENS, *_CHARACTERS, *_CONTINUATIONS, *SOUNDS]))
 IDS = {token: number for number, token in enumerate([*VOCABULARY, *CHATTTS_TOKENS])}
+
+
+CHECKSUM = zlib.crc32(FILE.read_bytes())
 
 
 @cache

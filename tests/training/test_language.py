@@ -19,6 +19,7 @@ from training.settings import DEMO, SIZES
 from training.sound import CODEC_FILE, VOCODER_FILE
 from training.table import TextTable
 from training.taken import take
+from training.vocabulary import CHECKSUM
 
 ELSEWHERE = "pocketsphinx", "soxr", "chattts_client", "tritonclient", "matplotlib", "wetext"  # not where a GPU is
 SIZE_LIMIT = 25_000_000  # bytes of the checkpoint
@@ -86,7 +87,7 @@ def test_a_run_goes_on_where_the_last_one_stopped_and_ends_as_a_checkpoint(start
 
 def test_a_checkpoint_has_the_rows_that_were_trained(started, tmp_path):
     speaker = Speaker()
-    torch.save({"model": speaker.state_dict(), "voices": ["slt"]}, started / FILE)
+    torch.save({"model": speaker.state_dict(), "voices": ["slt"], "vocabulary": CHECKSUM}, started / FILE)
     checkpoint.write(started, tmp_path / "checkpoint")
     tensors = load_file(tmp_path / "checkpoint" / EMBED_FILE)
     rows = speaker.language.text.rows()
@@ -95,6 +96,12 @@ def test_a_checkpoint_has_the_rows_that_were_trained(started, tmp_path):
     torch.testing.assert_close(
         F.normalize(direction, dim=1) * length, speaker.language.text.head_rows(rows), atol=2e-3, rtol=2e-3
     )
+
+
+def test_what_was_trained_with_another_vocabulary_is_refused(started, tmp_path):
+    torch.save({"model": Speaker().state_dict(), "voices": ["slt"], "vocabulary": CHECKSUM - 1}, started / FILE)
+    with pytest.raises(ValueError, match=r"was trained with another .*vocabulary.txt"):
+        checkpoint.write(started, tmp_path / "checkpoint")
 
 
 def test_tokens_of_the_same_sounds_have_rows_that_are_alike():

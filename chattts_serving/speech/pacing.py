@@ -20,7 +20,7 @@ ENOUGH_S = 0.5  # those that rest go on once every stream has so much
 AHEAD_S = 2.0  # a stream that has more rests like a whole answer
 MOST_REST_S = 1.0  # at a stretch, and then
 LEAST_WORK_S = 0.25  # before the next one: at the worst, a fifth of the time is theirs
-FIRST_SOUND_S = 0.1  # at most, that the engine waits for a first chunk to be sent
+FIRST_SOUND_S = 0.03  # at most, that the engine waits for a first chunk to be sent
 _WEIGHT = 0.1  # of the newest measurement in a running mean
 
 

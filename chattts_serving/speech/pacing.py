@@ -54,7 +54,9 @@ class Pacing:
         self._unheard.pop(request, None)
 
     def waits_s(self, now: float) -> float:
-        """For how long the engine waits for first sounds, s; 0.0 where it does not."""
+        """For how long the engine waits for first sounds, s; 0.0 where it does not, as while a stream runs dry."""
+        if self._is_short:
+            return 0.0
         return max(0.0, max(self._unheard.values(), default=now) - now)
 
     def rests_from_now(self, request: OpenRequest) -> bool:

@@ -179,6 +179,15 @@ def test_the_engine_waits_for_first_sounds():
     assert pacing.waits_s(START) == 0
 
 
+def test_a_stream_that_runs_dry_goes_before_first_sounds():
+    pacing = Pacing(waits_for_sound=True)
+    pacing.begins_sound(stream(), START)
+    rests(pacing, [stream(left_s=SHORT_S / 2)])
+    assert pacing.waits_s(START) == 0
+    rests(pacing, [stream(left_s=1.0)], START + LOOK_S)
+    assert pacing.waits_s(START) == pytest.approx(FIRST_SOUND_S)
+
+
 @pytest.mark.parametrize("one", [opened(), stream(left_s=1.0), stream(priority="batch")])
 def test_the_engine_waits_for_no_other_sound(one):
     pacing = Pacing(waits_for_sound=True)

@@ -36,10 +36,12 @@ def image_sets() -> list[str]:
 WITHOUT_PYTORCH = makefile_sets()["RUNTIME"].replace("$(DEVICE)", "cpu") + ",gateway"
 (GPU_IMAGE,) = [extras for extras in image_sets() if "gpu" in extras]
 EVERYTHING = [makefile_sets()["EVERYTHING"].replace("$(DEVICE)", device) for device in ("cpu", "gpu")]
+PEERS = "peers"  # in an environment of its own, since llama.cpp is compiled
 ASKED = [
     *((extras, python) for extras in EVERYTHING for python in PYTHONS),
     (WITHOUT_PYTORCH, "3.12"),
     (GPU_IMAGE, "3.12"),
+    (PEERS, "3.11"),
 ]
 
 
@@ -121,6 +123,10 @@ def test_the_gpu_image_takes_no_second_server_and_no_second_onnx_runtime(package
     assert not {"nvidia-pytriton", "onnxruntime", "onnxruntime-gpu"} & set(found)
 
 
+def test_peers_of_the_benchmark_go_together(packages):
+    assert {"llama-cpp-python", "openvino", "gguf"} <= set(packages(PEERS, "3.11"))
+
+
 def test_two_packages_that_do_not_go_together_are_noticed(index, tmp_path):
     """PyTorch 2.13 of the index wants another compiler than this."""
     requirements = tmp_path / "requirements.in"
@@ -135,7 +141,7 @@ def test_everything_is_every_extra_and_what_images_take_is_part_of_it(project):
         reached |= new
         named = [re.match(rf"{PROJECT}\[(.*)\]", line) for extra in new for line in extras[extra]]
         new = {extra for match in named if match for extra in match[1].split(",")} - reached
-    assert reached == set(extras)
+    assert reached | {PEERS} == set(extras)
     assert {extra for names in image_sets() for extra in names.split(",")} <= reached
 
 

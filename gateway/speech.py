@@ -153,8 +153,7 @@ class SpeechResponse(LiveResponse):
             raise failure
         elif self._request.stream_format == "sse":
             await send(body_message(_event("error", failure.body), more=False))
-        else:
-            raise failure  # the connection breaks off, which is all that audio can tell
+        # Else nothing is sent any more: without its end the connection breaks off, which is all that audio can tell.
 
     async def _parts(self, report: SpeechReport) -> AsyncGenerator[tuple[Headers, bytes], None]:
         """The headers, and the body as it comes; of a whole file all of it in the end."""

@@ -139,4 +139,4 @@ def test_the_schema_says_what_is_answered_to_whatever_is_sent(gateway, tmp_path)
     flags = ["--checks", checks, "--max-examples", "50", "--request-timeout", "30", "--no-color"]
     found = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert found.returncode == 0, found.stdout[-5_000:]
-    assert "Tested: 8" in found.stdout, found.stdout[-5_000:]
+    assert "Tested: 9" in found.stdout, found.stdout[-5_000:]

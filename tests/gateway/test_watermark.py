@@ -26,9 +26,10 @@ from gateway.settings import SettingsError, parse
 from tests.gateway.test_session import MODEL, TEXT, audio_of, cut
 from tests.gateway.test_session import spoken as spoken_in_pieces
 from tests.gateway.test_speech import decoded
-from training.corpus import VOICES, speak
+from training.corpus import speak
 from training.listen import Listener, word_error_rate
 from training.sentences import held_out
+from training.utterances import VOICES
 
 BODY = {"model": "chattts", "response_format": "pcm", "seed": 7, "refine": False}
 TURNS = [{"text": held_out()[number], "voice": VOICES[number % 4]} for number in range(12)]

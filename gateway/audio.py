@@ -127,7 +127,7 @@ async def encoded(name: FormatName, writer: AudioWriter, chunk: Chunk) -> bytes:
 
 class _Encoder:
     def __init__(self, form: Format, sample_rate: int, whole: bool) -> None:
-        self._sink = _File() if whole else _Stream()
+        self._sink = _File() if whole else Sink()
         options = {} if whole else {"flush_packets": "1", **form.options}
         self._container = av.open(self._sink, "w", format=form.container, options=options)
         self._container.metadata["comment"] = MARK  # ID3, Vorbis comment or RIFF INFO; AAC has no place for it
@@ -145,17 +145,26 @@ class _Encoder:
         return rest + self._sink.rest()
 
 
-class _Stream:
-    """A file that can neither be read nor sought, which is how FFmpeg knows that it is a stream."""
+class Sink:
+    """A file that can only be written, neither read nor sought; what was written waits to be taken."""
 
     def __init__(self) -> None:
+        """Nothing is written yet."""
         self._written = bytearray()
 
     def write(self, data: bytes) -> int:
+        """Add `data`; the number of its bytes."""
         self._written += data
         return len(data)
 
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        """What was written can still be taken."""
+
     def taken(self) -> bytes:
+        """What was written since the last time."""
         taken = bytes(self._written)
         self._written.clear()
         return taken

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, Field
+
+from gateway.audio import Sink
 
 
 class Usage(BaseModel):
@@ -124,7 +125,7 @@ class ArchiveAnswer:
 
     def __init__(self) -> None:
         """Nothing is sent yet."""
-        self._sink = _Sink()
+        self._sink = Sink()
         # Compressed, since readers of streams find the end of no other file.
         self._archive = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
         self._told: dict[int, dict[str, Any]] = {}
@@ -145,25 +146,6 @@ class ArchiveAnswer:
 
 
 ANSWERS: Mapping[str, type[Answer]] = {"json": JsonAnswer, "ndjson": LinesAnswer, "zip": ArchiveAnswer}
-
-
-class _Sink(io.RawIOBase):
-    """A file that can only be written; what was written waits to be taken."""
-
-    def __init__(self) -> None:
-        self._written = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._written += data
-        return len(data)
-
-    def taken(self) -> bytes:
-        taken = bytes(self._written)
-        self._written.clear()
-        return taken
 
 
 def _json(value: object) -> bytes:

@@ -6,19 +6,16 @@ comes is known whatever the recording is (Hoeffding 1963). That bounds how often
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chattts_client.audio_file import LIBRARY, NEEDS_LIBRARY
-from chattts_client.errors import invalid_input
+from chattts_client.recording import opened
 from chattts_client.watermark import BLOCK_S, EDGES_HZ, NUM_BLOCKS, PUBLIC_KEY, pattern
 
 FALSE_ALARM = 1e-6  # of a recording without the mark, the most
@@ -71,25 +68,11 @@ def detect(audio: NDArray[np.floating[Any]], sample_rate: int, key: str = PUBLIC
 
 
 def detect_in_file(path: str | os.PathLike[str], key: str = PUBLIC_KEY) -> Detection:
-    """Search an audio file, in any format that libsndfile knows; of several channels their mean.
-
-    Raises:
-        InvalidInputError: it is no audio file, or nothing that reads it is installed.
-        OSError: it cannot be read.
-    """
-    shown = Path(path).name
-    try:
-        soundfile = importlib.import_module(LIBRARY)
-    except ImportError as error:
-        raise invalid_input("recording", shown, f"no file: reading one needs {NEEDS_LIBRARY}") from error
-    try:
-        with Path(path).open("rb") as file, soundfile.SoundFile(file) as sound:
-            size = PART_S * sound.samplerate
-            parts = sound.blocks(size, size // 2, dtype="float32", always_2d=True)
-            return _best((part.mean(axis=1) for part in parts), sound.samplerate, key)
-    except soundfile.LibsndfileError as error:  # a RuntimeError
-        reason = error.error_string.rstrip(".")
-        raise invalid_input("recording", shown, f"an audio file; libsndfile says: {reason}") from error
+    """Search an audio file, in any format that libsndfile knows; of several channels their mean. Raises as `opened`."""
+    with opened(path) as sound:
+        size = PART_S * sound.samplerate
+        parts = sound.blocks(size, size // 2, dtype="float32", always_2d=True)
+        return _best((part.mean(axis=1) for part in parts), sound.samplerate, key)
 
 
 def _best(parts: Iterable[NDArray[np.floating[Any]]], sample_rate: int, key: str) -> Detection:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,25 @@ def read_recording(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], i
             installed.
         OSError: it cannot be read.
     """
+    with opened(path) as sound:
+        if sound.channels != 1:
+            allowed = f"an audio file of one channel; it has {sound.channels}"
+            raise invalid_input("recording", Path(path).name, allowed)
+        most = MAX_SECONDS * sound.samplerate
+        audio: NDArray[np.float32] = sound.read(most + 1, dtype="float32")
+        sample_rate: int = sound.samplerate
+    recording_tensors(audio, sample_rate)
+    return audio, sample_rate
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """An audio file as a `soundfile.SoundFile`, for the length of a block that reads it.
+
+    Raises:
+        InvalidInputError: it is no audio file, or nothing that reads it is installed.
+        OSError: it cannot be read.
+    """
     shown = Path(path).name
     try:
         soundfile = importlib.import_module(LIBRARY)
@@ -34,16 +55,10 @@ def read_recording(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], i
         raise invalid_input("recording", shown, f"no file: reading one needs {NEEDS_LIBRARY}") from error
     try:
         with Path(path).open("rb") as file, soundfile.SoundFile(file) as sound:
-            if sound.channels != 1:
-                raise invalid_input("recording", shown, f"an audio file of one channel; it has {sound.channels}")
-            most = MAX_SECONDS * sound.samplerate
-            audio: NDArray[np.float32] = sound.read(most + 1, dtype="float32")
-            sample_rate: int = sound.samplerate
+            yield sound
     except soundfile.LibsndfileError as error:  # a RuntimeError
         reason = error.error_string.rstrip(".")
         raise invalid_input("recording", shown, f"an audio file; libsndfile says: {reason}") from error
-    recording_tensors(audio, sample_rate)
-    return audio, sample_rate
 
 
 def recording_tensors(audio: NDArray[Any], sample_rate: int) -> list[InputTensor]:

@@ -83,7 +83,7 @@ class Precision(Enum):
     FP32 = "fp32"
     BF16 = "bf16"  # weights and cache; on a GPU all that is computed with them, too
     FP16 = "fp16"  # GPU only; weights, cache, and all that is computed with them
-    INT8 = "int8"  # CPU only; weights scaled per output channel, activations per token, the cache bfloat16
+    INT8 = "int8"  # CPU only; weights scaled per output channel, activations per token, the cache per token and head
 
 
 def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:

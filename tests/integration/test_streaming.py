@@ -205,7 +205,7 @@ def ten_of_official_size():
 
 # The error's rms as part of the speech's, at the look-ahead of config.pbtxt. Where chunks meet depends on the machine's
 # pace; at most 0.025 was seen (the shortest texts), while other draws are off by more than 1.
-ALLOWED_ERROR = 0.05
+ALLOWED_ERROR = 0.03
 
 
 def check_low_latency(server, requests, whole):

@@ -23,6 +23,7 @@ from tests.conftest import Deployment
 
 WAIT_S = 30.0
 TEXT = "Hello there, how are you today?"
+LIMITS = {"min_new_tokens": 8, "max_new_tokens": 60}  # random weights may end too early, again and again
 BEGINNING = {"queue", "prompt", "tokens"}  # what the first chunk waits for
 
 
@@ -94,7 +95,7 @@ def check(spans: dict[str, dict[str, Any]], caller: str) -> None:
 def test_tritons_own_spans_are_part_of_it_over_http(server: Any, receiver: SpanReceiver, way: str) -> None:
     trace_id, caller = secrets.token_hex(16), secrets.token_hex(8)
     with TTSClient(server.http_url, "http") as client:
-        spoken = getattr(client, way)(TEXT, max_new_tokens=60, traceparent=f"00-{trace_id}-{caller}-01")
+        spoken = getattr(client, way)(TEXT, **LIMITS, traceparent=f"00-{trace_id}-{caller}-01")
         assert spoken if way == "synthesize" else list(spoken)
     names = {"chattts", "speech"} if way == "synthesize" else {"chattts_stream"}
     check(
@@ -105,14 +106,14 @@ def test_tritons_own_spans_are_part_of_it_over_http(server: Any, receiver: SpanR
 def test_a_whole_answer_over_grpc_is_traced(server: Any, receiver: SpanReceiver) -> None:
     trace_id, caller = secrets.token_hex(16), secrets.token_hex(8)
     with TTSClient(server.grpc_url) as client:
-        client.synthesize(TEXT, max_new_tokens=60, traceparent=f"00-{trace_id}-{caller}-01")
+        client.synthesize(TEXT, **LIMITS, traceparent=f"00-{trace_id}-{caller}-01")
     check(wait_for(receiver, trace_id, {"speech_chunk", "gpt_decoder"}), caller)
 
 
 def test_a_text_in_pieces_is_traced(server: Any, receiver: SpanReceiver) -> None:
     trace_id, caller = secrets.token_hex(16), secrets.token_hex(8)
     with TTSClient(server.grpc_url) as client:
-        assert list(client.stream(iter(TEXT), max_new_tokens=60, traceparent=f"00-{trace_id}-{caller}-01"))
+        assert list(client.stream(iter(TEXT), **LIMITS, traceparent=f"00-{trace_id}-{caller}-01"))
     check(wait_for(receiver, trace_id, {"speech_chunk", *BEGINNING}), caller)
 
 
@@ -122,7 +123,7 @@ def test_many_traced_streams_are_answered(server: Any, receiver: SpanReceiver) -
 
     def speak(trace_id: str) -> None:
         with TTSClient(server.grpc_url) as client:
-            assert list(client.stream(TEXT, max_new_tokens=60, traceparent=f"00-{trace_id}-{'1' * 16}-01"))
+            assert list(client.stream(TEXT, **LIMITS, traceparent=f"00-{trace_id}-{'1' * 16}-01"))
 
     threads = [threading.Thread(target=speak, args=[one]) for one in ids]
     for thread in threads:

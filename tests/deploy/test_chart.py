@@ -12,7 +12,7 @@ import yaml
 
 from tests.deploy.helm import CHART, ROOT, HelmError, template, templates
 from tests.deploy.kserve import manifests
-from tests.deploy.test_manifests import OVERLAYS, built, checked, objects, pod_of
+from tests.deploy.test_manifests import OVERLAYS, built, checked, objects, pod_of, watermark_key
 
 CHANGED: dict[str, dict[str, Any]] = {
     "images": {
@@ -145,6 +145,7 @@ def test_gateways_are_as_they_are_said_or_none(changed: dict[str, str]) -> None:
     pod = pod_of("chattts-gateway", changed["gateway"])
     assert {"name": "keys", "secret": {"secretName": "mine"}} in pod["volumes"]
     assert pod["containers"][0]["args"][-3:] == ["--drain-timeout", "0", "--strict"]
+    assert watermark_key(pod) == {"name": "mine", "key": "watermark", "optional": True}
     assert not [name for _, name in objects(changed["no gateway"]) if "gateway" in name]
 
 

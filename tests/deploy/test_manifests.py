@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from chattts_client.watermark import KEY_VARIABLE
 
 from chattts_serving.launcher.limits import threads_needed
 from chattts_serving.launcher.options import parse_arguments
@@ -52,6 +53,11 @@ def objects(manifests: str) -> dict[tuple[str, str], dict[str, Any]]:
 def pod_of(deployment: str, manifests: str) -> dict[str, Any]:
     spec: dict[str, Any] = objects(manifests)["Deployment", deployment]["spec"]["template"]["spec"]
     return spec
+
+
+def watermark_key(pod: dict[str, Any]) -> Any:
+    """Where the gateway of `pod` has the key of its watermark from."""
+    return {one["name"]: one["valueFrom"]["secretKeyRef"] for one in pod["containers"][0]["env"]}[KEY_VARIABLE]
 
 
 def compose() -> dict[str, Any]:
@@ -123,6 +129,13 @@ def test_prometheus_reads_the_gateway_although_it_has_keys() -> None:
     (gateway,) = pod_of("chattts-gateway", built("cpu"))["containers"]
     for arguments in (compose()["services"]["gateway"]["command"], gateway["args"]):
         assert "--public-metrics" in arguments
+
+
+def test_the_key_of_a_watermark_comes_from_where_the_gateways_keys_do() -> None:
+    secret = next(one["secret"] for one in pod_of("chattts-gateway", built("cpu"))["volumes"] if one["name"] == "keys")
+    key = watermark_key(pod_of("chattts-gateway", built("cpu")))
+    assert key == {"name": secret["secretName"], "key": "watermark", "optional": True}
+    assert compose()["services"]["gateway"]["environment"][KEY_VARIABLE] == f"${{{KEY_VARIABLE}:-}}"
 
 
 def test_a_server_of_compose_may_have_the_threads_that_it_needs() -> None:

@@ -24,7 +24,7 @@ from chattts_serving.text.prompts import Prompts
 from chattts_serving.voice.speaker import decode_sample, decode_speaker, normalize
 from chattts_serving.voice.voices import read_library
 from chattts_serving.words import timed_words
-from tests.integration.test_pieces import pieces_of
+from tests.integration.test_pieces import pieces_of, text_of
 from training.timings import timings
 
 MEDIAN_MS, MOST_MS, WITHIN = 60, 200, 0.95
@@ -173,13 +173,17 @@ def test_a_stream_has_the_words_of_the_sentences_that_end_in_its_chunks(demo, sp
         assert bool(chunk.words) == bool(chunk.sentences)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_text_in_pieces_has_the_words_of_the_whole_text(demo, spoken, seed):
+@pytest.mark.parametrize("seed", range(4))
+def test_a_text_in_pieces_has_the_words_of_the_whole_text(demo, seed):
+    random_ = random.Random(seed)
+    text, options = text_of(random_), OPTIONS | {"skip_refine": seed % 2 > 0, "max_new_tokens": 60}
     with TTSClient(demo.server.grpc_url) as client:
-        chunks = list(client.stream(pieces_of(TEXT, random.Random(seed)), **OPTIONS))
-    assert joined(chunks).words == spoken.words
-    for chunk in chunks:
-        assert bool(chunk.words) == bool(chunk.sentences)
+        chunks = list(client.stream(pieces_of(text, random_), **options))
+        whole = client.synthesize(text, **options)
+    assert joined(chunks).words == whole.words
+    assert len(whole.words) > len(whole.sentences)
+    for word, after in pairwise(whole.words):
+        assert word.start <= word.end <= after.start
 
 
 def test_words_are_known_while_the_text_is_written(demo, spoken):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import av
@@ -53,7 +53,11 @@ FORMATS: Mapping[FormatName, Format] = {
 
 
 class AudioWriter:
-    """One audio file, as bytes that may be sent as soon as they are there."""
+    """One audio file, as bytes that may be sent as soon as they are there.
+
+    Attributes:
+        num_written: samples so far, the tempo counted in, and not what an encoder adds; all of them after `finish`.
+    """
 
     def __init__(
         self,
@@ -76,7 +80,7 @@ class AudioWriter:
         self._sample_rate, self._marker = sample_rate, marker
         self._tempo = None if tempo == 1 else _tempo_graph(sample_rate, tempo)
         self._encoder = None if FORMATS[name].container is None else _Encoder(FORMATS[name], sample_rate, whole)
-        self._num_samples = 0
+        self._num_samples = self.num_written = 0
 
     def write(self, audio: NDArray[np.float32]) -> bytes:
         """Bytes that follow from `audio` [num_samples], -1 to 1, clipped; often those of samples before it."""
@@ -85,6 +89,7 @@ class AudioWriter:
         if self._tempo is None and self._marker is not None:
             audio = self._marker(audio)
         if self._tempo is None and self._encoder is None:
+            self.num_written += len(audio)
             return pcm(audio)
         frame = self._frame(audio, self._num_samples)
         self._num_samples += len(audio)
@@ -109,10 +114,12 @@ class AudioWriter:
                 audio = stretched.to_ndarray()[0].astype(np.float32) / INT16_MAX
                 yield self._frame(self._marker(audio), stretched.pts)
 
-    def _encoded(self, frames: Any) -> bytes:
-        if self._encoder is None:
-            return b"".join(frame.to_ndarray().astype("<i2").tobytes() for frame in frames)
-        return b"".join(map(self._encoder.write, frames))
+    def _encoded(self, frames: Iterable[av.AudioFrame]) -> bytes:
+        parts = []
+        for frame in frames:
+            self.num_written += frame.samples
+            parts.append(self._encoder.write(frame) if self._encoder else frame.to_ndarray().astype("<i2").tobytes())
+        return b"".join(parts)
 
 
 async def encoded(name: FormatName, writer: AudioWriter, chunk: Chunk) -> bytes:

@@ -18,6 +18,7 @@ from gateway.batch_request import BatchItem, BatchRequest
 from gateway.errors import GatewayError, from_client
 from gateway.shared import Gateway
 from gateway.speech import LIVE_HEADERS, LiveResponse, Utterance, as_headers, body_message, usage
+from gateway.words import heard
 
 BATCH = "/v1/audio/speech/batch"
 
@@ -90,7 +91,7 @@ class BatchResponse(LiveResponse):
 
         async def work() -> tuple[dict[str, Any], int, bytes]:
             """What is told of the file, its number of tokens, the file."""
-            told, num_tokens, parts = {}, 0, []
+            told, words, num_tokens, parts = {}, [], 0, []
             async with aclosing(utterance.parts(report)) as all_parts:
                 async for chunk, part in all_parts:
                     parts.append(part)
@@ -100,7 +101,10 @@ class BatchResponse(LiveResponse):
                             "seed": str(chunk.seed),
                             "warning": chunk.warning or None,
                         }
+                        words += heard(chunk.words, utterance.tempo)
                         num_tokens += chunk.num_tokens
+            if item.word_times:
+                told |= {"words": words, "words_file": item.words_name(index)}
             return told, num_tokens, b"".join(parts)
 
         with self._here.metrics.speech(is_heard=False) as report:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from chattts_client import Word
 from pydantic import BaseModel, Field
 
 from gateway.audio import Sink
@@ -33,7 +34,11 @@ class BatchResult(BaseModel):
     media_type: str | None = None
     sample_rate: int | None = Field(default=None, description="of the model, in Hz")
     seed: str | None = Field(default=None, description="gives the same speech again")
-    warning: str | None = Field(default=None, description="what of the text is not spoken")
+    words: list[Word] | None = Field(
+        default=None, description="with `word_times`; in an archive, `words_file` names their file"
+    )
+    words_file: str | None = None
+    warning: str | None = Field(default=None, description="what of the text is not spoken, or that words have no times")
     ignored: list[str] | None = Field(default=None, description="fields that changed nothing")
     usage: Usage | None = None
     error: str | None = Field(default=None, description="what went wrong, for people")
@@ -65,7 +70,13 @@ class Outcome:
 
     def with_audio(self) -> bytes:
         """As JSON text that carries the file."""
-        return _json(self.told(audio_data=base64.b64encode(self.audio).decode() if self.audio else None, file=None))
+        audio_data = base64.b64encode(self.audio).decode() if self.audio else None
+        return _json(self.told(audio_data=audio_data, file=None, words_file=None))
+
+    def words(self) -> bytes:
+        """The file of its words."""
+        told = self.told()
+        return _json({name: told[name] for name in ("words", "warning") if name in told})
 
 
 class Answer(Protocol):
@@ -131,10 +142,13 @@ class ArchiveAnswer:
         self._told: dict[int, dict[str, Any]] = {}
 
     def add(self, outcome: Outcome) -> bytes:
-        """A file; an error has none."""
-        self._told[outcome.result.index] = outcome.told()
-        if outcome.result.file is not None:
-            self._archive.writestr(outcome.result.file, outcome.audio)
+        """A file, and one of its words where they are wanted; an error has none."""
+        result = outcome.result
+        self._told[result.index] = outcome.told(words=None)
+        if result.file is not None:
+            self._archive.writestr(result.file, outcome.audio)
+        if result.words_file is not None:
+            self._archive.writestr(result.words_file, outcome.words())
         return self._sink.taken()
 
     def finish(self, totals: Mapping[str, object]) -> bytes:

@@ -22,18 +22,28 @@ class BatchItem(SpeechRequest):
     """One text of a batch: a request for speech, always a whole file, and a name for it."""
 
     KIND: ClassVar[str] = "a batch"
-    LEFT_OUT: ClassVar[Sequence[str]] = ("stream", "stream_format", "mode", "word_times")
+    LEFT_OUT: ClassVar[Sequence[str]] = ("stream", "stream_format", "mode")
 
     model: str = Field(default=MODEL, json_schema_extra={"pattern": f"^{MODEL_PATTERN}$"})
     response_format: FormatName = "wav"
     priority: Text | None = PRIORITY
+    word_times: bool | None = Field(default=None, description="say when each word is said")
     id: str | None = Field(
         default=None, description="by which the answer calls it", json_schema_extra={"pattern": f"^{ID}$"}
     )
 
+    @property
+    def has_place_for_words(self) -> bool:
+        """They are a field of the result."""
+        return True
+
     def file_name(self, index: int) -> str:
         """What the file is called in an archive."""
         return f"{_name(self.id, index)}.{self.response_format}"
+
+    def words_name(self, index: int) -> str:
+        """What the file of its words is called there."""
+        return f"{_name(self.id, index)}.words.json"
 
 
 # Told apart one by one, so that a wrong item is an error of its own.

@@ -32,6 +32,7 @@ MEANT = {
     "speaker": "voice",
     "text": "input",
     "voice_id": "voice",
+    "word_timestamps": "word_times",
 }
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
@@ -167,10 +168,15 @@ class SpeechRequest(BaseModel):
         for name in self.LEFT_OUT:
             if name in self.model_fields_set:
                 raise invalid_field(name, f"is no field of {self.KIND}; leave it out")
-        if self.word_times and self.stream_format != "sse":
+        if self.word_times and not self.has_place_for_words:
             raise invalid_field("word_times", "needs 'stream_format' sse: audio has no place for words")
         if strict and self.ignored:
             raise invalid_field(self.ignored[0], "would be ignored, which --strict forbids; leave it out")
+
+    @property
+    def has_place_for_words(self) -> bool:
+        """Whether the answer can say when words are said."""
+        return self.stream_format == "sse"
 
     @property
     def ignored(self) -> list[str]:

@@ -24,6 +24,7 @@ from gateway.request import MAX_CHARACTERS, MODEL, MODEL_PATTERN, SpeechRequest,
 from gateway.settings import Settings
 from gateway.shared import Gateway, about
 from gateway.speech import NOTHING_TO_SAY
+from gateway.words import heard
 
 CONFIG, TEXT, DONE, CLOSE = "session.config", "input.text", "input.done", "session.close"
 MAX_WAITING = 1_000  # messages
@@ -35,7 +36,7 @@ class SessionConfig(SpeechRequest):
     """What holds for the texts of a session: fields of a request for speech, and two of sessions."""
 
     KIND: ClassVar[str] = "a session"
-    LEFT_OUT: ClassVar[Sequence[str]] = ("input", "stream", "stream_format", "allow_silence", "ssml", "word_times")
+    LEFT_OUT: ClassVar[Sequence[str]] = ("input", "stream", "stream_format", "allow_silence", "ssml")
 
     model: str = Field(default=MODEL, json_schema_extra={"pattern": f"^{MODEL_PATTERN}$"})
     input: str = ""
@@ -43,6 +44,11 @@ class SessionConfig(SpeechRequest):
     stream_audio: bool = Field(default=False, description="send a sentence in frames as it is spoken, not in one")
     max_wait_ms: int | None = Field(default=None, description="without text, after which clauses are spoken")
     type: Literal["session.config"]
+
+    @property
+    def has_place_for_words(self) -> bool:
+        """They are an event."""
+        return True
 
 
 class _ClosedError(ConnectionError):
@@ -147,7 +153,7 @@ class SpeechSession:
 
     async def _say_text(self, config: SessionConfig, message: dict[str, Any]) -> None:
         """Speak the text that begins with `message`; what is wrong with it does not end the session."""
-        text = _Text(self._num_texts, self._here.settings)
+        text = _Text(self._num_texts, self._here.settings, config.ignored)
         self._num_texts += 1
         self._has_ended = message["type"] == DONE
         if not self._has_ended:
@@ -183,9 +189,12 @@ class SpeechSession:
                         if chunk.refined_text:
                             sentence = _Sentence(config, tempo, text, chunk)
                             await self._send(sentence.start())
-                        if sentence is not None:
-                            await self._send_audio(await sentence.write(chunk))
-                        if sentence is not None and chunk.sentences:
+                        if sentence is None:
+                            continue
+                        if chunk.sentences and config.word_times:
+                            await self._send(sentence.words(chunk))
+                        await self._send_audio(await sentence.write(chunk))
+                        if chunk.sentences:
                             await self._send_audio(await sentence.finish())
                             await self._send(sentence.done(failed=False))
                             sentence = None
@@ -242,10 +251,18 @@ class SpeechSession:
 
 
 class _Text:
-    """What is told of one text at its end."""
+    """What is told of one text at its end.
 
-    def __init__(self, index: int, settings: Settings) -> None:
+    Attributes:
+        index: which of the connection's.
+        num_sentences: that have begun.
+        num_spoken, num_heard: samples of those that have ended, as the server spoke them and in their files.
+    """
+
+    def __init__(self, index: int, settings: Settings, ignored: Sequence[str]) -> None:
         self.index, self.num_sentences = index, 0
+        self.num_spoken = self.num_heard = 0
+        self._ignored = ignored
         self._settings = settings
         self._marker: Marker | None = None
         self._seed: int | None = None
@@ -261,7 +278,8 @@ class _Text:
 
     def outcome(self) -> dict[str, object]:
         told = {"utterance_index": self.index, "total_sentences": self.num_sentences}
-        named = {"seed": None if self._seed is None else str(self._seed), "warning": self._warning}
+        seed = None if self._seed is None else str(self._seed)
+        named = {"seed": seed, "warning": self._warning, "ignored": self._ignored}
         return told | {name: value for name, value in named.items() if value}
 
 
@@ -272,24 +290,37 @@ class _Sentence:
         self._name, self._streams = config.response_format, config.stream_audio
         self._place = {"utterance_index": text.index, "sentence_index": text.num_sentences}
         text.num_sentences += 1
-        self._words, self._sample_rate = chunk.refined_text, chunk.sample_rate
+        self._said, self._sample_rate = chunk.refined_text, chunk.sample_rate
+        self._text, self._tempo = text, tempo
         marker = text.marker(chunk.sample_rate)
         self._writer = AudioWriter(self._name, chunk.sample_rate, tempo, whole=not self._streams, marker=marker)
         self._held: list[bytes] = []
-        self._num_bytes = 0
+        self._num_bytes = self._num_samples = 0
 
     def start(self) -> dict[str, object]:
         """The event in front of the audio."""
-        about = {"sentence_text": self._words, "format": self._name, "sample_rate": self._sample_rate}
+        about = {"sentence_text": self._said, "format": self._name, "sample_rate": self._sample_rate}
         return {"type": "audio.start", **self._place, **about}
+
+    def words(self, chunk: Chunk) -> dict[str, object]:
+        """The event of its words, which come with the `chunk` that ends it, at the times of the whole text."""
+        start = self._text.num_heard / self._sample_rate
+        shift = start - self._text.num_spoken / self._sample_rate / self._tempo  # files end a little sooner or later
+        words = [asdict(word) for word in heard(chunk.words, self._tempo, shift)]
+        warning = {"warning": chunk.warning} if chunk.warning else {}
+        return {"type": "audio.words", **self._place, "start": start, "words": words, **warning}
 
     async def write(self, chunk: Chunk) -> bytes:
         """What can be sent of it with `chunk`."""
+        self._num_samples += len(chunk.audio)
         return self._sent(await encoded(self._name, self._writer, chunk), is_end=False)
 
     async def finish(self) -> bytes:
         """The rest of it."""
-        return self._sent(self._writer.finish(), is_end=True)
+        rest = self._sent(self._writer.finish(), is_end=True)
+        self._text.num_spoken += self._num_samples
+        self._text.num_heard += self._writer.num_written
+        return rest
 
     def done(self, *, failed: bool) -> dict[str, object]:
         """The event behind the audio."""

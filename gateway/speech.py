@@ -22,6 +22,7 @@ from gateway.errors import from_client
 from gateway.metrics import SpeechReport
 from gateway.request import SpeechRequest
 from gateway.shared import Gateway
+from gateway.words import heard
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -194,9 +195,7 @@ class SpeechResponse(LiveResponse):
 
     def _words(self, chunk: Chunk) -> bytes:
         """The words of the sentences that end in `chunk`, at the times at which they are heard."""
-        tempo = self._utterance.tempo
-        times = [{"start": word.start / tempo, "end": word.end / tempo} for word in chunk.words]
-        words = [asdict(word) | when for word, when in zip(chunk.words, times, strict=True)]
+        words = [asdict(word) for word in heard(chunk.words, self._utterance.tempo)]
         warning = {"warning": chunk.warning} if chunk.warning else {}
         return _event("speech.audio.words", {"type": "speech.audio.words", "words": words, **warning})
 

@@ -388,10 +388,15 @@ def test_subtitles_have_a_cue_a_word_with_word_times_and_are_webvtt_by_their_end
     assert [word["text"] for word in json.loads(stdout)["words"]] == ["hello", "你好"]
 
 
-def test_subtitles_are_numbered_as_the_texts_are(server, tmp_path):
-    assert run(server, "a", "b", "-o", f"{tmp_path}/audio/", "--srt", f"{tmp_path}/text/")[0] == 0
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_subtitles_are_numbered_as_the_texts_are(server, tmp_path, stream):
+    texts, times = ("Hello\n你好", "Two"), ["--word-times", *stream]
+    assert run(server, *texts, "-o", f"{tmp_path}/audio/", "--srt", f"{tmp_path}/text/", *times)[0] == 0
     assert names_in(tmp_path / "audio") == ["speech-1.wav", "speech-2.wav"]
     assert names_in(tmp_path / "text") == ["speech-1.srt", "speech-2.srt"]
+    first, second = ((tmp_path / f"text/speech-{number}.srt").read_text(encoding="utf-8") for number in (1, 2))
+    assert first == "1\n00:00:00,000 --> 00:00:00,107\nhello\n\n2\n00:00:00,128 --> 00:00:00,171\n你好\n\n"
+    assert second == "1\n00:00:00,000 --> 00:00:00,064\ntwo\n\n"
 
 
 @pytest.mark.parametrize(("protocol", "ending"), [*(("grpc", ending) for ending in FORMATS), ("http", ".wav")])

@@ -44,10 +44,12 @@ def results(answer):
             totals = json.loads(archive.read("manifest.json"))
             found = totals.pop("results")
             assert sorted(archive.namelist()) == sorted(
-                ["manifest.json", *(one["file"] for one in found if "file" in one)]
+                ["manifest.json", *(one[name] for one in found for name in ("file", "words_file") if name in one)]
             )
             for one in found:
                 one["audio"] = archive.read(one["file"]) if "file" in one else b""
+                if "words_file" in one:
+                    one.update(json.loads(archive.read(one["words_file"])))
         return found, totals
     if kind == "application/json":
         totals = answer.json()
@@ -112,6 +114,36 @@ def test_each_text_is_spoken_with_its_own_fields_or_those_of_all(gateway, form):
     assert not {"id", "warning", "ignored", "error"} & set(third)
     if form == "zip":
         assert [one["file"] for one in (first, second, third)] == ["greeting.pcm", "01.flac", "02.mp3"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_results_say_when_words_are_heard_where_that_is_wanted(gateway, form):
+    """The fake server has a word a line."""
+    items = [
+        {"input": "One\ntwo ☃", "id": "manifest"},
+        {"input": "Three", "speed": 2.0},
+        {"input": "four", "word_times": False},
+        {"input": "silence", "allow_silence": True},
+        {"input": "five", "speed": 9},
+    ]
+    (first, second, third, silent, failed), _ = results(batch(gateway, *items, word_times=True, answer_format=form))
+    second_of = SAMPLES_PER_CHARACTER / 24_000
+
+    def word(text, start, end, sentence=0):
+        times = {"start": pytest.approx(start * second_of), "end": pytest.approx(end * second_of)}
+        return {"text": text, **times, "sentence": sentence, "confidence": 0.5}
+
+    assert first["words"] == [word("one", 0, 3), word("two ☃", 4, 9, 1)]
+    assert first["warning"] == "not all"
+    assert second["words"] == [word("three", 0, 2.5)]
+    assert silent["words"] == []
+    assert "words" not in third
+    assert "words" not in failed
+    if form == "zip":
+        assert first["words_file"] == "manifest.words.json"
+        assert "words_file" not in third
+    else:
+        assert "words_file" not in first
 
 
 def test_texts_let_others_go_first_and_have_ids_of_their_own(gateway):

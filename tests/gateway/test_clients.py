@@ -187,7 +187,13 @@ def test_a_strict_gateway_ignores_nothing(other):
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("lang_code", "language"), ("output_format", "response_format"), ("text", "input"), ("voice_id", "voice")],
+    [
+        ("lang_code", "language"),
+        ("output_format", "response_format"),
+        ("text", "input"),
+        ("voice_id", "voice"),
+        ("word_timestamps", "word_times"),
+    ],
 )
 def test_a_field_of_other_interfaces_is_told_its_name_here(gateway, name, meant):
     error = speech(gateway, **{name: "en"}).json()["error"]

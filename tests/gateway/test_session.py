@@ -96,8 +96,7 @@ def cut(text, random_):
     pieces = []
     while text:
         length = random_.choice((1, 3, 5, 20))
-        pieces.append(text[:length])
-        text = text[length:]
+        pieces, text = [*pieces, text[:length]], text[length:]
     return pieces
 
 
@@ -167,6 +166,14 @@ def test_a_sentence_is_heard_while_the_text_is_written(live):
     first, rest = run(live, talk)
     assert first[0]["sentence_text"] == "The first sentence is here."
     assert rest[0]["sentence_text"] == "And the second one follows."
+
+
+def test_what_is_left_out_of_a_text_and_what_is_ignored_is_told_at_its_end(live):
+    text, ignored = "The library opens at nine. Привет is no word of ours.", {"instructions": "Whisper."}
+    done = spoken(live, PLAIN | ignored, cut(text, random.Random(1)))[-1]
+    body = {"model": "chattts", "input": text, **MODEL, **ignored}
+    headers = requests.post(live.url + "/v1/audio/speech", json=body, timeout=120).headers
+    assert (done["warning"], done["ignored"]) == (headers["x-warning"], [headers["x-ignored"]])
 
 
 def test_a_connection_takes_one_text_after_the_other_also_ahead(live):

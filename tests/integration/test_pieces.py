@@ -53,7 +53,7 @@ def pieces_of(text: str, random_: random.Random):
 
 def check_equal(found, whole):
     np.testing.assert_allclose(found.audio, whole.audio, atol=TOLERANCE, rtol=0)
-    for name in ("seed", "speaker", "refined_text", "num_tokens", "sentences", "warning"):
+    for name in ("seed", "speaker", "refined_text", "num_tokens", "sentences", "words", "warning"):
         assert getattr(found, name) == getattr(whole, name), name
 
 
@@ -65,6 +65,7 @@ def test_a_text_in_pieces_is_the_whole_text(tiny, mode):
         random_ = random.Random(seed)
         text = text_of(random_)
         options = OPTIONS | {"seed": seed, "normalize": seed % 4 > 0, "lexicon": LEXICON if seed % 2 else None}
+        options |= {"word_times": seed % 5 < 2}
         if seed % 3 == 0:
             options |= {"skip_refine": False, "refine_max_new_tokens": 12, "refine_temperature": NEAR_ZERO}
         with TTSClient(tiny.server.grpc_url) as client:

@@ -7,6 +7,7 @@ own codes, whose times are known, and while it speaks by itself: then its codes 
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from itertools import pairwise
 
@@ -23,6 +24,7 @@ from chattts_serving.text.prompts import Prompts
 from chattts_serving.voice.speaker import decode_sample, decode_speaker, normalize
 from chattts_serving.voice.voices import read_library
 from chattts_serving.words import timed_words
+from tests.integration.test_pieces import pieces_of, text_of
 from training.timings import timings
 
 MEDIAN_MS, MOST_MS, WITHIN = 60, 200, 0.95
@@ -169,6 +171,37 @@ def test_a_stream_has_the_words_of_the_sentences_that_end_in_its_chunks(demo, sp
     assert joined(chunks).words == spoken.words
     for chunk in chunks:
         assert bool(chunk.words) == bool(chunk.sentences)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_text_in_pieces_has_the_words_of_the_whole_text(demo, seed):
+    random_ = random.Random(seed)
+    text, options = text_of(random_), OPTIONS | {"skip_refine": seed % 2 > 0, "max_new_tokens": 60}
+    with TTSClient(demo.server.grpc_url) as client:
+        chunks = list(client.stream(pieces_of(text, random_), **options))
+        whole = client.synthesize(text, **options)
+    assert joined(chunks).words == whole.words
+    assert len(whole.words) > len(whole.sentences)
+    for word, after in pairwise(whole.words):
+        assert word.start <= word.end <= after.start
+
+
+def test_words_are_known_while_the_text_is_written(demo, spoken):
+    heard = []
+
+    async def written():
+        yield TEXT[:60]
+        while not any(chunk.words for chunk in heard):
+            await asyncio.sleep(0.01)
+        yield TEXT[60:]
+
+    async def run():
+        async with AsyncTTSClient(demo.server.grpc_url) as client:
+            async for chunk in client.stream(written(), **OPTIONS):
+                heard.append(chunk)
+
+    asyncio.run(run())
+    assert joined(heard).words == spoken.words
 
 
 def test_neighbours_change_nothing(demo, spoken):

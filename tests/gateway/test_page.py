@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from tests.client.conftest import content
 from tests.client.fake_synthesis import DEFAULT_SEED, SAMPLE_RATE, SAMPLES_PER_CHARACTER
 from tests.gateway.browsing import (
+    STREAM,
     TEXT,
     TONE_HZ,
     decoded,
@@ -152,7 +153,7 @@ def test_numbers_about_the_speech_are_shown(page):
 def test_what_is_left_as_it_was_is_not_sent(page):
     with page.expect_request(is_speech) as request:
         speak(page)
-    assert sent(request.value) == {"model": "chattts", "input": TEXT, "voice": "default", "response_format": "pcm"}
+    assert sent(request.value) == {"model": "chattts", "input": TEXT, "voice": "default", **STREAM}
 
 
 def test_what_is_set_is_sent(page):
@@ -168,7 +169,7 @@ def test_what_is_set_is_sent(page):
     with page.expect_request(is_speech) as request:
         page.click("#speak")
     expected = {"input": TEXT, "voice": "warm_2", "speed": 2, "seed": 7, "refine": False, "temperature": 0.55}
-    expected |= {"language": "zh", "mode": "low_latency", "model": "chattts", "response_format": "pcm"}
+    expected |= {"language": "zh", "mode": "low_latency", "model": "chattts", **STREAM}
     assert sent(request.value) == expected
     expect(page.locator("#status")).to_have_text(re.compile("Done: 0.[12] s of speech."))  # at twice the speed
 

@@ -85,7 +85,7 @@ async function speak(request, onSeed = () => {}) {
       end("");
       throw error;
     }
-    form.wrong("general", "broken_off");
+    form.wrong("general", "broken_off", {}, error.message);
   }
   if (!coming.numSamples) return end("nothing");
   say(status, "finishing");

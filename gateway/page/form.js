@@ -72,9 +72,9 @@ function isSeed({ seed }) {
   return /^\d*$/.test(seed.trim());
 }
 
-/** Show an error of our own beside a field, and go there. */
-export function wrong(name, key, values) {
-  say(point(name), key, values);
+/** Show an error of our own beside a field, and go there; the server's words stand behind, where there are some. */
+export function wrong(name, key, values, said = "") {
+  quote(point(name), [key, values], said);
   return false;
 }
 

@@ -213,7 +213,7 @@ def test_the_page_marks_each_word_while_it_is_heard(english, browser):
         spans = page.locator("#transcript span")
         assert spans.all_inner_texts() == [word["text"] for word in words[:-1]] + ["9"]
         marks = page.evaluate("() => marks")
-        assert len(marks) > 2
+        assert marks
         assert [place for place, _ in marks] == sorted(place for place, _ in marks)
         for place, heard_s in marks:
             assert words[place]["start"] - 0.02 < heard_s < words[place]["end"] + MARKED_BEHIND_S

@@ -102,6 +102,24 @@ def test_a_server_that_is_too_slow_is_told_and_waited_for(page, tmp_path):
     expect(page.locator("#status")).to_have_text(re.compile(r"Done: \d+\.\d s of speech\."))
 
 
+def test_what_was_heard_stays_heard_when_samples_ran_out(page):
+    before, after = page.evaluate("""async () => {
+        const { Player } = await import("/player.js");
+        let player;
+        await new Promise((resolve) => {
+            player = new Player(document.querySelector("#sample"), (isWaiting) => isWaiting && resolve());
+            player.begin().then(() => player.add(new Int16Array(4800), 24000));
+        });
+        const before = player.heard;
+        player.add(new Int16Array(12000), 24000);
+        const after = player.heard;
+        player.stop();
+        return [before, after];
+    }""")
+    assert before == pytest.approx(0.2)
+    assert after >= before
+
+
 def test_who_wants_less_motion_gets_two_pictures_a_second(browser, gateway, tmp_path):
     with opened(browser, gateway.url, reduced_motion="reduce") as page:
         start_speaking(page, f"endless {tmp_path / 'ended'}")

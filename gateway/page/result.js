@@ -21,6 +21,8 @@ export class Result {
   #isComing = false; // more samples may come
   #isLive = false; // they come or are still being heard, until there is a file in the element
   #isDrawing = false; // again and again, while something sounds
+  #leave = () => {}; // called to hear the file instead of what is left of what came
+  #from = null; // where the file begins then, in s
   #drawnAt = 0; // ms
   #warning = ""; // that is shown
 
@@ -29,7 +31,7 @@ export class Result {
     this.#player = new Player(this.#audio, onWaiting);
     const draw = () => this.#draw();
     part("play").addEventListener("click", () => this.#toggle());
-    part("seek").addEventListener("input", ({ target }) => (this.#audio.currentTime = target.value));
+    part("seek").addEventListener("input", ({ target }) => this.#goTo(Number(target.value)));
     ["pause", "ended", "seeked", "loadedmetadata"].forEach((name) => this.#audio.addEventListener(name, draw));
     this.#audio.addEventListener("play", () => this.#startDrawing());
     draw();
@@ -58,18 +60,25 @@ export class Result {
     this.#drawing.add(samples, rate);
   }
 
-  /** All have come. Resolves to whether all were heard. */
+  /** All have come. Resolves to whether nobody stopped them: all were heard, or somebody went to another place. */
   finish() {
     this.#isComing = false;
-    return this.#player.finish();
+    const leaving = new Promise((resolve) => (this.#leave = () => resolve(true)));
+    return Promise.race([this.#player.finish(), leaving]);
   }
 
   /** Be silent; what has come becomes a file that can be sought. */
   end() {
+    const isPlaying = !this.#audio.paused;
     this.#isLive = this.#isComing = false;
     this.#player.stop();
     this.#drawing.finish();
     if (this.#isThere) this.#audio.src = URL.createObjectURL(this.#speech.wav());
+    if (this.#from !== null) {
+      this.#audio.currentTime = this.#from;
+      if (isPlaying) this.#toggle();
+    }
+    this.#from = null;
     this.#draw();
   }
 
@@ -84,7 +93,12 @@ export class Result {
 
   /** The start itself is where a player rests, with no place to mark. */
   #goTo(seconds) {
-    this.#audio.currentTime = Math.max(seconds, 0.001);
+    const place = Math.max(seconds, 0.001);
+    if (!this.#isLive) this.#audio.currentTime = place;
+    else if (!this.#isComing) {
+      this.#from = place;
+      this.#leave();
+    }
   }
 
   #startDrawing() {
@@ -108,7 +122,7 @@ export class Result {
 
   #markWord() {
     this.#transcript.take(this.#speech?.words ?? []);
-    this.#transcript.show(this.#isResting || this.#audio.ended ? null : this.#heard, !this.#isLive);
+    this.#transcript.show(this.#isResting || this.#audio.ended ? null : this.#heard, !this.#isComing);
   }
 
   #draw() {
@@ -141,7 +155,7 @@ export class Result {
 
   #showPlace(heard, isPaused) {
     const seek = part("seek");
-    seek.disabled = this.#isLive;
+    seek.disabled = this.#isComing;
     seek.max = this.#drawing.axis;
     seek.value = heard;
     const shown = `${clock(heard)} / ${clock(this.#speech.seconds)}`;

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.client.fake_synthesis import SAMPLE_RATE, SAMPLES_PER_CHARACTER
-from tests.gateway.browsing import is_speech, opened, seconds, sent, speak, start_speaking
+from tests.gateway.browsing import is_speech, opened, seconds, sent, speak, start_speaking, wait_until_heard
 
 # The fake models time lines as words.
 LINES = ["Good morning, dear listeners, and welcome to our little show.", "How are you?", "The end."]
@@ -127,6 +129,31 @@ def test_a_click_goes_to_a_word(page):
     page.fill("#input", "Another one.")
     page.click("#speak")
     expect(page.locator("#transcript")).to_have_text("Another one.")
+
+
+@pytest.mark.parametrize("way", ["a word", "the wave"])
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_once_all_has_come_a_place_is_gone_to_before_all_was_heard(page, way, is_paused):
+    requests = []
+    page.on("request", lambda request: is_speech(request) and requests.append(request))
+    page.fill("#input", "\n".join([*LINES, "x" * 500]))
+    page.click("#speak")
+    expect(page.locator("#status")).to_have_text("All of it has arrived; still playing …")
+    wait_until_heard(page)
+    if is_paused:
+        page.click("#play")
+    if way == "a word":
+        page.locator("#transcript span").nth(2).click()
+    else:
+        page.locator("#seek").fill(str(starts()[2] + 0.01))
+    expect(page.locator("#status")).to_have_text(re.compile("Done"))
+    if is_paused:
+        assert current_time(page) == pytest.approx(starts()[2], abs=0.02)
+        expect(page.locator("#transcript .now")).to_have_text(ON_PAGE[2])
+    else:
+        page.wait_for_function("start => document.querySelector('#audio').currentTime > start + 1", arg=starts()[2])
+    assert page.evaluate("() => document.querySelector('#audio').paused") == is_paused
+    assert len(requests) == 1
 
 
 def test_arrow_keys_go_from_word_to_word(page):

@@ -160,12 +160,12 @@ class SpeechResponse(LiveResponse):
         """The headers, and the body as it comes; of a whole file all of it in the end."""
         headers: Headers = []
         held: list[bytes] = []
-        num_tokens = 0
+        num_tokens, warning = 0, ""
         async with aclosing(self._utterance.parts(report)) as parts:
             async for chunk, part in parts:
                 if chunk is not None:
                     headers = headers or self._head(chunk)
-                    num_tokens += chunk.num_tokens
+                    num_tokens, warning = num_tokens + chunk.num_tokens, chunk.warning
                 if self._is_whole or chunk is None:
                     held.append(part)
                 else:
@@ -177,7 +177,8 @@ class SpeechResponse(LiveResponse):
             headers.append((b"content-length", str(len(rest)).encode()))
         yield headers, self._wrapped(rest)
         if self._request.stream_format == "sse":
-            yield headers, _event("speech.audio.done", {"type": "speech.audio.done", "usage": usage(num_tokens)})
+            done = {"type": "speech.audio.done", "usage": usage(num_tokens)}
+            yield headers, _event("speech.audio.done", done | ({"warning": warning} if warning else {}))
 
     def _head(self, chunk: Chunk) -> Headers:
         is_sse = self._request.stream_format == "sse"
@@ -196,8 +197,7 @@ class SpeechResponse(LiveResponse):
     def _words(self, chunk: Chunk) -> bytes:
         """The words of the sentences that end in `chunk`, at the times at which they are heard."""
         words = [asdict(word) for word in heard(chunk.words, self._utterance.tempo)]
-        warning = {"warning": chunk.warning} if chunk.warning else {}
-        return _event("speech.audio.words", {"type": "speech.audio.words", "words": words, **warning})
+        return _event("speech.audio.words", {"type": "speech.audio.words", "words": words})
 
     def _wrapped(self, audio: bytes) -> bytes:
         if not audio or self._request.stream_format == "audio":

@@ -46,7 +46,7 @@ let again = null; // what waits for an API key
 function speakText() {
   form.clearErrors();
   const held = form.values();
-  if (form.isRight(held)) guarded(() => speak(bodyOf(held), (seed) => history.add({ ...held, seed })), failed);
+  if (form.isRight(held)) guarded(() => speak({ ...bodyOf(held), word_times: true }, (seed) => history.add({ ...held, seed })), failed);
 }
 
 function bodyOf(held) {
@@ -85,7 +85,7 @@ async function speak(request, onSeed = () => {}) {
       end("");
       throw error;
     }
-    form.wrong("general", "broken_off");
+    form.wrong("general", "broken_off", {}, error.message);
   }
   if (!coming.numSamples) return end("nothing");
   say(status, "finishing");

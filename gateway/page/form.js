@@ -2,7 +2,7 @@
 // What is left as it was is not sent, so that the server's own defaults hold.
 
 import { reasonOf } from "./errors.js";
-import { say } from "./words.js";
+import { quote, say } from "./words.js";
 
 export const MOST_CHARACTERS = 20000;
 const SETTINGS = ["kind", "input", "lines", "voice", "speed", "seed", "refine", "temperature", "language", "mode"];
@@ -72,9 +72,9 @@ function isSeed({ seed }) {
   return /^\d*$/.test(seed.trim());
 }
 
-/** Show an error of our own beside a field, and go there. */
-export function wrong(name, key, values) {
-  say(point(name), key, values);
+/** Show an error of our own beside a field, and go there; the server's words stand behind, where there are some. */
+export function wrong(name, key, values, said = "") {
+  quote(point(name), [key, values], said);
   return false;
 }
 
@@ -82,18 +82,12 @@ export function wrong(name, key, values) {
 export function showFailure(error, otherwise, renamed = {}) {
   const param = renamed[error.param] ?? error.param;
   const place = point(param && field(param) ? param : otherwise);
-  const [reason, said] = [document.createElement("span"), document.createElement("span")];
-  clear(place);
-  say(reason, ...reasonOf(error));
-  said.className = "said";
-  said.lang = "en"; // the server's only language
-  said.textContent = error.message;
-  place.append(reason, ...(error.message ? [" ", said] : []));
+  quote(place, reasonOf(error), error.message);
 }
 
 /** Take errors away: of the fields within `part`. */
 export function clearErrors(part = document) {
-  part.querySelectorAll(".error").forEach(clear);
+  part.querySelectorAll(".error").forEach((place) => say(place, ""));
   part.querySelectorAll("[aria-invalid]").forEach((element) => element.removeAttribute("aria-invalid"));
 }
 
@@ -103,11 +97,6 @@ export function forgiveOnInput() {
     const part = target.closest("[data-field]");
     if (part) clearErrors(part);
   });
-}
-
-function clear(place) {
-  say(place, "");
-  delete place.dataset.word; // what is put into it changes its language by itself
 }
 
 function point(name) {

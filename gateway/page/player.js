@@ -17,6 +17,7 @@ export class Player {
   #rate = RATE;
   #next = 0; // when the next samples are due, in samples since the context began
   #given = 0; // samples that have been scheduled
+  #sure = 0; // of them, those that were heard before samples ran out
   #hold = START_S;
   #complete = false;
   #ended = null;
@@ -78,12 +79,12 @@ export class Player {
   get heard() {
     if (!this.#output) return 0;
     const coming = Math.max(0, this.#next - this.#context.currentTime * this.#rate);
-    return Math.max(0, this.#given - coming) / this.#rate;
+    return Math.max(this.#sure, this.#given - coming) / this.#rate;
   }
 
   #reset() {
     this.#queue = [];
-    this.#queued = this.#next = this.#given = 0;
+    this.#queued = this.#next = this.#given = this.#sure = 0;
     this.#sources.clear();
     this.#hold = START_S;
     this.#complete = false;
@@ -101,6 +102,7 @@ export class Player {
     if (this.#next <= now && this.#queue.length) {
       if (this.#queued < this.#hold * this.#rate && !this.#complete) return;
       this.#next = now + Math.round(START_S * this.#rate);
+      this.#sure = this.#given;
       this.onWaiting(false);
     }
     while (this.#queue.length && this.#next < now + AHEAD_S * this.#rate) {
@@ -108,6 +110,7 @@ export class Player {
       this.#queued -= samples.length;
       this.#given += samples.length;
       this.#schedule(Float32Array.from(samples, (sample) => sample / 32768), () => this.#pump());
+      this.#next += samples.length;
     }
     const isDry = !this.#queue.length && !this.#sources.size;
     if (isDry && this.#complete) {
@@ -129,7 +132,6 @@ export class Player {
       then();
     };
     source.start(this.#next / this.#rate);
-    this.#next += samples.length;
     this.#sources.add(source);
   }
 

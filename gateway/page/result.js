@@ -3,7 +3,9 @@
 
 import { Drawing } from "./drawing.js";
 import { Player } from "./player.js";
-import { label, say } from "./words.js";
+import { Transcript } from "./transcript.js";
+import { remarkOf } from "./warnings.js";
+import { label, quote, say } from "./words.js";
 
 const STILL_MS = 500; // between two pictures, for those who want less motion
 
@@ -13,18 +15,23 @@ const isStill = matchMedia("(prefers-reduced-motion: reduce)");
 export class Result {
   #audio = part("audio");
   #drawing = new Drawing(part("wave"), part("spectrum"), part("playhead"));
+  #transcript = new Transcript(part("transcript"), (seconds) => this.#goTo(seconds));
   #player;
   #speech = null;
   #isComing = false; // more samples may come
   #isLive = false; // they come or are still being heard, until there is a file in the element
   #isDrawing = false; // again and again, while something sounds
+  #leave = () => {}; // called to hear the file instead of what is left of what came
+  #from = null; // where the file begins then, in s
+  #drawnAt = 0; // ms
+  #warning = ""; // that is shown
 
   /** `onWaiting(isWaiting)` is told when samples ran out too early, and when they go on. */
   constructor(onWaiting) {
     this.#player = new Player(this.#audio, onWaiting);
     const draw = () => this.#draw();
     part("play").addEventListener("click", () => this.#toggle());
-    part("seek").addEventListener("input", ({ target }) => (this.#audio.currentTime = target.value));
+    part("seek").addEventListener("input", ({ target }) => this.#goTo(Number(target.value)));
     ["pause", "ended", "seeked", "loadedmetadata"].forEach((name) => this.#audio.addEventListener(name, draw));
     this.#audio.addEventListener("play", () => this.#startDrawing());
     draw();
@@ -42,6 +49,7 @@ export class Result {
     URL.revokeObjectURL(this.#audio.src);
     this.#audio.removeAttribute("src");
     this.#drawing.clear();
+    this.#transcript.begin(speech.text);
     this.#startDrawing();
     return this.#player.begin();
   }
@@ -52,18 +60,25 @@ export class Result {
     this.#drawing.add(samples, rate);
   }
 
-  /** All have come. Resolves to whether all were heard. */
+  /** All have come. Resolves to whether nobody stopped them: all were heard, or somebody went to another place. */
   finish() {
     this.#isComing = false;
-    return this.#player.finish();
+    const leaving = new Promise((resolve) => (this.#leave = () => resolve(true)));
+    return Promise.race([this.#player.finish(), leaving]);
   }
 
   /** Be silent; what has come becomes a file that can be sought. */
   end() {
+    const isPlaying = !this.#audio.paused;
     this.#isLive = this.#isComing = false;
     this.#player.stop();
     this.#drawing.finish();
     if (this.#isThere) this.#audio.src = URL.createObjectURL(this.#speech.wav());
+    if (this.#from !== null) {
+      this.#audio.currentTime = this.#from;
+      if (isPlaying) this.#toggle();
+    }
+    this.#from = null;
     this.#draw();
   }
 
@@ -76,26 +91,51 @@ export class Result {
     else this.#audio.play().catch(() => {}); // another speech has taken its place
   }
 
+  /** The start itself is where a player rests, with no place to mark. */
+  #goTo(seconds) {
+    const place = Math.max(seconds, 0.001);
+    if (!this.#isLive) this.#audio.currentTime = place;
+    else if (!this.#isComing) {
+      this.#from = place;
+      this.#leave();
+    }
+  }
+
   #startDrawing() {
     if (!this.#isDrawing) this.#keepDrawing();
   }
 
   #keepDrawing() {
-    this.#draw();
+    if (!isStill.matches || performance.now() >= this.#drawnAt + STILL_MS) this.#draw();
+    else this.#markWord();
     this.#isDrawing = this.#isLive || !this.#audio.paused;
-    if (this.#isDrawing && isStill.matches) setTimeout(() => this.#keepDrawing(), STILL_MS);
-    else if (this.#isDrawing) requestAnimationFrame(() => this.#keepDrawing());
+    if (this.#isDrawing) requestAnimationFrame(() => this.#keepDrawing());
+  }
+
+  get #heard() {
+    return this.#isLive ? this.#player.heard : this.#audio.currentTime;
+  }
+
+  get #isResting() {
+    return !this.#isLive && this.#audio.paused && !this.#audio.currentTime;
+  }
+
+  #markWord() {
+    this.#transcript.take(this.#speech?.words ?? []);
+    this.#transcript.show(this.#isResting || this.#audio.ended ? null : this.#heard, !this.#isComing);
   }
 
   #draw() {
-    const { currentTime, paused } = this.#audio;
-    const heard = this.#isLive ? this.#player.heard : currentTime;
+    const heard = this.#heard;
+    this.#drawnAt = performance.now();
     part("player").hidden = part("details").hidden = !this.#isThere;
-    this.#drawing.draw(heard, !this.#isLive && paused && !currentTime);
+    this.#drawing.draw(heard, this.#isResting);
+    this.#markWord();
+    this.#showWarning();
     part("keep-seed").disabled = !this.#isThere;
     part("download").disabled = this.#isComing;
     if (!this.#isThere) return;
-    this.#showPlace(heard, paused);
+    this.#showPlace(heard, this.#audio.paused);
     const { firstMs, seconds, factor, seed } = this.#speech;
     number("first", "milliseconds", Math.round(firstMs));
     number("length", "seconds", seconds.toFixed(1));
@@ -104,9 +144,18 @@ export class Result {
     number("axis", "axis", this.#drawing.axis.toFixed(1));
   }
 
+  #showWarning() {
+    const warning = this.#isThere ? this.#speech.warning : "";
+    if (warning === this.#warning) return;
+    this.#warning = warning;
+    const remark = remarkOf(warning);
+    if (remark) quote(part("warning"), remark.told, remark.said);
+    else say(part("warning"), "");
+  }
+
   #showPlace(heard, isPaused) {
     const seek = part("seek");
-    seek.disabled = this.#isLive;
+    seek.disabled = this.#isComing;
     seek.max = this.#drawing.axis;
     seek.value = heard;
     const shown = `${clock(heard)} / ${clock(this.#speech.seconds)}`;

@@ -23,6 +23,18 @@ export function say(element, key, values = {}) {
   render(element);
 }
 
+/** The same with the server's own words behind, whose only language is English; none are empty. */
+export function quote(element, [key, values], said) {
+  const [own, quoted] = [document.createElement("span"), document.createElement("span")];
+  say(element, "");
+  delete element.dataset.word; // what is put into it changes its language by itself
+  say(own, key, values);
+  quoted.className = "said";
+  quoted.lang = "en";
+  quoted.textContent = said;
+  element.append(own, ...(said ? [" ", quoted] : []));
+}
+
 /** Put a label beside the words of `element`, mostly for screen readers; it follows a change of the language, too. */
 export function label(element, key, values = {}) {
   element.dataset.label = key;

@@ -18,6 +18,7 @@ from tests.client.fake_synthesis import SAMPLE_RATE, SAMPLES_PER_CHARACTER
 PATIENCE_MS = 30_000  # a busy machine is slow, and no test is about how long something takes
 TEXT = "Good morning."
 TONE_HZ = 440
+STREAM = {"response_format": "pcm", "stream_format": "sse", "word_times": True}  # as the page asks for speech
 
 # What a listener of the element would hear, gathered in `window.heard` as it plays.
 LISTEN = """

@@ -19,7 +19,7 @@ from chattts_serving.audio import SAMPLE_RATE
 from gateway.process import running_gateway
 from gateway.voices import clone_id
 from tests.gateway.browsing import opened
-from tests.gateway.test_speech import decoded
+from tests.gateway.test_speech import decoded, events
 from tests.integration.test_streaming import ALLOWED_ERROR
 from tests.metrics import time_to_rest, wait_until
 from training.listen import Listener, word_error_rate
@@ -31,6 +31,19 @@ LONG = "This sentence takes very long to say. " * 20
 BODY = {"model": "chattts", "response_format": "pcm", "seed": 7, "refine": False}
 SHORT = BODY | {"input": TEXT, "max_new_tokens": 64}
 ENDLESS = BODY | {"input": LONG, "min_new_tokens": 2_048}  # left alone, random weights would say it in a second
+SPOKEN = "Good morning, my friend. The train leaves at ten past 9."
+MARKED_BEHIND_S = 0.5  # a mark may stay so long behind its word, and come a picture late
+# Each word that is marked from now on, by its place, and the place in the speech then: `window.marks`.
+WATCH_MARKS = """
+() => {
+  const [box, seek] = [document.querySelector("#transcript"), document.querySelector("#seek")];
+  window.marks = [];
+  new MutationObserver(() => {
+    const place = [...box.querySelectorAll("span")].findIndex((one) => one.classList.contains("now"));
+    if (place >= 0 && place !== marks.at(-1)?.[0]) marks.push([place, Number(seek.value)]);
+  }).observe(box, { subtree: true, attributeFilter: ["class"] });
+}
+"""
 DROPPED_WITHIN_S = 2.0  # far above what it takes, so that a busy machine does not decide
 
 
@@ -38,6 +51,12 @@ DROPPED_WITHIN_S = 2.0  # far above what it takes, so that a busy machine does n
 def live(tiny, tmp_path_factory):
     log = tmp_path_factory.mktemp("live") / "gateway.log"
     with running_gateway(tiny.server.grpc_url, log, "--voice-alias", "nova=seed-1") as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def english(demo, tmp_path_factory):
+    with running_gateway(demo.server.grpc_url, tmp_path_factory.mktemp("english") / "gateway.log") as gateway:
         yield gateway
 
 
@@ -163,7 +182,7 @@ def test_a_tab_that_is_closed_frees_the_slot(live, tiny, browser):
     with opened(browser, live.url) as page:
         # The voices of the server move what lies below them when they come.
         expect(page.locator(".voice")).not_to_have_count(1)
-        page.route("**" + SPEECH, speak_without_end)
+        page.route("**" + SPEECH, lambda route: speak_as(route, ENDLESS))
         page.fill("#input", LONG)
         page.click("#speak")
         page.wait_for_function("() => document.querySelector('#first').textContent.includes('ms')")
@@ -173,22 +192,72 @@ def test_a_tab_that_is_closed_frees_the_slot(live, tiny, browser):
         print(f"MEASURED: a closed tab has its slot freed after {1e3 * waited_s:.0f} ms")
 
 
-def speak_without_end(route):
+def speak_as(route, asked):
     """What the page asks for, and what only programs can ask for."""
-    route.continue_(post_data=json.dumps(route.request.post_data_json | ENDLESS))
+    route.continue_(post_data=json.dumps(asked | route.request.post_data_json))
 
 
-def test_every_format_is_understood(demo, tmp_path):
+def test_the_page_marks_each_word_while_it_is_heard(english, browser):
+    """Whichever words the pace of the machine lets it show: each at its time; a click goes to any of them."""
+    body = BODY | {"input": SPOKEN, "stream_format": "sse", "word_times": True}
+    answer = requests.post(english.url + SPEECH, json=body, timeout=120)
+    words = [word for event in events(answer) for word in event.get("words", ())]
+    assert [word["text"] for word in words] == [*SPOKEN.replace(",", "").replace(".", "").split()[:-1], "nine"]
+    with opened(browser, english.url) as page:
+        page.fill("#seed", str(BODY["seed"]))
+        page.uncheck("#refine")
+        page.fill("#input", SPOKEN)
+        page.evaluate(WATCH_MARKS)
+        page.click("#speak")
+        expect(page.locator("#status")).to_contain_text("Done", timeout=120_000)
+        spans = page.locator("#transcript span")
+        assert spans.all_inner_texts() == [word["text"] for word in words[:-1]] + ["9"]
+        marks = page.evaluate("() => marks")
+        assert marks
+        assert [place for place, _ in marks] == sorted(place for place, _ in marks)
+        for place, heard_s in marks:
+            assert words[place]["start"] - 0.02 < heard_s < words[place]["end"] + MARKED_BEHIND_S
+        for place in (len(words) - 1, 0, 4):
+            spans.nth(place).click()
+            expect(spans.nth(place)).to_have_class("now")
+            sought = page.evaluate("() => document.querySelector('#audio').currentTime")
+            assert sought == pytest.approx(words[place]["start"], abs=2e-3)
+
+
+def test_where_words_have_no_times_the_page_marks_sentences(live, browser):
+    sentences = ["The library opens at nine", "The train leaves at ten"]
+    with opened(browser, live.url) as page:
+        page.route("**" + SPEECH, lambda route: speak_as(route, SHORT | {"min_new_tokens": 8}))
+        page.fill("#input", ". ".join(sentences) + ".")
+        page.click("#speak")
+        expect(page.locator("#status")).to_contain_text("Done", timeout=120_000)
+        assert page.locator("#transcript span").all_inner_texts() == sentences
+        page.locator("#transcript span").last.click()
+        expect(page.locator("#transcript .now")).to_have_text(sentences[-1])
+        expect(page.locator("#warning")).to_be_hidden()
+
+
+def test_the_page_tells_what_the_models_leave_out(live, browser):
+    with opened(browser, live.url) as page:
+        page.route("**" + SPEECH, lambda route: speak_as(route, SHORT | {"min_new_tokens": 8}))
+        page.get_by_role("radio", name="Dialogue").check(force=True)
+        page.get_by_role("textbox", name="Line 1").fill("Hello there, привет.")
+        page.get_by_role("textbox", name="Line 2").fill("Good day, سلام.")
+        page.click("#speak")
+        expect(page.locator("#warning")).to_contain_text("Letters of other scripts were not spoken (10)")
+        expect(page.locator("#warning [lang=en]")).to_contain_text("(Cyrillic)")
+        page.click("#switch-language")
+        expect(page.locator("#warning")).to_contain_text("有 10 个其他文字的字母未朗读")
+
+
+def test_every_format_is_understood(english):
     """As OpenAI's clients ask for it, in front of the checkpoint that speaks English."""
     listener, understood = Listener(), []
-    with running_gateway(demo.server.grpc_url, tmp_path / "gateway.log") as gateway:
-        sdk = openai.OpenAI(base_url=gateway.url + "/v1", api_key="none")
-        for number, name in enumerate(("mp3", "opus", "aac", "flac", "wav", "pcm")):
-            said = held_out()[number]
-            own = {"seed": number, "refine": False}
-            answer = sdk.audio.speech.create(
-                model="tts-1", voice="alloy", input=said, response_format=name, extra_body=own
-            )
-            audio, rate = decoded(answer.content, name)
-            understood.append(listener.listen(soxr.resample(audio, rate, SAMPLE_RATE), said))
+    sdk = openai.OpenAI(base_url=english.url + "/v1", api_key="none")
+    for number, name in enumerate(("mp3", "opus", "aac", "flac", "wav", "pcm")):
+        said = held_out()[number]
+        own = {"seed": number, "refine": False}
+        answer = sdk.audio.speech.create(model="tts-1", voice="alloy", input=said, response_format=name, extra_body=own)
+        audio, rate = decoded(answer.content, name)
+        understood.append(listener.listen(soxr.resample(audio, rate, SAMPLE_RATE), said))
     assert word_error_rate(understood) <= 0.35, understood

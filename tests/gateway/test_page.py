@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from tests.client.conftest import content
 from tests.client.fake_synthesis import DEFAULT_SEED, SAMPLE_RATE, SAMPLES_PER_CHARACTER
 from tests.gateway.browsing import (
+    STREAM,
     TEXT,
     TONE_HZ,
     decoded,
@@ -101,6 +102,24 @@ def test_a_server_that_is_too_slow_is_told_and_waited_for(page, tmp_path):
     expect(page.locator("#status")).to_have_text(re.compile(r"Done: \d+\.\d s of speech\."))
 
 
+def test_what_was_heard_stays_heard_when_samples_ran_out(page):
+    before, after = page.evaluate("""async () => {
+        const { Player } = await import("/player.js");
+        let player;
+        await new Promise((resolve) => {
+            player = new Player(document.querySelector("#sample"), (isWaiting) => isWaiting && resolve());
+            player.begin().then(() => player.add(new Int16Array(4800), 24000));
+        });
+        const before = player.heard;
+        player.add(new Int16Array(12000), 24000);
+        const after = player.heard;
+        player.stop();
+        return [before, after];
+    }""")
+    assert before == pytest.approx(0.2)
+    assert after >= before
+
+
 def test_who_wants_less_motion_gets_two_pictures_a_second(browser, gateway, tmp_path):
     with opened(browser, gateway.url, reduced_motion="reduce") as page:
         start_speaking(page, f"endless {tmp_path / 'ended'}")
@@ -152,7 +171,7 @@ def test_numbers_about_the_speech_are_shown(page):
 def test_what_is_left_as_it_was_is_not_sent(page):
     with page.expect_request(is_speech) as request:
         speak(page)
-    assert sent(request.value) == {"model": "chattts", "input": TEXT, "voice": "default", "response_format": "pcm"}
+    assert sent(request.value) == {"model": "chattts", "input": TEXT, "voice": "default", **STREAM}
 
 
 def test_what_is_set_is_sent(page):
@@ -168,7 +187,7 @@ def test_what_is_set_is_sent(page):
     with page.expect_request(is_speech) as request:
         page.click("#speak")
     expected = {"input": TEXT, "voice": "warm_2", "speed": 2, "seed": 7, "refine": False, "temperature": 0.55}
-    expected |= {"language": "zh", "mode": "low_latency", "model": "chattts", "response_format": "pcm"}
+    expected |= {"language": "zh", "mode": "low_latency", "model": "chattts", **STREAM}
     assert sent(request.value) == expected
     expect(page.locator("#status")).to_have_text(re.compile("Done: 0.[12] s of speech."))  # at twice the speed
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.client.fake_synthesis import DEFAULT_SEED
-from tests.gateway.browsing import clone, is_speech, seconds, sent
+from tests.gateway.browsing import STREAM, clone, is_speech, seconds, sent
 
 TEXTS = ["Who is there?", "It is me.", "Come in."]
 
@@ -41,7 +41,7 @@ def test_lines_are_spoken_as_one_each_in_its_voice(page):
         page.click("#speak")
     voices = ["default", "warm_2", "warm_2"]
     turns = [{"voice": voice, "text": text} for voice, text in zip(voices, TEXTS, strict=True)]
-    assert sent(request.value) == {"model": "chattts", "input": turns, "response_format": "pcm"}
+    assert sent(request.value) == {"model": "chattts", "input": turns, **STREAM}
     expect(page.locator("#status")).to_have_text(f"Done: {seconds(chr(10).join(TEXTS)):.1f} s of speech.")
     expect(page.locator("#count")).to_have_text("30 of 20,000 characters")
 

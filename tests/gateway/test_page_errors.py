@@ -85,6 +85,7 @@ def test_what_came_before_an_error_is_kept(page, tmp_path):
     expect(page.locator("#length")).to_have_text(f"{seconds(spoken * 'x'):.1f} s")
     (tmp_path / "end").touch()
     expect(page.locator("#general-error")).to_contain_text("The server broke off")
+    expect(page.locator("#general-error [lang=en]")).to_contain_text("the text was held")
     expect(page.locator("#speak")).to_have_text("Speak")
     assert len(decoded(downloaded(page)[1])[0]) == spoken * SAMPLES_PER_CHARACTER
 

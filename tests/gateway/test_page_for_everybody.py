@@ -15,10 +15,13 @@ from tests.gateway.browsing import (
 
 
 def everything(page: Page) -> None:
-    """Show all that the page has: all folds, a cloned voice, a history, a speech, errors."""
+    """Show all that the page has: all folds, a cloned voice, a history, a speech and what it leaves out, errors."""
     clone(page, "A voice with a rather long name")
     page.fill("#seed", str(2**63 - 1))
-    speak(page, "A text that is long enough to have several lines on the screen of a small telephone.")
+    speak(page, "A text that is long enough to have several lines on the screen of a small telephone. ☃")
+    page.locator("#transcript span").first.click()
+    expect(page.locator("#transcript .now")).to_be_visible()
+    expect(page.locator("#warning")).to_be_visible()
     for fold in ("#details", "#advanced", "#programs"):
         page.click(f"{fold} > summary")
     page.fill("#input", "")

@@ -149,6 +149,17 @@ def test_events_say_when_words_are_heard(gateway, stream):
     ]
 
 
+@pytest.mark.parametrize("word_times", [True, False])
+def test_events_end_with_what_was_not_spoken(gateway, word_times):
+    body = {"model": "chattts", "input": "a ☃", "stream_format": "sse", "word_times": word_times}
+    answer = requests.post(gateway.url + "/v1/audio/speech", json=body)
+    assert answer.headers["x-warning"] == "not all"
+    *others, done = events(answer)
+    assert (done["type"], done["warning"]) == ("speech.audio.done", "not all")
+    assert not any("warning" in event for event in others)
+    assert "warning" not in events(requests.post(gateway.url + "/v1/audio/speech", json=body | {"input": "a"}))[-1]
+
+
 def test_words_beside_audio_that_has_no_place_for_them_are_refused(gateway):
     body = {"model": "chattts", "input": "one", "word_times": True}
     answer = requests.post(gateway.url + "/v1/audio/speech", json=body)

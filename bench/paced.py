@@ -68,6 +68,9 @@ class PacedStep:
             time.sleep(left)
         return self._drawn
 
+    def looks(self) -> None:
+        """As `PendingStep`: there are no heads."""
+
 
 class PacedRunner:
     """`Runner` whose draws depend on seed, stream and number alone."""
@@ -100,10 +103,6 @@ class PacedRunner:
     def generated_hidden(self, _sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
         """As `Runner`: those of every sequence are alike."""
         return self._hidden[first:last].copy()
-
-    def looks(self, _sequence: Sequence, num_tokens: int) -> npt.NDArray[np.int32]:
-        """As `Runner`: there are no heads."""
-        return np.zeros((num_tokens, 0), np.int32)
 
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
         """As `Runner`: there is no cache."""

@@ -10,7 +10,7 @@ import numpy as np
 from bench.gpu.machine import Machine
 from bench.gpu.phases import NotHereError, Row, Wrong
 from bench.model import logit_error, logits_too_far, sequence
-from chattts_serving.engine.engine import Engine
+from chattts_serving.engine.engine import Engine, Finished
 from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.engine.sequence import Kind
 from chattts_serving.engine.sequence import Sequence as Spoken
@@ -20,6 +20,7 @@ TEXT_EVERY = 4  # of the sequences compared with PyTorch, every fourth draws tex
 # size rounds otherwise, and a sequence goes its own way from the first draw that this decides: its beginning counts.
 DRAWN_ALIKE = 0.95  # of the sequences, by the kernels and by PyTorch, in float32
 NEEDLES_ALIKE = 0.85  # of the requests, to their end, alone and among others, in float32
+LOOKS_ALIKE = 0.98  # of where text heads look; two scores can be equal but for rounding
 BEGUN_ALIKE = 0.7  # of the requests, their first token, in 16 bits
 
 
@@ -42,7 +43,7 @@ def draws(machine: Machine) -> Iterator[Row | Wrong]:
     if not machine.computes:
         raise NotHereError("PyTorch's operations need a device that computes")
 
-    def drawn(engine: Engine) -> list[Spoken]:
+    def drawn(engine: Engine) -> list[Finished]:
         sequences = [
             sequence(
                 machine.config,
@@ -53,13 +54,17 @@ def draws(machine: Machine) -> Iterator[Row | Wrong]:
             )
             for number in range(counts.draws)
         ]
-        _run(engine, sequences)
-        return sequences
+        for one in sequences:
+            one.watched = (0, one.num_prompt_tokens)
+        ended = {one.sequence: one for one in _run(engine, sequences)}
+        return [ended[one] for one in sequences]
 
     kernels = drawn(machine.crowd_engine(Precision.FP32))
-    tokens = sum(one.max_num_tokens for one in kernels)
+    tokens = sum(one.sequence.max_num_tokens for one in kernels)
     pytorch = drawn(machine.pytorch_engine(Precision.FP32, counts.draws, tokens))
-    yield from _compared("kernels and PyTorch", Precision.FP32, kernels, pytorch, DRAWN_ALIKE)
+    ones, others = ([one.sequence for one in ended] for ended in (kernels, pytorch))
+    yield from _compared("kernels and PyTorch", Precision.FP32, ones, others, DRAWN_ALIKE)
+    yield from _looks_compared(kernels, pytorch)
 
 
 def needles(machine: Machine) -> Iterator[Row | Wrong]:
@@ -90,11 +95,29 @@ def needles(machine: Machine) -> Iterator[Row | Wrong]:
         yield from _compared(f"alone and among {counts.crowd - 1}", precision, alone, among, least)
 
 
-def _run(engine: Engine, sequences: Sequence[Spoken]) -> None:
+def _run(engine: Engine, sequences: Sequence[Spoken]) -> list[Finished]:
     for one in sequences:
         engine.add(one)
+    finished = []
     while not engine.is_idle:
-        engine.step()
+        finished += engine.step()
+    return finished
+
+
+def _looks_compared(ones: Sequence[Finished], others: Sequence[Finished]) -> Iterator[Row | Wrong]:
+    """Whether text heads look at the same tokens, in sequences that are alike."""
+    pairs = [
+        (one.looks, other.looks)
+        for one, other in zip(ones, others, strict=True)
+        if one.sequence.tokens == other.sequence.tokens and one.looks is not None and other.looks is not None
+    ]
+    alike = [float(np.mean(one == other)) for one, other in pairs if one.size]
+    if not alike:  # which is wrong anyway
+        return
+    share = float(np.mean(alike))
+    yield {"looks compared": "kernels and PyTorch", "sequences": len(alike), "% alike": 100 * share}
+    if share < LOOKS_ALIKE:
+        yield Wrong(f"text heads look at the same token in {share:.0%} of draws; {LOOKS_ALIKE:.0%} must be")
 
 
 def _compared(

@@ -21,6 +21,7 @@ class Counts:
         profiled: (sequences, context) whose kernels are listed.
         sampled_lanes: sequences that draw at once.
         prefill_tokens: prompt tokens of one step at most; the largest bucket of prompts.
+        watched, rounds: (sequences, context) whose words are timed, and how often.
         join_lanes, join_rates, join_s: sequences that run, newcomers a second, and for how long, s.
         spoken: (lanes, tokens of a sentence, sentences) through the synthesizer.
         rendered: (rows, tokens of each) through decoder and vocoder.
@@ -42,6 +43,8 @@ class Counts:
     profiled: tuple[tuple[int, int], ...] = ((1, 300), (64, 300), (256, 150))
     sampled_lanes: tuple[int, ...] = (1, 64, 256)
     prefill_tokens: int = 4096
+    watched: tuple[tuple[int, int], ...] = ((1, 150), (64, 150), (64, 300))
+    rounds: int = 3
     join_lanes: int = 64
     join_rates: tuple[int, ...] = (100, 300)
     join_s: float = 1.5
@@ -66,6 +69,8 @@ DRY = Counts(
     profiled=((4, 20),),
     sampled_lanes=(1, 4),
     prefill_tokens=128,
+    watched=((4, 20),),
+    rounds=1,
     join_lanes=4,
     join_rates=(100,),
     join_s=0.1,

@@ -9,6 +9,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bench.gpu.counts import Counts
 from bench.gpu.phases import OutOfTimeError
 from bench.model import random_weights, sequence
 from chattts_serving.engine.engine import Engine
-from chattts_serving.engine.gpt_config import GPTConfig, Precision
+from chattts_serving.engine.gpt_config import GPTConfig, Precision, TextHead
 from chattts_serving.engine.gpu.gpt import DTYPES, GPT
 from chattts_serving.engine.gpu.runner import TorchRunner
 from chattts_serving.engine.gpu.torch_ops import TorchOps
@@ -27,6 +28,7 @@ from chattts_serving.engine.sequence import Kind, Sequence
 WARM = 3  # runs before those that are timed
 MEMORY_SHARE = 0.6  # of the free memory, for the cache of one engine
 QUEUE_CYCLES = 20_000_000  # of a sleeping GPU: 10 ms
+MOST_HEADS = 4  # as `export.text_heads`, whose packages may not be here
 CROWD_PREFILL = 512  # prompt tokens of a step of the engines for checks, as in production
 
 
@@ -35,7 +37,7 @@ class Machine:
 
     Attributes:
         device: the GPU, or the CPU in a dry run without one.
-        config: sizes of the GPT.
+        config: sizes of the GPT, and text heads, of whom nobody knows where they look.
         counts: how much to measure.
         folder: for further files.
         until: when all must be done, s (monotonic).
@@ -45,7 +47,8 @@ class Machine:
 
     def __init__(self, device: torch.device, config: GPTConfig, counts: Counts, folder: Path, until: float) -> None:
         """Make nothing yet."""
-        self.device, self.config, self.counts, self.folder, self.until = device, config, counts, folder, until
+        self.device, self.counts, self.folder, self.until = device, counts, folder, until
+        self.config = replace(config, text_heads=_text_heads(config))
         self.is_gpu = device.type == "cuda"
         self.precision = Precision.BF16 if self.is_gpu else Precision.FP32
         self.bandwidth: float | None = None
@@ -129,12 +132,20 @@ class Machine:
             return False
         return True
 
-    def prime(self, engine: Engine, prompts: list[int], num_new_tokens: int, kind: Kind = Kind.AUDIO) -> list[Sequence]:
+    def prime(
+        self,
+        engine: Engine,
+        prompts: list[int],
+        num_new_tokens: int,
+        kind: Kind = Kind.AUDIO,
+        watched: tuple[int, int] | None = None,
+    ) -> list[Sequence]:
         """Sequences whose prompts have so many tokens, all running, past the first steps."""
         sequences = [
             sequence(self.config, number, prompt, num_new_tokens, kind) for number, prompt in enumerate(prompts)
         ]
         for one in sequences:
+            one.watched = watched
             engine.add(one)
         while engine.num_waiting:
             engine.step()
@@ -158,22 +169,23 @@ class Machine:
                 run()
             return self._event_ms(run, before, repeats) if self.is_gpu else _wall_ms(run, before, repeats)
 
-    def decode_ms(self, engine: Engine, lanes: int) -> float:
-        """Time of the decode step of the `lanes` sequences that run, ms; the same step over and over."""
-        runner = _runner(engine)
-        size = next(bucket for bucket in runner._lane_buckets if bucket >= lanes)
-        return self.device_ms(lambda: runner._run("decode", size, runner._decode), self.same_state(engine))
+    def decode_ms(self, engine: Engine, lanes: int, *, watch: bool = False) -> float:
+        """Time of the decode step of the `lanes` sequences that run, ms; the same step over and over.
 
-    def decode(self, engine: Engine, lanes: int) -> Callable[[], object]:
+        With `watch` it is the step that notes where text heads look.
+        """
+        return self.device_ms(self.decode(engine, lanes, watch=watch), self.same_state(engine))
+
+    def decode(self, engine: Engine, lanes: int, *, watch: bool = False) -> Callable[[], object]:
         """That step once, for a profiler."""
         runner = _runner(engine)
         size = next(bucket for bucket in runner._lane_buckets if bucket >= lanes)
-        return lambda: runner._run("decode", size, runner._decode)
+        return lambda: runner._run(runner._decode, size, watch)
 
     def prompt_ms(self, engine: Engine, size: int) -> float:
         """Time of a pass over a bucket of `size` prompt tokens, those that were computed last, ms."""
         runner = _runner(engine)
-        return self.device_ms(lambda: runner._run("prompt", size, runner._compute_prompt))
+        return self.device_ms(lambda: runner._run(runner._compute_prompt, size))
 
     def prompt_buckets(self, engine: Engine) -> list[int]:
         """Sizes that prompts are filled up to."""
@@ -225,6 +237,12 @@ class Machine:
             end.record()
         torch.cuda.synchronize(self.device)
         return statistics.median(float(start.elapsed_time(end)) for start, end in pairs)
+
+
+def _text_heads(config: GPTConfig) -> tuple[TextHead, ...]:
+    """As many as an export finds at most, in as many layers as there are."""
+    layers = (number * config.num_layers // MOST_HEADS for number in range(MOST_HEADS))
+    return tuple(TextHead(layer, number % config.num_heads, 0) for number, layer in enumerate(layers))
 
 
 def _event() -> torch.cuda.Event:

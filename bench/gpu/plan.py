@@ -16,6 +16,7 @@ PHASES: list[Phase[Machine]] = [
     Phase("prompts", 8, steps.prompts),
     Phase("sampling", 8, steps.sampling),
     Phase("joins", 10, steps.joins),
+    Phase("word times", 5, steps.word_times),
     Phase("synthesizer", 10, speech.synthesizer),
     Phase("decoder and vocoder", 10, speech.rendering),
     Phase("ChatTTS", 45, speech.chattts),

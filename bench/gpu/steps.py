@@ -19,6 +19,8 @@ from chattts_serving.engine.sequence import Kind
 JOIN_PROMPT = 40  # tokens of a newcomer's prompt: a short sentence's
 MOST_AGE = 1_000  # tokens that the oldest sequence has drawn, where newcomers are few
 SPIN_CYCLES = 200_000  # of a kernel that only takes time
+WATCHED = 40  # tokens of a sentence whose words are timed
+MOST_MORE = 1  # % of a step that this may take
 LISTED = 12  # kernels of a profile that the table shows
 
 
@@ -193,6 +195,40 @@ def joins(machine: Machine) -> Iterator[Row | Wrong]:
             "wall p50 ms": statistics.median(wall),
             "wall p99 ms": float(np.quantile(wall, 0.99)),
         }
+
+
+def word_times(machine: Machine) -> Iterator[Row | Wrong]:
+    """What it costs to note where text heads look: the steps of sequences that are watched and of such that are not."""
+    counts, engine = machine.counts, machine.grid_engine()
+    for lanes, context in counts.watched:
+        machine.need(3, f"before {lanes} x {context}")
+        watched = (context // 4, context // 4 + min(WATCHED, context // 2))
+        gpu_ms: dict[bool, list[float]] = {False: [], True: []}
+        wall_ms: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(counts.rounds):
+            for watch in (False, True):
+                room = context + counts.steps + 200
+                sequences = machine.prime(engine, [context] * lanes, room, watched=watched if watch else None)
+                gpu_ms[watch].append(machine.decode_ms(engine, lanes, watch=watch))
+                for _ in range(counts.steps):
+                    started = time.perf_counter()
+                    engine.step()
+                    wall_ms[watch].append(1e3 * (time.perf_counter() - started))
+                machine.drain(engine, sequences)
+        without, with_them = (statistics.median(gpu_ms[watch]) for watch in (False, True))
+        more = 100 * (with_them / without - 1)
+        yield {
+            "sequences": lanes,
+            "context": context,
+            "text tokens": watched[1] - watched[0],
+            "GPU ms": without,
+            "with word times": with_them,
+            "% more": more,
+            "wall p50 ms": statistics.median(wall_ms[False]),
+            "wall with word times": statistics.median(wall_ms[True]),
+        }
+        if machine.is_gpu and more > MOST_MORE:
+            yield Wrong(f"{lanes} x {context}: word times take {more:.1f} % of a step; at most {MOST_MORE} % is wanted")
 
 
 def _floor_ms(machine: Machine, cached_tokens: int, bytes_per_token: int) -> float | None:

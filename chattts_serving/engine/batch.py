@@ -28,10 +28,11 @@ class StepLog:
         num_read: of those, the ones whose tokens are here.
     """
 
-    def __init__(self, num_steps: int, num_rows: int, num_codebooks: int) -> None:
-        """The tokens of `num_steps` steps are kept, the last ones."""
+    def __init__(self, num_steps: int, num_rows: int, num_codebooks: int, num_heads: int = 0) -> None:
+        """The tokens of `num_steps` steps are kept, the last ones, and where `num_heads` heads looked."""
         self.num_launched = self.num_read = 0
         self._tokens = np.zeros((num_steps, num_rows, num_codebooks), np.int32)
+        self._looks = np.zeros((num_steps, num_rows, num_heads), np.int32)
         self._launched_ns, self._read_ns = [0] * num_steps, [0] * num_steps
         self._void: dict[int, Counter[Kind]] = {}
 
@@ -44,19 +45,25 @@ class StepLog:
         place = step % len(self._tokens)
         return self._launched_ns[place], self._read_ns[place]
 
-    def store(self, rows: IntArray, drawn: IntArray) -> None:
-        """The oldest step that was not read has drawn `drawn`, [len(rows), num_codebooks], for `rows`."""
-        self._tokens[self.num_read % len(self._tokens), rows] = drawn
-        self._read_ns[self.num_read % len(self._tokens)] = time.time_ns()
+    def store(self, rows: IntArray, drawn: IntArray, looks: IntArray | None = None) -> None:
+        """The oldest step that was not read has drawn `drawn`, [len(rows), num_codebooks], for `rows`.
+
+        Meanwhile heads looked at `looks`, [len(rows), num_heads]; None where it was not noted.
+        """
+        place = self.num_read % len(self._tokens)
+        self._tokens[place, rows] = drawn
+        if looks is not None:
+            self._looks[place, rows] = looks
+        self._read_ns[place] = time.time_ns()
         self.num_read += 1
 
     def tokens(self, row: int, first: int, last: int) -> IntArray:
         """What steps `first` to `last` - 1 drew for `row`: a copy, [last - first, num_codebooks]."""
-        start, size = first % len(self._tokens), len(self._tokens)
-        end = start + last - first
-        if end <= size:
-            return self._tokens[start:end, row].copy()
-        return np.concatenate([self._tokens[start:, row], self._tokens[: end - size, row]])
+        return _of_steps(self._tokens, row, first, last)
+
+    def looks(self, row: int, first: int, last: int) -> IntArray:
+        """Where heads looked in these steps, which noted it: a copy, [last - first, num_heads]."""
+        return _of_steps(self._looks, row, first, last)
 
     def add_void(self, step: int, kind: Kind) -> None:
         """What `step` draws for one sequence will not be taken."""
@@ -65,6 +72,14 @@ class StepLog:
     def take_void(self, step: int) -> Counter[Kind]:
         """How many sequences of each kind do not take what `step` has drawn."""
         return self._void.pop(step, None) or Counter()
+
+
+def _of_steps(kept: IntArray, row: int, first: int, last: int) -> IntArray:
+    start, size = first % len(kept), len(kept)
+    end = start + last - first
+    if end <= size:
+        return kept[start:end, row].copy()
+    return np.concatenate([kept[start:, row], kept[: end - size, row]])
 
 
 @dataclass(eq=False)
@@ -112,6 +127,7 @@ class Batch:
     Attributes:
         lanes: the stays by lane; those that draw text come first.
         num_text: how many those are.
+        num_watched: those of which it is noted where text heads look.
         joined: those that came since the last step, to be written to their rows.
         moved: those whose cache lies elsewhere since.
         is_changed: whether the rows of the lanes differ from those of the last step.
@@ -120,7 +136,7 @@ class Batch:
     def __init__(self, capacity: int) -> None:
         """Nobody is in it; `capacity` is the number of rows."""
         self.lanes: list[Stay] = []
-        self.num_text = 0
+        self.num_text = self.num_watched = 0
         self.joined: dict[Sequence, int] = {}
         self.moved: dict[Sequence, int] = {}
         self.is_changed = False
@@ -165,6 +181,7 @@ class Batch:
             self.lanes.append(stay)
             self._place(len(self.lanes) - 1)
         self.num_text += sequence.draws_text
+        self.num_watched += sequence.watched is not None
         return stay
 
     def leave(self, sequence: Sequence) -> None:
@@ -176,6 +193,7 @@ class Batch:
         self.joined.pop(sequence, None)
         self.moved.pop(sequence, None)
         self.is_changed = True
+        self.num_watched -= sequence.watched is not None
         hole = stay.lane
         if sequence.draws_text:
             self.num_text -= 1

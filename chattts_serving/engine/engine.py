@@ -25,7 +25,7 @@ class Finished:
     Attributes:
         sequence: its final state.
         hidden: the hidden state that each of its tokens was drawn from, float32 [len(tokens), hidden].
-        looks: where text heads looked meanwhile, [len(tokens), heads], as `Runner`; None where it was not noted.
+        looks: where text heads looked meanwhile, [len(tokens), heads], as `PendingStep`; None where it was not noted.
     """
 
     sequence: Sequence
@@ -81,7 +81,7 @@ class Engine:
         self._batch = Batch(max_sequences)
         # No sequence stays for more steps than there are positions.
         num_steps = config.max_position_embeddings + runner.steps_ahead + 1
-        self._log = StepLog(num_steps, max_sequences, config.num_codebooks)
+        self._log = StepLog(num_steps, max_sequences, config.num_codebooks, len(runner.text_heads))
         self._last_steps: dict[int, list[Stay]] = {}  # of the stays that nothing ends before, by the step's number
 
     @property
@@ -192,7 +192,7 @@ class Engine:
     def _read(self, flight: _InFlight) -> list[Finished]:
         drawn, number = flight.step.tokens(), self._log.num_read
         void = self._log.take_void(number)
-        self._log.store(flight.rows, drawn)
+        self._log.store(flight.rows, drawn, flight.step.looks())
         num_audio = len(flight.lanes) - flight.num_text
         for kind, num_lanes in ((Kind.TEXT, flight.num_text), (Kind.AUDIO, num_audio)):
             self.num_generated[kind] += num_lanes - void[kind]
@@ -225,7 +225,7 @@ class Engine:
         num_tokens = sequence.num_new_tokens - (reason is not FinishReason.LENGTH)
         hidden = self._runner.generated_hidden(sequence, 0, num_tokens)
         is_watched = self.text_heads and sequence.watched is not None
-        looks = self._runner.looks(sequence, num_tokens) if is_watched else None
+        looks = sequence.looks(num_tokens) if is_watched else None
         sequence.finish_reason = reason
         sequence.end_stay(num_tokens)
         self.remove(sequence)

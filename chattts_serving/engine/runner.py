@@ -32,16 +32,28 @@ class PendingStep(Protocol):
         NO_TOKEN stands in a token where the logits are no finite numbers; this concerns no other sequence.
         """
 
+    def looks(self) -> IntArray | None:
+        """The token of its prompt that each of the runner's `text_heads` looked at most, int32 [lanes, heads].
+
+        Of lanes that are `watched`, among the tokens that they say, the first of several; once `tokens` has returned.
+        None where no lane is.
+        """
+
 
 @dataclass(frozen=True)
 class DonePending:
     """A step that was computed when it was launched."""
 
     drawn: IntArray
+    looked: IntArray | None
 
     def tokens(self) -> IntArray:
         """As `PendingStep`."""
         return self.drawn
+
+    def looks(self) -> IntArray | None:
+        """As `PendingStep`."""
+        return self.looked
 
 
 class Runner(Protocol):
@@ -50,7 +62,7 @@ class Runner(Protocol):
     Attributes:
         config: sizes of the model.
         num_cache_tokens: tokens that the key-value cache holds.
-        text_heads: whose looks it notes, of sequences that are `watched`; none where it cannot.
+        text_heads: whose looks steps note of sequences that are `watched`; none where it cannot.
         steps_ahead: steps that may be launched before the oldest is read. 0: `launch` computes before it returns.
             1: a step takes the tokens of the one before it from where they were drawn, so that it can start unread.
     """
@@ -71,12 +83,6 @@ class Runner(Protocol):
 
         Returns:
             A copy on the host, [last - first, hidden].
-        """
-
-    def looks(self, sequence: Sequence, num_tokens: int) -> IntArray:
-        """The token of its prompt that each of `text_heads` looked at most when the first `num_tokens` were drawn.
-
-        Of a sequence that is `watched`, among the tokens that it says; [num_tokens, heads].
         """
 
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:

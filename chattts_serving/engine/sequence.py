@@ -81,6 +81,7 @@ class Sequence:
         params: how its tokens are drawn.
         earlier: tokens that it had when it joined the batch, all of them once it has ended: int32
             [n, num_codebooks], of text the first column counts.
+        earlier_looks: where text heads looked when those were drawn, int32 [n, heads]; of one that is watched.
         slot: where its cache lies; None while it waits.
         num_kept: tokens whose keys and values its slot had when it last went to rest.
         stay: its time in the batch; None while it waits or rests, and once it has ended.
@@ -97,6 +98,7 @@ class Sequence:
     priority: Priority = Priority.INTERACTIVE
     watched: tuple[int, int] | None = None
     earlier: IntArray = field(default_factory=lambda: _NONE)
+    earlier_looks: IntArray = field(default_factory=lambda: _NONE)
     slot: Slot | None = None
     num_kept: int = 0
     stay: Stay | None = None
@@ -188,6 +190,15 @@ class Sequence:
             found = found[:, :1]
         return np.concatenate([self.earlier[first:], found]) if first < num_earlier else found
 
+    def looks(self, num_tokens: int) -> IntArray:
+        """Where text heads looked when the first `num_tokens` were drawn, [num_tokens, heads]; it is watched."""
+        num_earlier = len(self.earlier_looks)
+        if self.stay is None or num_tokens <= num_earlier:
+            return self.earlier_looks[:num_tokens]
+        first = self.stay.first
+        found = self.stay.log.looks(self.stay.row, first, first + num_tokens - num_earlier)
+        return np.concatenate([self.earlier_looks, found]) if num_earlier else found
+
     def token_at(self, position: int, spk_emb_id: int) -> tuple[Input, tuple[int, ...]]:
         """What the token at `position` is, and its ids; `spk_emb_id` is the text token that a speaker replaces."""
         if position < len(self.prompt_ids):
@@ -205,7 +216,10 @@ class Sequence:
         """Leave the batch with the first `num_new_tokens` of its tokens, all that were read if that is None."""
         if self.stay is not None:
             self.begun_ns = self.first_token_ns
-            self.earlier = self.codes(0, self.num_new_tokens if num_new_tokens is None else num_new_tokens)
+            num_tokens = self.num_new_tokens if num_new_tokens is None else num_new_tokens
+            if self.watched is not None:
+                self.earlier_looks = self.looks(num_tokens)
+            self.earlier = self.codes(0, num_tokens)
             self.stay.end()
             self.stay = None
 

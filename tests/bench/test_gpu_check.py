@@ -256,8 +256,15 @@ def machine(tmp_path):
 class Deaf(TorchOps):
     """Attends to nothing: as a kernel that reads the wrong place of the cache."""
 
-    def attend_lanes(self, layer, qkv):
-        return torch.zeros_like(super().attend_lanes(layer, qkv))
+    def attend_lanes(self, layer, qkv, *, watch=False):
+        return torch.zeros_like(super().attend_lanes(layer, qkv, watch=watch))
+
+
+class Blind(TorchOps):
+    """Takes every head for looking at the text's first token."""
+
+    def _note_looks(self, layer, lane, q, keys, first):
+        super()._note_looks(layer, lane, q, keys[:1], first)
 
 
 def found_wrong(phase, machine):
@@ -272,6 +279,12 @@ def test_logits_and_draws_of_kernels_that_are_wrong_are_found(monkeypatch, machi
     assert logits.startswith("fp32 logits differ from float32 by ")
     (draws,) = found_wrong(checks.draws, machine)
     assert draws.startswith("kernels and PyTorch, fp32: ")
+
+
+def test_looks_of_kernels_that_are_wrong_are_found(monkeypatch, machine):
+    monkeypatch.setattr(runner, "_ops", lambda model, buffers, *_: Blind(model, buffers))
+    (looks,) = found_wrong(checks.draws, machine)
+    assert looks.startswith("text heads look at the same token in ")
 
 
 def test_a_request_that_its_neighbours_change_is_found(monkeypatch, machine):

@@ -39,9 +39,11 @@ def random_weights(config: GPTConfig = CONFIG, seed: int = 0) -> dict[str, torch
     }
 
 
-def random_gpt(seed: int = 0, device: str = "cpu", precision: Precision = Precision.FP32) -> GPT:
+def random_gpt(
+    seed: int = 0, device: str = "cpu", precision: Precision = Precision.FP32, config: GPTConfig = CONFIG
+) -> GPT:
     """A GPT with the weights of `random_weights`."""
-    return GPT(CONFIG, random_weights(seed=seed), torch.device(device), precision)
+    return GPT(config, random_weights(config, seed), torch.device(device), precision)
 
 
 def random_engine(
@@ -52,9 +54,10 @@ def random_engine(
     steps_ahead: int = 0,
     device: str = "cpu",
     variant: Variant | None = None,
+    config: GPTConfig = CONFIG,
 ) -> Engine:
     """An engine with the model of `random_gpt` and a cache of `cache_tokens` tokens."""
-    model = random_gpt(device=device, precision=precision)
+    model = random_gpt(device=device, precision=precision, config=config)
     gigabytes = (cache_tokens + 0.5) * TorchRunner.bytes_per_token(model) / 1e9
     runner = TorchRunner(
         model,

@@ -10,8 +10,8 @@ from chattts_serving.engine.batch import Batch, StepLog
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
 
 
-def sequence(kind=Kind.AUDIO, max_new=100):
-    return Sequence(kind, (5, 6, 7), SamplingParams(0.3, 0.7, 20, 1.05, 0, max_new, seed=1, stream=0))
+def sequence(kind=Kind.AUDIO, max_new=100, **extra):
+    return Sequence(kind, (5, 6, 7), SamplingParams(0.3, 0.7, 20, 1.05, 0, max_new, seed=1, stream=0), **extra)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -72,6 +72,37 @@ def test_one_that_leaves_at_once_is_never_sent():
     batch.leave(one)  # a second time changes nothing
     batch.move(one)
     assert (len(batch), batch.joined, batch.moved) == (0, {}, {})
+
+
+def test_those_who_are_watched_are_counted_while_they_are_in_it():
+    batch, log = Batch(3), StepLog(8, 3, 4)
+    watched = [sequence(watched=(1, 2)), sequence(watched=(0, 1))]
+    for one in (*watched, sequence()):
+        batch.join(one, log)
+    assert batch.num_watched == 2
+    for one in (*watched, *watched):
+        batch.leave(one)
+    assert (len(batch), batch.num_watched) == (1, 0)
+
+
+def test_looks_stay_with_a_sequence_that_loses_its_cache():
+    """Those of steps that were read; in steps that note none, nobody's are wanted."""
+    one, log, expected = sequence(max_new=6, watched=(1, 3)), StepLog(3, 1, 4, 2), []
+    for _ in range(2):
+        batch = Batch(1)
+        batch.join(one, log)
+        for _ in range(2):
+            log.num_launched += 1
+            expected.append([10 + log.num_read, 20 + log.num_read])
+            log.store(batch.rows, np.zeros((1, 4), np.int32), np.array(expected[-1:], np.int32))
+        assert one.looks(len(expected)).tolist() == expected
+        one.lose_cache()
+        assert one.looks(len(expected)).tolist() == expected
+        batch.leave(one)
+        batch.join(sequence(), log)
+        log.num_launched += 1
+        log.store(batch.rows, np.zeros((1, 4), np.int32))
+    assert one.looks(3).tolist() == expected[:3]
 
 
 def test_more_sequences_than_rows_are_refused():

@@ -1,12 +1,14 @@
 """The engine on a small random model: batches, joining, leaving and preemption must not change what is generated."""
 
 import functools
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from chattts_serving.engine.gpt_config import Precision
+from chattts_serving.engine.gpt_config import Precision, TextHead
 from chattts_serving.engine.gpu.runner import TorchRunner
 from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.runner import cache_capacity
@@ -228,24 +230,29 @@ def test_any_load_generates_what_each_sequence_generates_alone(monkeypatch, seed
 
 
 class RecordedStep:
-    """A CUDA graph's stand-in: the step with its size, which is computed again into the same tensor."""
+    """A CUDA graph's stand-in: the step with its sizes, which is computed again into the same tensor."""
 
-    def __init__(self, step, size):
-        self.step, self.size, self.num_replays = step, size, 0
-        self.hidden = step(size)
+    def __init__(self, step, *sizes):
+        self.step, self.sizes, self.num_replays = step, sizes, 0
+        self.hidden = step(*sizes)
 
     def replay(self):
         self.num_replays += 1
-        self.hidden.copy_(self.step(self.size))
+        self.hidden.copy_(self.step(*self.sizes))
+
+
+def capture(_runner, step, *sizes):
+    recorded = RecordedStep(step, *sizes)
+    return recorded, recorded.hidden
+
+
+def replays(runner):
+    """How often the graph of each step and sizes was replayed."""
+    return {(step.__name__, *sizes): graph.num_replays for (step, *sizes), (graph, _) in runner._graphs.items()}
 
 
 def test_steps_of_fixed_sizes_change_nothing(monkeypatch, steps_ahead):
     """Prompts and batches filled up to the sizes that graphs are captured for; one prompt is longer than all."""
-
-    def capture(_runner, step, size):
-        recorded = RecordedStep(step, size)
-        return recorded, recorded.hidden
-
     monkeypatch.setattr(TorchRunner, "_capture", capture)
     machine = random_engine(max_prefill_tokens=64, max_sequences=9, steps_ahead=steps_ahead)
     runner = machine._runner
@@ -258,17 +265,44 @@ def test_steps_of_fixed_sizes_change_nothing(monkeypatch, steps_ahead):
     other = sequence(**long)
     expected = run(random_engine(), [other])[other]
     check_equal(sequences[-1:], hidden, [(other.tokens, other.finish_reason, expected)])
-    replayed = {key for key, (graph, _) in runner._graphs.items() if graph.num_replays}
-    assert {name for name, _ in replayed} == {"decode", "prompt"}
-    assert ("decode", 8) in replayed  # six sequences
+    replayed = {key for key, count in replays(runner).items() if count}
+    assert {name for name, *_ in replayed} == {"_decode", "_compute_prompt"}
+    assert ("_decode", 8, False) in replayed  # six sequences
+
+
+def test_there_are_steps_that_note_looks_for_those_who_are_watched(monkeypatch, steps_ahead):
+    """Two of three, who end before the last one does."""
+    monkeypatch.setattr(TorchRunner, "_capture", capture)
+    config, looks = replace(CONFIG, text_heads=(TextHead(0, 1, 0), TextHead(1, 0, 2))), []
+    for use_graphs in (False, True):
+        machine = random_engine(max_sequences=4, steps_ahead=steps_ahead, config=config)
+        runner = machine._runner
+        runner._use_graphs = use_graphs
+        runner.warm_up()
+        watched = {"prompt": tuple(range(20)), "watched": (3, 17)}
+        settings = ({"max_new": 20, **watched}, {"max_new": 10, **watched}, {"max_new": 40})
+        sequences = [sequence(seed=seed, min_new=40, **one) for seed, one in enumerate(settings)]
+        for one in sequences:
+            machine.add(one)
+        finished = {}
+        while not machine.is_idle:
+            finished |= {one.sequence: one for one in machine.step()}
+        looks.append([finished[one].looks for one in sequences])
+        if use_graphs:
+            assert {key: count for key, count in replays(runner).items() if count and key[0] == "_decode"} == {
+                ("_decode", 4, True): 10,
+                ("_decode", 2, True): 10,
+                ("_decode", 1, False): 20,
+            }
+    assert [None if one is None else one.shape for one in looks[0]] == [(20, 2), (10, 2), None]
+    for one, other in zip(looks[0][:2], looks[1][:2], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("use_graphs", [False, True])
 def test_prompts_that_join_the_pass_of_those_who_run_change_nothing(monkeypatch, use_graphs):
     """In groups, among them prompts longer than any size that graphs are captured for."""
-    monkeypatch.setattr(
-        TorchRunner, "_capture", lambda _runner, step, size: (one := RecordedStep(step, size), one.hidden)
-    )
+    monkeypatch.setattr(TorchRunner, "_capture", capture)
     machine = random_engine(
         max_prefill_tokens=64, max_sequences=5, steps_ahead=1, variant=Variant(one_pass=True, join_every=4)
     )
@@ -282,11 +316,11 @@ def test_prompts_that_join_the_pass_of_those_who_run_change_nothing(monkeypatch,
     hidden |= drain(machine)
     check_equal(sequences[:-1], {one: hidden[one] for one in sequences[:-1]}, alone())
     if use_graphs:
-        replays = {name: 0 for name, _ in runner._graphs}
-        for (name, _), (graph, _) in runner._graphs.items():
-            replays[name] += graph.num_replays
-        assert replays["prompt"] == 0
-        assert 1 < replays["both"] < len(sequences) - 1
+        counts = Counter()
+        for (name, *_), count in replays(runner).items():
+            counts[name] += count
+        assert counts["_compute_prompt"] == 0
+        assert 1 < counts["_decode_and_prompt"] < len(sequences) - 1
 
 
 def test_a_removed_sequence_leaves_its_neighbours_alone(steps_ahead):

@@ -19,6 +19,8 @@ from chattts_serving.audio import SAMPLE_RATE, SAMPLES_PER_TOKEN
 from chattts_serving.engine.cpu.runner import CpuRunner
 from chattts_serving.engine.engine import Engine
 from chattts_serving.engine.gpt_config import Precision
+from chattts_serving.engine.gpu.gpt import GPT
+from chattts_serving.engine.gpu.runner import TorchRunner
 from chattts_serving.engine.sequence import Kind, SamplingParams, Sequence
 from chattts_serving.text.prompts import Prompts
 from chattts_serving.voice.speaker import decode_sample, decode_speaker, normalize
@@ -37,9 +39,13 @@ OPTIONS = {"speaker": "slt", "seed": 5, "word_times": True}
 class Speaker:
     """The demo checkpoint's engine, without a server."""
 
-    def __init__(self, repository, precision):
+    def __init__(self, repository, precision, *, by_pytorch=False):
         folder = repository / "gpt_decoder" / "1"
-        self.runner = CpuRunner.load(folder, precision, kv_cache_gb=0.1, num_threads=1)
+        if by_pytorch:
+            model = GPT.load(folder, "cpu", precision)
+            self.runner = TorchRunner(model, kv_cache_gb=0.1, max_sequences=64, max_prefill_tokens=512)
+        else:
+            self.runner = CpuRunner.load(folder, precision, kv_cache_gb=0.1, num_threads=1)
         self.leads = [head.lead for head in self.runner.text_heads]
         self._engine = Engine(self.runner, max_sequences=64, max_prefill_tokens=512)
         self._prompts = Prompts(folder)
@@ -109,6 +115,17 @@ def test_words_that_the_model_says_by_itself_are_timed_as_flite_times_them(speak
         beside = laid_beside(np.array(decode_sample(one.codes)), sequence.codes(0, sequence.num_new_tokens))
         found += errors(words, places, [0, *(beside[min(end, len(beside) - 1)] for end in one.ends)])
     check("spoken by itself", found)
+
+
+def test_the_runner_for_gpus_times_them_as_the_one_for_cpus_does(demo):
+    """Here by its operations in PyTorch, which its kernels are compared with."""
+    spoken = []
+    for by_pytorch in (False, True):
+        speaker = Speaker(demo.repository, Precision.FP32, by_pytorch=by_pytorch)
+        said = [speaker.sequence(one, seed=number) for number, one in enumerate(timings()[:3])]
+        finished = speaker.run([sequence for sequence, _ in said])
+        spoken.append([timed_words(places, finished[sequence].looks, speaker.leads) for sequence, places in said])
+    assert spoken[0] == spoken[1]
 
 
 def laid_beside(theirs, mine):

@@ -131,23 +131,22 @@ class CpuRunner:
 
     def launch(self, batch: Batch) -> DonePending:
         """As `Runner`."""
-        return DonePending(np.concatenate([self._compute(parts) for parts in _in_calls(batch.sequences)]))
+        sequences = batch.sequences
+        drawn = np.concatenate([self._compute(parts) for parts in _in_calls(sequences)])
+        if not (self.text_heads and batch.num_watched):
+            return DonePending(drawn, None)
+        return DonePending(drawn, self._looks[[one.cache_start + one.num_tokens - 1 for one in sequences]])
 
     def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
         """As `Runner`."""
         start = sequence.cache_start + sequence.num_prompt_tokens - 1
         return self._hidden[start + first : start + last].copy()
 
-    def looks(self, sequence: Sequence, num_tokens: int) -> IntArray:
-        """As `Runner`."""
-        start = sequence.cache_start + sequence.num_prompt_tokens - 1
-        return self._looks[start : start + num_tokens].copy()
-
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
         """Copy the first `num_tokens` of slot `source` into slot `target`; the two do not overlap."""
         for pool in (self._keys, self._values, self._key_scales, self._value_scales):
             pool[:, :, target.start : target.start + num_tokens] = pool[:, :, source.start : source.start + num_tokens]
-        for pool in (self._hidden, self._tokens, self._looks):
+        for pool in (self._hidden, self._tokens):
             pool[target.start : target.start + num_tokens] = pool[source.start : source.start + num_tokens]
 
     def warm_up(self) -> None:

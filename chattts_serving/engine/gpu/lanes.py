@@ -30,7 +30,9 @@ TOP_K = 9
 TEMPERATURE = 10  # float
 TOP_P = 11  # float
 PENALTY = 12  # float
-TOKENS = 13  # the token being computed, later the one drawn; one column for each codebook, text in the first
+TEXT_FIRST = 13  # tokens of the prompt that looks are at, as `Sequence.watched`; none where the two are equal
+TEXT_END = 14
+TOKENS = 15  # the token being computed, later the one drawn; one column for each codebook, text in the first
 # Then its last tokens, [PENALTY_WINDOW][num_codebooks]; draw n is at place n % PENALTY_WINDOW.
 
 # Columns of a prompt's token. A prompt is computed up to its last token, which a decode step takes.
@@ -66,6 +68,7 @@ def lane_row(sequence: Sequence, num_codebooks: int, spk_emb_id: int) -> IntArra
     row[TOP_K] = params.top_k
     floats = np.array([params.temperature, params.top_p, params.repetition_penalty], np.float32)
     row[TEMPERATURE : PENALTY + 1] = floats.view(np.int32)
+    row[TEXT_FIRST : TEXT_END + 1] = sequence.watched or (0, 0)
     last = sequence.num_tokens - 1
     row[INPUT], row[TOKENS : TOKENS + num_codebooks] = _token(sequence, last, num_codebooks, spk_emb_id)
     history = row[TOKENS + num_codebooks :].reshape(PENALTY_WINDOW, num_codebooks)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Protocol
 
@@ -18,7 +19,6 @@ import numpy.typing as npt
 import torch
 
 from chattts_serving.engine.batch import Batch, IntArray
-from chattts_serving.engine.gpt_config import TextHead
 from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.torch_ops import Buffers, StepOps, TorchOps
@@ -29,7 +29,6 @@ from chattts_serving.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-Size = int | tuple[int, int]  # lanes, or tokens of a prompt, or both
 MIN_PROMPT_BUCKET = 64  # tokens; prompts below it cost no less
 
 
@@ -63,10 +62,12 @@ class _Pending:
 
     Attributes:
         drawn: what each lane draws, int32 [lanes, num_codebooks] on the host; there once `done` has happened.
+        looked: where each lane looks, int32 [lanes, heads], likewise; None where it is not noted.
         done: what to wait for.
     """
 
     drawn: torch.Tensor
+    looked: torch.Tensor | None
     done: torch.cuda.Event | None
 
     def tokens(self) -> IntArray:
@@ -75,6 +76,10 @@ class _Pending:
             self.done.synchronize()
         drawn: IntArray = self.drawn.numpy()
         return drawn
+
+    def looks(self) -> IntArray | None:
+        """As `PendingStep`."""
+        return None if self.looked is None else self.looked.numpy()
 
 
 class TorchRunner:
@@ -115,7 +120,7 @@ class TorchRunner:
             most_tokens = max_sequences * config.max_position_embeddings + 1
             kv_cache_gb = share_of_memory_gb(free_bytes, most_tokens, self.bytes_per_token(model))
         self.num_cache_tokens = cache_capacity(kv_cache_gb, self.bytes_per_token(model))
-        self.text_heads: tuple[TextHead, ...] = ()  # where they look is not noted
+        self.text_heads = config.text_heads
         self.steps_ahead = int(on_gpu) if steps_ahead is None else steps_ahead
         # Hidden states are copied beside the step that is already under way.
         self._copy_stream = _use_streams(model.device) if on_gpu else None
@@ -129,7 +134,7 @@ class TorchRunner:
         self._prompt = self._to_device(unused)
         self._ops = _ops(model, self._buffers, variant)
         self._one_pass = variant is not None and variant.one_pass
-        self._graphs: dict[tuple[str, Size], tuple[Graph, torch.Tensor]] = {}
+        self._graphs: dict[tuple[Any, ...], tuple[Graph, torch.Tensor]] = {}  # by step and sizes
         self._graph_memory: Any = None  # PyTorch's handle of it, which has no public type
         self._last_move: torch.cuda.Event | None = None
 
@@ -143,15 +148,22 @@ class TorchRunner:
     def launch(self, batch: Batch) -> _Pending:
         """As `Runner`."""
         num_lanes = next(bucket for bucket in self._lane_buckets if bucket >= len(batch))
-        prompt = self._send(batch, num_lanes)
-        hidden = self._compute(num_lanes, prompt)
+        prompt, watch = self._send(batch, num_lanes), bool(self.text_heads and batch.num_watched)
+        hidden = self._compute(num_lanes, prompt, watch=watch)
         if batch.num_text:
             self._ops.sample_text(self._model.text_logits(hidden[: batch.num_text], self._ops))
-        drawn = self._buffers.drawn[: len(batch)]
-        if self._copy_stream is None:
-            return _Pending(drawn.clone(), None)
-        copy = drawn.to("cpu", non_blocking=True)  # into pinned memory
-        return _Pending(copy, self._record_event())
+        return self._tell(len(batch), watch=watch)
+
+    def _tell(self, num_lanes: int, *, watch: bool) -> _Pending:
+        """Send what the lanes have drawn, with `watch` also where they look: one copy of what lies side by side."""
+        buffers, width = self._buffers, self.config.num_codebooks
+        first_look = buffers.drawn.numel()
+        told = self._told[: first_look + num_lanes * len(self.text_heads) if watch else num_lanes * width]
+        # Into pinned memory, where there is a GPU.
+        copy = told.clone() if self._copy_stream is None else told.to("cpu", non_blocking=True)
+        looked = copy[first_look:].view(num_lanes, len(self.text_heads)) if watch else None
+        done = None if self._copy_stream is None else self._record_event()
+        return _Pending(copy[: num_lanes * width].view(num_lanes, width), looked, done)
 
     @torch.inference_mode()
     def generated_hidden(self, sequence: Sequence, first: int, last: int) -> npt.NDArray[np.float32]:
@@ -166,10 +178,6 @@ class TorchRunner:
         with torch.cuda.stream(self._copy_stream):
             on_host = states.cpu()
         return on_host.float().numpy()
-
-    def looks(self, _sequence: Sequence, num_tokens: int) -> npt.NDArray[np.int32]:
-        """As `Runner`: nothing is noted."""
-        return np.zeros((num_tokens, 0), np.int32)
 
     @torch.inference_mode()
     def move_cache(self, source: Slot, target: Slot, num_tokens: int) -> None:
@@ -186,23 +194,25 @@ class TorchRunner:
         if not self._use_graphs:
             return
         started = time.monotonic()
-        for size in reversed(self._lane_buckets):  # the largest first: the others fit into its memory
-            self._graphs["decode", size] = self._capture(self._decode, size)
-        for size in reversed(self._prompt_buckets):
-            self._graphs["prompt", size] = self._capture(self._compute_prompt, size)
+        # The largest first: the others fit into its memory.
+        lane_sizes, prompt_sizes = self._lane_buckets[::-1], self._prompt_buckets[::-1]
+        watches = (False, True) if self.text_heads else (False,)
+        steps: list[tuple[Any, ...]] = [(self._decode, *sizes) for sizes in product(lane_sizes, watches)]
+        steps += [(self._compute_prompt, size) for size in prompt_sizes]
         if self._one_pass:
-            for sizes in product(reversed(self._lane_buckets), reversed(self._prompt_buckets)):
-                self._graphs["both", sizes] = self._capture(self._decode_and_prompt, sizes)
+            steps += [(self._decode_and_prompt, *sizes) for sizes in product(lane_sizes, prompt_sizes, watches)]
+        for step in steps:
+            self._graphs[step] = self._capture(*step)
         self._warm_up_text()
         logger.info("%d CUDA graphs captured in %.1f s", len(self._graphs), time.monotonic() - started)
 
-    def _capture(self, step: Callable[[Any], torch.Tensor], size: Size) -> tuple[Graph, torch.Tensor]:
-        """A graph of `step(size)`, and what the step returns; all graphs share their memory."""
-        step(size)  # compiles kernels and lets cuBLAS choose, which must not happen in a capture
+    def _capture(self, step: Callable[..., torch.Tensor], *sizes: int) -> tuple[Graph, torch.Tensor]:
+        """A graph of `step(*sizes)`, and what the step returns; all graphs share their memory."""
+        step(*sizes)  # compiles kernels and lets cuBLAS choose, which must not happen in a capture
         torch.cuda.synchronize(self._model.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._graph_memory):
-            hidden = step(size)
+            hidden = step(*sizes)
         self._graph_memory = graph.pool()
         return graph, hidden
 
@@ -211,29 +221,27 @@ class TorchRunner:
         hidden = torch.zeros(1, self.config.hidden_size, dtype=self._model.dtype, device=self._model.device)
         self._ops.sample_text(self._model.text_logits(hidden, self._ops))
 
-    def _run(self, name: str, size: Size, step: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-        """Replay the graph of a step, or compute it where there is none; its hidden states [size, hidden]."""
-        if (name, size) not in self._graphs:
-            return step(size)
-        graph, hidden = self._graphs[name, size]
+    def _run(self, step: Callable[..., torch.Tensor], *sizes: int) -> torch.Tensor:
+        """Replay the graph of `step(*sizes)`, or compute it where there is none; its hidden states."""
+        key = (step, *sizes)
+        if key not in self._graphs:
+            return step(*sizes)
+        graph, hidden = self._graphs[key]
         graph.replay()
         return hidden
 
-    def _decode(self, num_lanes: int) -> torch.Tensor:
+    def _decode(self, num_lanes: int, watch: bool) -> torch.Tensor:
         """Compute the newest token of each lane and draw the next audio codes; hidden states [num_lanes, hidden]."""
-        hidden = self._model.forward(self._ops.embed_lanes(num_lanes), self._ops.attend_lanes, self._ops)
+        attend = partial(self._ops.attend_lanes, watch=watch)
+        hidden = self._model.forward(self._ops.embed_lanes(num_lanes), attend, self._ops)
         self._ops.store_lanes(hidden)
         self._ops.sample_codes(self._model.code_logits(hidden, self._ops))
         return hidden
 
-    def _decode_and_prompt(self, sizes: tuple[int, int]) -> torch.Tensor:
+    def _decode_and_prompt(self, num_lanes: int, num_tokens: int, watch: bool) -> torch.Tensor:
         """As `_decode` and `_compute_prompt` of the two sizes, with each weight read once."""
-        num_lanes, num_tokens = sizes
         ops, prompt = self._ops, self._prompt[:num_tokens]
-
-        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            return ops.attend_both(layer, qkv, prompt)
-
+        attend = partial(ops.attend_both, prompt=prompt, watch=watch)
         embeddings = torch.cat([ops.embed_lanes(num_lanes), ops.embed_prompt(prompt)])
         hidden = self._model.forward(embeddings, attend, ops)
         ops.store_prompt(hidden[num_lanes:], prompt)
@@ -276,14 +284,13 @@ class TorchRunner:
         prompt = lanes.prompt_rows(batch.joined.items(), config.num_codebooks, config.spk_emb_id)
         return prompt if len(prompt) else None
 
-    def _compute(self, num_lanes: int, prompt: IntArray | None) -> torch.Tensor:
+    def _compute(self, num_lanes: int, prompt: IntArray | None, *, watch: bool) -> torch.Tensor:
         """Compute prompt tokens and the lanes' tokens; hidden states of these, [num_lanes, hidden]."""
         if prompt is not None and self._one_pass and len(prompt) <= self._prompt_buckets[-1]:
-            size = self._fill(prompt)
-            return self._run("both", (num_lanes, size), self._decode_and_prompt)
+            return self._run(self._decode_and_prompt, num_lanes, self._fill(prompt), watch)
         if prompt is not None:
             self._prefill(prompt)
-        return self._run("decode", num_lanes, self._decode)
+        return self._run(self._decode, num_lanes, watch)
 
     def _prefill(self, prompt: IntArray) -> None:
         """Compute prompt tokens, filled up to a size that a graph or at least its kernels were made for."""
@@ -293,7 +300,7 @@ class TorchRunner:
         elif len(prompt) > largest:
             self._compute_tokens(self._to_device(self._padded(prompt, -(-len(prompt) // largest) * largest)))
         else:
-            self._run("prompt", self._fill(prompt), self._compute_prompt)
+            self._run(self._compute_prompt, self._fill(prompt))
 
     def _fill(self, prompt: IntArray) -> int:
         """Write `prompt` to `_prompt`, filled up to a size that a graph was made for; that size."""
@@ -311,6 +318,9 @@ class TorchRunner:
         config, dtype, device = self.config, self._model.dtype, self._model.device
         cache = (config.num_layers, self.num_cache_tokens + 1, config.num_heads, config.head_dim)
         state = np.tile(lanes.unused_row(config.num_codebooks, self.num_cache_tokens), (self._max_sequences + 1, 1))
+        width = config.num_codebooks + len(self.text_heads)
+        self._told = torch.zeros(self._max_sequences * width, dtype=torch.int32, device=device)
+        num_drawn = self._max_sequences * config.num_codebooks
         return Buffers(
             state=self._to_device(state),
             rows=torch.full((self._max_sequences,), self._max_sequences, dtype=torch.int32, device=device),
@@ -318,7 +328,8 @@ class TorchRunner:
             keys=torch.zeros(cache, dtype=dtype, device=device),
             values=torch.zeros(cache, dtype=dtype, device=device),
             hidden=torch.zeros(self.num_cache_tokens + 1, config.hidden_size, dtype=dtype, device=device),
-            drawn=torch.zeros(self._max_sequences, config.num_codebooks, dtype=torch.int32, device=device),
+            drawn=self._told[:num_drawn].view(self._max_sequences, config.num_codebooks),
+            looks=self._told[num_drawn:].view(self._max_sequences, len(self.text_heads)),
         )
 
     def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:

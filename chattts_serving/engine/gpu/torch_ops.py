@@ -25,6 +25,7 @@ class Buffers:
         keys, values: the cache, [num_layers, num_cache_tokens + 1, num_heads, head_dim]; nothing reads the last token.
         hidden: the hidden state of each cached token, [num_cache_tokens + 1, hidden].
         drawn: the token that each lane drew, int32 [max_sequences, num_codebooks]; NO_TOKEN for none.
+        looks: the token of its text that each text head of each lane looked at most, int32 [max_sequences, heads].
     """
 
     state: torch.Tensor
@@ -34,6 +35,7 @@ class Buffers:
     values: torch.Tensor
     hidden: torch.Tensor
     drawn: torch.Tensor
+    looks: torch.Tensor
 
 
 class StepOps(LayerOps, Protocol):
@@ -45,7 +47,7 @@ class StepOps(LayerOps, Protocol):
     def attend_prompt(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """Write keys and values of whole prompts into the cache and attend within each, [n, hidden]."""
 
-    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor, *, watch: bool = False) -> torch.Tensor:
         """`attend_lanes` for the first rows of `qkv`, after `attend_prompt` for the others; [len(qkv), hidden]."""
 
     def store_prompt(self, hidden: torch.Tensor, prompt: torch.Tensor) -> None:
@@ -54,8 +56,11 @@ class StepOps(LayerOps, Protocol):
     def embed_lanes(self, num_lanes: int) -> torch.Tensor:
         """Go on to the next token of each lane; its embedding, [num_lanes, hidden]."""
 
-    def attend_lanes(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        """Write each lane's key and value into the cache and attend over its whole sequence, [num_lanes, hidden]."""
+    def attend_lanes(self, layer: int, qkv: torch.Tensor, *, watch: bool = False) -> torch.Tensor:
+        """Write each lane's key and value into the cache and attend over its whole sequence, [num_lanes, hidden].
+
+        With `watch`, `Buffers.looks` becomes where the layer's text heads look, of lanes that have such a text.
+        """
 
     def store_lanes(self, hidden: torch.Tensor) -> None:
         """Keep hidden states [num_lanes, hidden]."""
@@ -91,11 +96,11 @@ class TorchOps(TorchLayerOps):
         parts = (torch.split(part, lengths) for part in (q, k, v))
         return torch.cat([_attend(*one, is_causal=True) for one in zip(*parts, strict=True)])
 
-    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor, *, watch: bool = False) -> torch.Tensor:
         """As `StepOps`."""
         num_lanes = len(qkv) - len(prompt)
         attended = self.attend_prompt(layer, qkv[num_lanes:], prompt)
-        return torch.cat([self.attend_lanes(layer, qkv[:num_lanes]), attended])
+        return torch.cat([self.attend_lanes(layer, qkv[:num_lanes], watch=watch), attended])
 
     def store_prompt(self, hidden: torch.Tensor, prompt: torch.Tensor) -> None:
         """As `StepOps`."""
@@ -113,7 +118,7 @@ class TorchOps(TorchLayerOps):
         self._buffers.state[used, lanes.INPUT] = self._buffers.state[used, lanes.KIND]
         return embeddings
 
-    def attend_lanes(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+    def attend_lanes(self, layer: int, qkv: torch.Tensor, *, watch: bool = False) -> torch.Tensor:
         """As `StepOps`."""
         state = self._lanes(len(qkv))
         starts, lengths = state[:, lanes.START].tolist(), state[:, lanes.LENGTH].tolist()
@@ -124,7 +129,17 @@ class TorchOps(TorchLayerOps):
             end = start + length
             keys[end - 1], values[end - 1] = k[lane], v[lane]
             attended.append(_attend(q[lane : lane + 1], keys[start:end], values[start:end], is_causal=False))
+            if watch:
+                first, text_end = state[lane, lanes.TEXT_FIRST : lanes.TEXT_END + 1].tolist()
+                self._note_looks(layer, lane, q[lane], keys[start + first : min(start + text_end, end)], first)
         return torch.cat(attended)
+
+    def _note_looks(self, layer: int, lane: int, q: torch.Tensor, keys: torch.Tensor, first: int) -> None:
+        """Where text heads look whose queries are `q` [heads, head_dim]: at `keys` [n, ...], from token `first` on."""
+        for place, head in enumerate(self._config.text_heads):
+            if head.layer == layer and len(keys):
+                scores = keys[:, head.head].float() @ q[head.head].float()
+                self._buffers.looks[lane, place] = first + scores.argmax()
 
     def store_lanes(self, hidden: torch.Tensor) -> None:
         """As `StepOps`."""

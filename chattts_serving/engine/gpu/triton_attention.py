@@ -1,7 +1,7 @@
-"""Attention over the cache as GPU kernels; wrappers are in `triton_ops`.
+"""Attention of a decode step over the cache as GPU kernels; wrappers are in `triton_ops`.
 
-What one program sums, and in which order, follows from its sequence alone: decode steps take the cache in chunks of a
-fixed size, prompts are taken apart into their sequences. So neighbours change no bit of it, and reach it with no NaN.
+What one program sums, and in which order, follows from its sequence alone: the cache is taken in chunks of a fixed
+size. So neighbours change no bit of it, and reach it with no NaN.
 """
 
 # The language's own conventions: constants of a kernel in capitals, many arguments, no types.
@@ -15,10 +15,10 @@ from chattts_serving.engine.gpu import lanes
 
 START = tl.constexpr(lanes.START)
 LENGTH = tl.constexpr(lanes.LENGTH)
-POSITION = tl.constexpr(lanes.POSITION)
-FIRST = tl.constexpr(lanes.FIRST)
-CACHE = tl.constexpr(lanes.CACHE)
+TEXT_FIRST = tl.constexpr(lanes.TEXT_FIRST)
+TEXT_END = tl.constexpr(lanes.TEXT_END)
 LOWEST = tl.constexpr(-1e30)  # below every score; its difference with itself is a number, unlike infinity's
+NOWHERE = tl.constexpr(1 << 30)  # behind every token
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 # Columns of an entry of the list that `list_chunks` makes.
@@ -65,7 +65,7 @@ def list_chunks(
 
 
 @triton.jit
-def _rotated(vector, cos, sin, dimension, HEAD_DIM: tl.constexpr):
+def rotated(vector, cos, sin, dimension, HEAD_DIM: tl.constexpr):
     """`vector` points to heads [..., HEAD_DIM] that `dimension` indexes; with rotary positions applied, float32."""
     is_first = dimension < HEAD_DIM // 2
     partner = tl.where(is_first, dimension + HEAD_DIM // 2, dimension - HEAD_DIM // 2)
@@ -143,9 +143,14 @@ def _merged(partial, first, count, head, HEADS: tl.constexpr, HEAD_DIM: tl.const
 
 
 @triton.jit
-def attend_lanes(
+def _attend_chunk(
     qkv,
-    chunks,
+    lane,
+    start,
+    cached,
+    number,
+    entry,
+    head,
     keys,
     values,
     cos,
@@ -161,54 +166,157 @@ def attend_lanes(
     STAGES: tl.constexpr,
     PARTS: tl.constexpr,
 ):
+    """One head of a chunk; as `attend_lanes`."""
+    dimension = tl.arange(0, HEAD_DIM)
+    token_stride: tl.constexpr = HEADS * HEAD_DIM
+    first = number * CHUNK
+    end = tl.minimum(first + CHUNK, cached)
+    query_head = qkv + lane.to(tl.int64) * 3 * token_stride + head * HEAD_DIM
+    cos_row, sin_row = cos + cached * HEAD_DIM, sin + cached * HEAD_DIM
+    q = rotated(query_head, cos_row, sin_row, dimension, HEAD_DIM) * (scale * LOG2_E)
+    best, total, attended = _attend_cached(q, keys, values, start, first, end, head, HEADS, HEAD_DIM, BLOCK, STAGES)
+    if number == 0:
+        k_head, v_head = query_head + token_stride, query_head + 2 * token_stride
+        place = (start + cached) * token_stride + head * HEAD_DIM + dimension
+        k_new = rotated(k_head, cos_row, sin_row, dimension, HEAD_DIM).to(keys.dtype.element_ty)
+        v_new = tl.load(v_head + dimension)
+        tl.store(keys + place, k_new)
+        tl.store(values + place, v_new)
+        score = tl.sum(q * k_new.to(tl.float32), 0)
+        new_best = tl.maximum(best, score)
+        fade, weight = tl.exp2(best - new_best), tl.exp2(score - new_best)
+        total = total * fade + weight
+        attended = attended * fade + weight * v_new.to(tl.float32)
+        best = new_best
+
+    place = out + (lane.to(tl.int64) * HEADS + head) * HEAD_DIM + dimension
+    if cached <= CHUNK:
+        tl.store(place, attended / total)
+    else:
+        part = partial + (entry.to(tl.int64) * HEADS + head) * (HEAD_DIM + 2)
+        tl.store(part, best)
+        tl.store(part + 1, total)
+        tl.store(part + 2 + dimension, attended)
+        if PARTS:
+            count = tl.cdiv(cached, CHUNK)
+            tl.debug_barrier()  # every warp has written its share of the part before it is counted
+            before = tl.atomic_add(arrived + lane * HEADS + head, 1, sem="acq_rel")
+            if before == count - 1:
+                tl.store(arrived + lane * HEADS + head, 0)
+                tl.store(place, _merged(partial, entry - number, count, head, HEADS, HEAD_DIM, PARTS))
+
+
+@triton.jit
+def _look(
+    qkv,
+    lane,
+    start,
+    cached,
+    head,
+    keys,
+    cos,
+    sin,
+    scale,
+    text,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The token of a lane's text that one head gives the greatest score, the first of several; `text` is its row."""
+    dimension = tl.arange(0, HEAD_DIM)
+    token_stride: tl.constexpr = HEADS * HEAD_DIM
+    query_head = qkv + lane.to(tl.int64) * 3 * token_stride + head * HEAD_DIM
+    cos_row, sin_row = cos + cached * HEAD_DIM, sin + cached * HEAD_DIM
+    q = rotated(query_head, cos_row, sin_row, dimension, HEAD_DIM) * (scale * LOG2_E)
+    first, end = tl.load(text + TEXT_FIRST), tl.load(text + TEXT_END)
+    greatest, look = tl.full([BLOCK], LOWEST, tl.float32), tl.full([BLOCK], NOWHERE, tl.int32)
+    for offset in range(first, tl.minimum(end, cached), BLOCK):
+        token = offset + tl.arange(0, BLOCK)
+        mask = (token < end) & (token < cached)
+        place = (start + token)[:, None] * token_stride + head * HEAD_DIM + dimension[None, :]
+        k = tl.load(keys + place, mask=mask[:, None], other=0.0).to(tl.float32)
+        score = tl.where(mask, tl.sum(q[None, :] * k, 1), LOWEST)
+        is_more = score > greatest
+        greatest, look = tl.where(is_more, score, greatest), tl.where(is_more, token, look)
+    best = tl.max(greatest, 0)
+    look = tl.min(tl.where(greatest == best, look, NOWHERE), 0)
+    # The new token is not in the cache yet, or only just.
+    k_new = rotated(query_head + token_stride, cos_row, sin_row, dimension, HEAD_DIM).to(keys.dtype.element_ty)
+    is_new = (cached >= first) & (cached < end) & (tl.sum(q * k_new.to(tl.float32), 0) > best)
+    return tl.where(is_new, cached, look)
+
+
+@triton.jit
+def attend_lanes(
+    qkv,
+    chunks,
+    keys,
+    values,
+    cos,
+    sin,
+    out,
+    partial,
+    arrived,
+    scale,
+    state,
+    rows,
+    text_heads,
+    looks,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TEXT_HEADS: tl.constexpr,
+):
     """One head of every so many-th chunk of the list; a lane's chunk 0 also takes the new token and caches it.
 
     A lane of one chunk is done with it. Of others the parts are left in `partial`, and merged by `merge_parts`; or,
     where PARTS is not 0, by the program that finds in `arrived`, [lanes, HEADS], that it is the last of its lane.
+
+    Where TEXT_HEADS is not 0, programs past HEADS are for the layer's text heads: which head, and its place among so
+    many, is in `text_heads`, [.., 2]. They write to `looks`, [lanes, TEXT_HEADS], where it looks in a lane's text.
     """
     head, entry = tl.program_id(0), tl.program_id(1)
-    dimension = tl.arange(0, HEAD_DIM)
-    token_stride: tl.constexpr = HEADS * HEAD_DIM
     lane = tl.load(chunks + entry * CHUNK_COLUMNS + CHUNK_LANE)
     while lane >= 0:
         record = chunks + entry * CHUNK_COLUMNS
         start = tl.load(record + CHUNK_START).to(tl.int64)
         cached, number = tl.load(record + CHUNK_CACHED), tl.load(record + CHUNK_NUMBER)
-        first = number * CHUNK
-        end = tl.minimum(first + CHUNK, cached)
-        query_head = qkv + lane.to(tl.int64) * 3 * token_stride + head * HEAD_DIM
-        cos_row, sin_row = cos + cached * HEAD_DIM, sin + cached * HEAD_DIM
-        q = _rotated(query_head, cos_row, sin_row, dimension, HEAD_DIM) * (scale * LOG2_E)
-        best, total, attended = _attend_cached(q, keys, values, start, first, end, head, HEADS, HEAD_DIM, BLOCK, STAGES)
-        if number == 0:
-            k_head, v_head = query_head + token_stride, query_head + 2 * token_stride
-            place = (start + cached) * token_stride + head * HEAD_DIM + dimension
-            k_new = _rotated(k_head, cos_row, sin_row, dimension, HEAD_DIM).to(keys.dtype.element_ty)
-            v_new = tl.load(v_head + dimension)
-            tl.store(keys + place, k_new)
-            tl.store(values + place, v_new)
-            score = tl.sum(q * k_new.to(tl.float32), 0)
-            new_best = tl.maximum(best, score)
-            fade, weight = tl.exp2(best - new_best), tl.exp2(score - new_best)
-            total = total * fade + weight
-            attended = attended * fade + weight * v_new.to(tl.float32)
-            best = new_best
-
-        place = out + (lane.to(tl.int64) * HEADS + head) * HEAD_DIM + dimension
-        if cached <= CHUNK:
-            tl.store(place, attended / total)
-        else:
-            part = partial + (entry.to(tl.int64) * HEADS + head) * (HEAD_DIM + 2)
-            tl.store(part, best)
-            tl.store(part + 1, total)
-            tl.store(part + 2 + dimension, attended)
-            if PARTS:
-                count = tl.cdiv(cached, CHUNK)
-                tl.debug_barrier()  # every warp has written its share of the part before it is counted
-                before = tl.atomic_add(arrived + lane * HEADS + head, 1, sem="acq_rel")
-                if before == count - 1:
-                    tl.store(arrived + lane * HEADS + head, 0)
-                    tl.store(place, _merged(partial, entry - number, count, head, HEADS, HEAD_DIM, PARTS))
+        if TEXT_HEADS == 0 or head < HEADS:
+            _attend_chunk(
+                qkv,
+                lane,
+                start,
+                cached,
+                number,
+                entry,
+                head,
+                keys,
+                values,
+                cos,
+                sin,
+                out,
+                partial,
+                arrived,
+                scale,
+                HEADS,
+                HEAD_DIM,
+                CHUNK,
+                BLOCK,
+                STAGES,
+                PARTS,
+            )
+        elif number == 0:
+            text_head = text_heads + (head - HEADS) * 2
+            text = state + tl.load(rows + lane).to(tl.int64) * WIDTH
+            # Blocks of half the size take no more registers than attention does (compiled for sm_90).
+            look = _look(
+                qkv, lane, start, cached, tl.load(text_head), keys, cos, sin, scale, text, HEADS, HEAD_DIM, BLOCK // 2
+            )
+            tl.store(looks + lane * TEXT_HEADS + tl.load(text_head + 1), look)
         entry += tl.num_programs(1)
         lane = tl.load(chunks + entry * CHUNK_COLUMNS + CHUNK_LANE)
 
@@ -231,87 +339,3 @@ def merge_parts(
     if cached > CHUNK:
         merged = _merged(partial, first, tl.cdiv(cached, CHUNK), head, HEADS, HEAD_DIM, PARTS)
         tl.store(out + (lane.to(tl.int64) * HEADS + head) * HEAD_DIM + tl.arange(0, HEAD_DIM), merged)
-
-
-@triton.jit
-def cache_prompt(
-    qkv,
-    prompt,
-    keys,
-    values,
-    cos,
-    sin,
-    queries,
-    COLUMNS: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-):
-    """Rotate one head of one token; key and value go to the cache, the query to `queries` [tokens, HEADS, HEAD_DIM]."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    record = prompt + token * COLUMNS
-    position = tl.load(record + POSITION)
-    dimension = tl.arange(0, HEAD_DIM)
-    token_stride = HEADS * HEAD_DIM
-    cos_row, sin_row = cos + position * HEAD_DIM, sin + position * HEAD_DIM
-    query_head = qkv + token * 3 * token_stride + head * HEAD_DIM
-    here = head * HEAD_DIM + dimension
-    place = tl.load(record + CACHE).to(tl.int64) * token_stride + here
-    q = _rotated(query_head, cos_row, sin_row, dimension, HEAD_DIM)
-    k = _rotated(query_head + token_stride, cos_row, sin_row, dimension, HEAD_DIM)
-    tl.store(queries + token * token_stride + here, q)
-    tl.store(keys + place, k)
-    tl.store(values + place, tl.load(query_head + 2 * token_stride + dimension))
-
-
-@triton.jit(do_not_specialize=["num_tokens"])
-def attend_prompt(
-    queries,
-    prompt,
-    keys,
-    values,
-    out,
-    num_tokens,
-    scale,
-    COLUMNS: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One head of a block of tokens over those before them in the same sequence, from the cache.
-
-    The block's sequences are taken one after another: a token of weight 0 does harm where its value is NaN.
-    """
-    first_query, head = tl.program_id(0) * BLOCK, tl.program_id(1)
-    dimension = tl.arange(0, HEAD_DIM)
-    token_stride = HEADS * HEAD_DIM
-    query = first_query + tl.arange(0, BLOCK)
-    is_query = query < num_tokens
-    place = query.to(tl.int64)[:, None] * token_stride + head * HEAD_DIM + dimension[None, :]
-    q = tl.load(queries + place, mask=is_query[:, None], other=0.0)
-    firsts = tl.load(prompt + query.to(tl.int64) * COLUMNS + FIRST, mask=is_query, other=-1)
-    done, last = first_query, tl.minimum(first_query + BLOCK, num_tokens)
-    while done < last:
-        first = tl.load(prompt + done.to(tl.int64) * COLUMNS + FIRST)
-        is_mine = firsts == first
-        done += tl.sum(is_mine.to(tl.int32), 0)
-        greatest = tl.full([BLOCK], LOWEST, tl.float32)
-        weight_sum = tl.zeros([BLOCK], tl.float32)
-        value_sum = tl.zeros([BLOCK, HEAD_DIM], tl.float32)
-        for offset in range(first, done, BLOCK):
-            key = offset + tl.arange(0, BLOCK)
-            is_key = key < done
-            cached = tl.load(prompt + key.to(tl.int64) * COLUMNS + CACHE, mask=is_key, other=0).to(tl.int64)
-            cache_place = cached[:, None] * token_stride + head * HEAD_DIM + dimension[None, :]
-            k = tl.load(keys + cache_place, mask=is_key[:, None], other=0.0)
-            v = tl.load(values + cache_place, mask=is_key[:, None], other=0.0)
-            score = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
-            mask = is_mine[:, None] & is_key[None, :] & (key[None, :] <= query[:, None])
-            score = tl.where(mask, score, LOWEST)
-            new_greatest = tl.maximum(greatest, tl.max(score, 1))
-            fade = tl.exp2(greatest - new_greatest)
-            weight = tl.where(mask, tl.exp2(score - new_greatest[:, None]), 0.0)
-            weight_sum = weight_sum * fade + tl.sum(weight, 1)
-            value_sum = value_sum * fade[:, None]
-            value_sum += tl.dot(weight.to(v.dtype), v, input_precision="ieee")
-            greatest = new_greatest
-        tl.store(out + place, value_sum / weight_sum[:, None], mask=is_mine[:, None])

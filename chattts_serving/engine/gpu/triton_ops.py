@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from chattts_serving.engine.gpu import triton_attention, triton_kernels, triton_sampling
+from chattts_serving.engine.gpu import triton_attention, triton_kernels, triton_prompts, triton_sampling
 from chattts_serving.engine.gpu.gpt import GPT
 from chattts_serving.engine.gpu.torch_ops import Buffers
 from chattts_serving.engine.gpu.triton_layer_ops import TritonLayerOps
@@ -59,6 +59,13 @@ class TritonOps(TritonLayerOps):
         self._firsts = ints(max_lanes)
         self._arrived = ints(max_lanes, heads)
         self._partial = torch.empty((most, heads, head_dim + 2), dtype=torch.float32, device=self._model.device)
+        text_heads: dict[int, list[tuple[int, int]]] = {}  # by layer: heads, and their places among all of them
+        for place, head in enumerate(self._config.text_heads):
+            text_heads.setdefault(head.layer, []).append((head.head, place))
+        self._text_heads = {
+            layer: torch.tensor(pairs, dtype=torch.int32, device=self._model.device)
+            for layer, pairs in text_heads.items()
+        }
 
     def _most_chunks(self, num_lanes: int) -> int:
         """Chunks that a step can have, each lane being one token longer than what it has in the cache."""
@@ -80,11 +87,11 @@ class TritonOps(TritonLayerOps):
         self._attend_prompt(layer, qkv, prompt, out)
         return out
 
-    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def attend_both(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor, *, watch: bool = False) -> torch.Tensor:
         """As `StepOps`."""
         out, num_lanes = self._new_hidden(len(qkv)), len(qkv) - len(prompt)
         self._attend_prompt(layer, qkv[num_lanes:], prompt, out[num_lanes:])
-        self._attend_lanes(layer, qkv[:num_lanes], out[:num_lanes])
+        self._attend_lanes(layer, qkv[:num_lanes], out[:num_lanes], watch=watch)
         return out
 
     def _attend_prompt(self, layer: int, qkv: torch.Tensor, prompt: torch.Tensor, out: torch.Tensor) -> None:
@@ -92,7 +99,7 @@ class TritonOps(TritonLayerOps):
         keys, values = self._buffers.keys[layer], self._buffers.values[layer]
         queries = self._new_hidden(num_tokens)
         block = PROMPT_BLOCK_FP32 if qkv.dtype == torch.float32 else PROMPT_BLOCK
-        triton_attention.cache_prompt[(num_tokens, self._config.num_heads)](
+        triton_prompts.cache_prompt[(num_tokens, self._config.num_heads)](
             qkv,
             prompt,
             keys,
@@ -104,7 +111,7 @@ class TritonOps(TritonLayerOps):
             **self._heads,
             num_warps=1,
         )
-        triton_attention.attend_prompt[(triton.cdiv(num_tokens, block), self._config.num_heads)](
+        triton_prompts.attend_prompt[(triton.cdiv(num_tokens, block), self._config.num_heads)](
             queries, prompt, keys, values, out, num_tokens, self._scale, COLUMNS=columns, **self._heads, BLOCK=block
         )
 
@@ -145,17 +152,22 @@ class TritonOps(TritonLayerOps):
         )
         return out
 
-    def attend_lanes(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+    def attend_lanes(self, layer: int, qkv: torch.Tensor, *, watch: bool = False) -> torch.Tensor:
         """As `StepOps`."""
         out = self._new_hidden(len(qkv))
-        self._attend_lanes(layer, qkv, out)
+        self._attend_lanes(layer, qkv, out, watch=watch)
         return out
 
-    def _attend_lanes(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> None:
+    def _attend_lanes(self, layer: int, qkv: torch.Tensor, out: torch.Tensor, *, watch: bool) -> None:
         model, buffers, num_lanes = self._model, self._buffers, len(qkv)
+        text_heads = self._text_heads.get(layer) if watch else None
+        looks = (None,) * 4 if text_heads is None else (buffers.state, buffers.rows, text_heads, buffers.looks)
+        num_watched = 0 if text_heads is None else len(text_heads)
         num_heads, in_place = self._config.num_heads, self._variant.merge_in_place
         chunk = {**self._heads, "CHUNK": self._variant.cache_chunk}
-        triton_attention.attend_lanes[(num_heads, min(self._most_chunks(num_lanes), self._most_programs))](
+        triton_attention.attend_lanes[
+            (num_heads + num_watched, min(self._most_chunks(num_lanes), self._most_programs))
+        ](
             qkv,
             self._chunks,
             buffers.keys[layer],
@@ -166,10 +178,13 @@ class TritonOps(TritonLayerOps):
             self._partial,
             self._arrived,
             self._scale,
+            *looks,
             **chunk,
             BLOCK=CACHE_BLOCK,
             STAGES=self._variant.cache_stages,
             PARTS=PARTS if in_place else 0,
+            WIDTH=self._width,
+            TEXT_HEADS=len(self._config.text_heads) if num_watched else 0,
             num_warps=CACHE_WARPS,
         )
         if not in_place:

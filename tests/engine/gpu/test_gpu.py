@@ -1,5 +1,7 @@
 """The runner on a GPU: its kernels against PyTorch, its graphs against the same steps without, 16 bits against 32."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from chattts_serving.engine.gpt_config import Precision
 from chattts_serving.engine.gpu.gpt import DTYPES
 from chattts_serving.engine.gpu.torch_ops import TorchOps
 from chattts_serving.engine.gpu.variants import Variant
-from tests.engine.models import random_engine, random_gpt
+from tests.engine.cpu.test_looks import HEADS
+from tests.engine.models import CONFIG, random_engine, random_gpt
 from tests.engine.test_engine import drain, mixed_sequences, run, sequence
 
 pytestmark = [
@@ -86,6 +89,44 @@ def test_variants_draw_the_same_in_float32(variant):
     for one, other in zip(sequences, others, strict=True):
         assert one.tokens == other.tokens
         np.testing.assert_allclose(hidden[one], expected[other], atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_graphs_note_where_text_heads_look(precision):
+    """Who asks for it draws the same as without, and among others it is the same, preempted or not."""
+    config, spoken = replace(CONFIG, text_heads=HEADS), []
+    for watched, others, cache_tokens in ((None, 0, 1_000), ((5, 60), 0, 1_000), ((5, 60), 8, 256)):
+        machine = gpu_engine(precision, config=config, cache_tokens=cache_tokens)
+        one = sequence(
+            prompt=tuple(number % 49 for number in range(65)), seed=1, max_new=60, min_new=60, watched=watched
+        )
+        finished = {}
+        for member in (*(sequence(seed=seed, max_new=100) for seed in range(others)), one):
+            machine.add(member)
+        while not machine.is_idle:
+            finished |= {ended.sequence: ended for ended in machine.step()}
+        spoken.append((one.tokens, finished[one].looks))
+    assert spoken[0][1] is None
+    assert spoken[0][0] == spoken[1][0]
+    assert len(np.unique(spoken[1][1])) > 2
+    if precision is Precision.FP32:  # in 16 bits a batch of another size rounds otherwise
+        assert spoken[1][0] == spoken[2][0]
+        assert np.mean(spoken[1][1] == spoken[2][1]) > 0.99
+
+
+def test_text_heads_look_in_float32_where_they_do_by_pytorch():
+    config, looks = replace(CONFIG, text_heads=HEADS), []
+    for torch_ops in (False, True):
+        machine = gpu_engine(config=config, torch_ops=torch_ops)
+        one = sequence(
+            prompt=tuple(number % 49 for number in range(50)), seed=1, max_new=60, min_new=60, watched=(5, 45)
+        )
+        machine.add(one)
+        finished = []
+        while not machine.is_idle:
+            finished += machine.step()
+        looks.append(finished[0].looks)
+    assert np.mean(looks[0] == looks[1]) > 0.99  # two scores may be equal but for rounding
 
 
 def test_a_run_waits_for_nothing_on_the_default_stream():

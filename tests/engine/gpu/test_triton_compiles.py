@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from chattts_serving.engine.gpt_config import weight_shapes  # noqa: E402
+from chattts_serving.engine.gpt_config import TextHead, weight_shapes  # noqa: E402
 from chattts_serving.engine.gpu import lanes  # noqa: E402
 from chattts_serving.engine.gpu.gpt import GPT  # noqa: E402
 from chattts_serving.engine.gpu.runner import TorchRunner  # noqa: E402
@@ -38,8 +39,10 @@ SIZES = replace(
     max_position_embeddings=4096,
     num_text_tokens=21_178,
     num_audio_tokens=626,
+    text_heads=(TextHead(0, 3, 0), TextHead(0, 7, 2)),
 )
 OTHER = Variant(cache_chunk=64, cache_stages=3, merge_in_place=True, own_products=True, one_pass=True)
+WATCHING = {"attend_lanes": 2}  # with looks and without
 OWN_PRODUCTS = {"linear": 5, "add_rms_norm": 2}  # qkv, o, down and two heads; after our own products, the library's
 MOST_STACK = 16  # bytes a thread: what does not fit into registers goes there
 MAX_SEQUENCES = 256
@@ -86,16 +89,16 @@ def launched(patch, dtype, architecture, variant):
         table.update({name: tensor.to(dtype) for name, tensor in table.items()})
     runner = TorchRunner(model, kv_cache_gb=0.1, max_sequences=MAX_SEQUENCES, max_prefill_tokens=512)
     runner._ops = TritonOps(model, runner._buffers, variant)
-    for size in runner._lane_buckets:
-        runner._decode(size)
+    for sizes in product(runner._lane_buckets, (False, True)):
+        runner._decode(*sizes)
     for size in runner._prompt_buckets:
         runner._compute_prompt(size)
     for size in (1, 333, 1040):  # prompts for which there is no graph
         rows = lanes.unused_prompt_rows(0, size, SIZES.num_codebooks, runner.num_cache_tokens, MAX_SEQUENCES)
         runner._compute_tokens(torch.from_numpy(rows.astype(np.int32)))
     if variant.one_pass:
-        for size in runner._lane_buckets:
-            runner._decode_and_prompt((size, 64))
+        for size, watch in product(runner._lane_buckets, (False, True)):
+            runner._decode_and_prompt(size, 64, watch)
     for size in (1, 3, 16):
         runner._ops.sample_text(model.text_logits(torch.zeros(size, SIZES.hidden_size, dtype=dtype), runner._ops))
     return compiled
@@ -122,7 +125,7 @@ def usage(kernel, folder):
 def test_what_a_run_launches_fits_into_registers_and_shared_memory(monkeypatch, tmp_path, dtype, architecture, variant):
     """And a batch or prompt of another size compiles nothing anew."""
     for name, kernels in launched(monkeypatch, dtype, architecture, variant).items():
-        expected = OWN_PRODUCTS.get(name, 1) if variant.own_products else 1
+        expected = WATCHING.get(name, OWN_PRODUCTS.get(name, 1) if variant.own_products else 1)
         assert len(kernels) == expected, f"{name} was compiled {len(kernels)} times"
         for kernel in kernels:
             registers, stack = usage(kernel, tmp_path)

@@ -6,12 +6,13 @@ The interpreter has to be chosen before Triton is imported, so one test runs the
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from chattts_serving.engine.gpt_config import GPTConfig, weight_shapes
+from chattts_serving.engine.gpt_config import GPTConfig, TextHead, weight_shapes
 from chattts_serving.engine.gpu import lanes
 from chattts_serving.engine.gpu.gpt import DTYPES, GPT
 from chattts_serving.engine.gpu.sampler import PENALTY_WINDOW
@@ -19,13 +20,18 @@ from chattts_serving.engine.gpu.torch_ops import Buffers, TorchOps
 from chattts_serving.engine.gpu.variants import Variant
 from chattts_serving.engine.sequence import NO_TOKEN
 from tests.engine.models import CONFIG, random_engine
-from tests.engine.test_engine import alone, check_equal, mixed_sequences, run
+from tests.engine.test_engine import alone, check_equal, mixed_sequences
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 in_the_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs where Triton's interpreter was chosen")
 
-HEADS = GPTConfig(
-    **(vars(CONFIG) | {"hidden_size": 96, "num_heads": 3, "num_layers": 1, "max_position_embeddings": 512})
+HEADS = replace(
+    CONFIG,
+    hidden_size=96,
+    num_heads=3,
+    num_layers=1,
+    max_position_embeddings=512,
+    text_heads=(TextHead(0, 2, 0), TextHead(0, 0, 1)),
 )
 CACHE_TOKENS = 900
 
@@ -103,7 +109,8 @@ def both(model, state, num_lanes, variant=None):
     drawn = torch.full((num_lanes, config.num_codebooks), -7, dtype=torch.int32)
     hidden = content(CACHE_TOKENS + 1, config.hidden_size)
     keys, values = content(*cache), content(*cache)
-    buffers = Buffers(state, rows, content(len(state), config.hidden_size), keys, values, hidden, drawn)
+    looks = torch.full((num_lanes, len(config.text_heads)), -7, dtype=torch.int32)
+    buffers = Buffers(state, rows, content(len(state), config.hidden_size), keys, values, hidden, drawn, looks)
     copy = Buffers(*(tensor.clone() for tensor in vars(buffers).values()))
     return TorchOps(model, buffers), TritonOps(model, copy, variant), buffers, copy
 
@@ -140,6 +147,50 @@ def test_attention_over_ragged_lengths(num_lanes, variant, dtype):
         qkv = noise(num_lanes, 3 * HEADS.hidden_size, seed=seed).to(dtype)
         check_close(kernels.attend_lanes(0, qkv)[:6], reference.attend_lanes(0, qkv)[:6], dtype)
     check_buffers(found, expected, dtype)
+
+
+TEXTS = {1: (0, 1), 20: (2, 9), 66: (20, 61), 70: (0, 0), 128: (30, 34), 290: (5, 280), 300: (290, 300)}  # by length
+
+
+@in_the_interpreter
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [(VARIANTS[0], torch.float32), (VARIANTS[1], torch.bfloat16), (Variant(), torch.float16)],
+)
+def test_text_heads_look_where_their_scores_are_highest(variant, dtype):
+    """At texts in one chunk, in several, up to the token that is computed, and none; no bit of all else changes."""
+    first, end = zip(*TEXTS.values(), strict=True)
+    state = random_lanes(HEADS, [*TEXTS], TEXT_FIRST=first, TEXT_END=end)
+    reference, kernels, expected, found = both(random_model(HEADS, dtype), state, 8, variant)
+    begin(kernels, reference, 8)
+    qkv = noise(8, 3 * HEADS.hidden_size).to(dtype)
+    plain = kernels.attend_lanes(0, qkv)
+    assert (found.looks == -7).all()  # unasked, nothing is noted
+    assert torch.equal(kernels.attend_lanes(0, qkv, watch=True)[:7], plain[:7])
+    reference.attend_lanes(0, qkv, watch=True)
+    watched = [lane for lane, row in enumerate(found.rows[:7].tolist()) if first[row] < end[row]]
+    assert len(watched) == 6
+    assert torch.equal(found.looks[watched], expected.looks[watched])
+    assert len(expected.looks[watched].unique()) > 6
+    check_buffers(found, expected, dtype)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_of_equal_scores_the_first_token_is_looked_at(variant):
+    """In a block, in another block of the chunk, in another chunk of the lane, and with the token that is computed."""
+    length, equals = 150, ((7, 8), (7, 40), (40, 7, 130), (31, 149))
+    state = random_lanes(HEADS, [length] * 4, TEXT_FIRST=[3] * 4, TEXT_END=[length] * 4)
+    reference, kernels, _, found = both(random_model(HEADS), state, 4, variant)
+    begin(kernels, reference, 4)
+    qkv = noise(1, HEADS.hidden_size).repeat(4, 3)  # the key of the token that is computed is its query
+    query, _, _ = kernels._model.split_heads(qkv, torch.full((4,), length - 1))
+    found.keys[0] *= 0.01
+    for row, equal in enumerate(equals):
+        for token in equal:
+            found.keys[0, row * length + token] = (1 if length - 1 in equal else 2) * query[0]
+    kernels.attend_lanes(0, qkv, watch=True)
+    assert found.looks.flip(0).tolist() == [[min(equal)] * 2 for equal in equals]
 
 
 @in_the_interpreter
@@ -395,9 +446,24 @@ def check_buffers_but_unused(found, expected):
     "variant", [Variant(), Variant(cache_chunk=32, merge_in_place=True, own_products=True, one_pass=True)]
 )
 def test_an_engine_with_the_kernels_draws_the_same_tokens(variant):
+    """And notes where text heads look, of one of them."""
     from chattts_serving.engine.gpu.triton_ops import TritonOps  # noqa: PLC0415
 
-    machine, sequences = random_engine(steps_ahead=1, variant=variant), mixed_sequences()[1:4]
-    runner = machine._runner
-    runner._ops = TritonOps(runner._model, runner._buffers, variant)
-    check_equal(sequences, run(machine, sequences), alone()[1:4])
+    results = []
+    for kernels in (True, False):
+        config = replace(CONFIG, text_heads=(TextHead(1, 0, 0), TextHead(0, 1, 2), TextHead(1, 1, 0)))
+        machine, sequences = random_engine(steps_ahead=1, variant=variant, config=config), mixed_sequences()[1:4]
+        sequences[1].watched = (1, 5)
+        runner = machine._runner
+        if kernels:
+            runner._ops = TritonOps(runner._model, runner._buffers, variant)
+        for one in sequences:
+            machine.add(one)
+        finished = {}
+        while not machine.is_idle:
+            finished |= {one.sequence: one for one in machine.step()}
+        check_equal(sequences, {one: ended.hidden for one, ended in finished.items()}, alone()[1:4])
+        results.append([finished[one].looks for one in sequences])
+    assert [looks is None for looks in results[0]] == [True, False, True]
+    assert len(np.unique(results[0][1])) == 4
+    assert np.array_equal(results[0][1], results[1][1])

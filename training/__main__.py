@@ -38,7 +38,7 @@ def main() -> None:
     spoken.add_argument("--loose", type=int, default=4_000, help="and of words in any order (default %(default)s)")
     steps.add_parser("vocabulary", help="choose the tokens by the words of the corpus, and write vocabulary.txt")
     steps.add_parser("everyday", help="choose the sentences by which voices are judged, and write everyday.txt")
-    source = steps.add_parser("take", help="the codec and the vocoder of a checkpoint, and encode the corpus")
+    source = steps.add_parser("take", help="the models of a checkpoint, to go on from, and encode the corpus")
     source.add_argument("--checkpoint", type=Path, default=DEMO, help="(default %(default)s)")
     steps.add_parser("codec", help="train the DVAE, and encode the corpus")
     steps.add_parser("encode", help="encode the corpus again, after it grew")
@@ -120,6 +120,7 @@ def _take(options: argparse.Namespace) -> None:
     from training import taken
 
     taken.take(options.checkpoint, options.folder)
+    taken.take_language(options.checkpoint, options.folder)
     _encode(options)
 
 

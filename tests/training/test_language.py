@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from export.layout import DECODER_FILE, EMBED_FILE, GPTSizes
 from tests.conftest import ROOT
 from tests.training.spoken import BYE
 from training import batches, checkpoint, language, taken
-from training.language import FILE, Ear, Speaker, total, train_language
+from training.language import FILE, Ear, Speaker, compile_parts, total, train_language
 from training.modules import Codec, Language, Vocoder
 from training.settings import DEMO, SIZES
 from training.sound import CODEC_FILE, VOCODER_FILE
@@ -66,6 +67,19 @@ def test_half_precision_loses_little(started):
     for name in ("code_0", "code_3", "guide", "text"):
         torch.testing.assert_close(found[name], exact[name], atol=0.05, rtol=0.02)
     assert all(loss.dtype == torch.float32 for loss in found.values())
+
+
+def test_what_is_compiled_on_a_gpu_is_traced_whole_and_gives_the_same(started):
+    corpus = batches.Corpus(started, ["slt"], seed=0, longest=100, tokens=100, seen=0)
+    ear, speaker = Ear(started, torch.device("cpu")), Speaker().eval()
+    with torch.no_grad():
+        expected = [ear.losses(speaker, one) for one in islice(corpus, 2)]
+    compile_parts(speaker, "aot_eager")
+    for losses, one in zip(expected, islice(corpus, 2), strict=True):
+        found = ear.losses(speaker, one)
+        total(found).backward()
+        for name, loss in losses.items():
+            torch.testing.assert_close(found[name], loss, atol=0.02, rtol=0.02)
 
 
 def test_a_run_goes_on_where_the_last_one_stopped_and_ends_as_a_checkpoint(started, tmp_path, capsys, monkeypatch):

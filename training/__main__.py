@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.sentences import EVERYDAY_FILE, SETS, draw_words, sentences
+from training.sentences import EVERYDAY_FILE, LONG_FILE, SETS, draw_words, sentences
 from training.settings import DEMO, FOLDER, SIZES
 from training.utterances import PIECE, VOICES
 
@@ -37,8 +37,8 @@ def main() -> None:
     spoken.add_argument("--simple", type=int, default=3_000, help="and of the grammar (default %(default)s)")
     spoken.add_argument("--loose", type=int, default=4_000, help="and of words in any order (default %(default)s)")
     steps.add_parser("vocabulary", help="choose the tokens by the words of the corpus, and write vocabulary.txt")
-    steps.add_parser("everyday", help="choose the sentences by which voices are judged, and write everyday.txt")
-    source = steps.add_parser("take", help="the codec and the vocoder of a checkpoint, and encode the corpus")
+    steps.add_parser("judged", help="choose the sentences by which voices are judged: everyday.txt and long.txt")
+    source = steps.add_parser("take", help="the models of a checkpoint, to go on from, and encode the corpus")
     source.add_argument("--checkpoint", type=Path, default=DEMO, help="(default %(default)s)")
     steps.add_parser("codec", help="train the DVAE, and encode the corpus")
     steps.add_parser("encode", help="encode the corpus again, after it grew")
@@ -110,16 +110,18 @@ def _vocabulary(_options: argparse.Namespace) -> None:
     vocabulary.write(pieces.choose(counts, vocabulary.NUM_PIECES))
 
 
-def _everyday(_options: argparse.Namespace) -> None:
+def _judged(_options: argparse.Namespace) -> None:
     from training import texts
 
-    EVERYDAY_FILE.write_text("".join(f"{one}\n" for one in texts.choose_everyday()), encoding="utf-8")
+    for file, chosen in ((EVERYDAY_FILE, texts.choose_everyday()), (LONG_FILE, texts.choose_long())):
+        file.write_text("".join(f"{one}\n" for one in chosen), encoding="utf-8")
 
 
 def _take(options: argparse.Namespace) -> None:
     from training import taken
 
     taken.take(options.checkpoint, options.folder)
+    taken.take_language(options.checkpoint, options.folder)
     _encode(options)
 
 
@@ -220,7 +222,7 @@ def _listen(options: argparse.Namespace) -> None:
 _STEPS = {
     "corpus": _corpus,
     "vocabulary": _vocabulary,
-    "everyday": _everyday,
+    "judged": _judged,
     "take": _take,
     "pack": _pack,
     "unpack": _unpack,

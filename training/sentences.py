@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 HELD_OUT_SHARE = 16  # of this many sentences one is held out, whichever voice says it
 COMMA_SHARE = 0.1  # of the words that stand in any order
 Draw = Callable[[random.Random], str]
-Set = Literal["held out", "everyday"]  # of sentences by which voices are judged
+Set = Literal["held out", "everyday", "long"]  # of sentences by which voices are judged
 EVERYDAY_FILE = Path(__file__).parent / "everyday.txt"
+LONG_FILE = Path(__file__).parent / "long.txt"
 
 _FOLDER = Path(__file__).parent
 _MARKS = ".?!"  # at the end, with which a sentence is no other one
@@ -68,7 +69,7 @@ def draw_words(rng: random.Random, known: Sequence[str], most: int = 9) -> str:
 
 
 def is_held_out(sentence: str) -> bool:
-    """Whether a sentence is for tests alone: those of SETS, and one in HELD_OUT_SHARE."""
+    """Whether a sentence is for tests alone: those of `held_out.txt`, and one in HELD_OUT_SHARE."""
     text = sentence.rstrip(_MARKS)
     return text in _held_out_texts() or hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
@@ -85,12 +86,18 @@ def everyday() -> tuple[str, ...]:
     return tuple(EVERYDAY_FILE.read_text(encoding="utf-8").splitlines())
 
 
-SETS: dict[Set, Callable[[], tuple[str, ...]]] = {"held out": held_out, "everyday": everyday}
+@cache
+def long() -> tuple[str, ...]:
+    """Sentences of 20 words, of other people; `texts.choose_long` chose them."""
+    return tuple(LONG_FILE.read_text(encoding="utf-8").splitlines())
+
+
+SETS: dict[Set, Callable[[], tuple[str, ...]]] = {"held out": held_out, "everyday": everyday, "long": long}
 
 
 @cache
 def _held_out_texts() -> frozenset[str]:
-    return frozenset(one.rstrip(_MARKS) for one in (*held_out(), *everyday()))
+    return frozenset(one.rstrip(_MARKS) for one in held_out())
 
 
 @cache

@@ -31,7 +31,8 @@ Said = tuple[str, int]  # a voice, and the place of a sentence in its set
 Way = Literal["one at a time", "streamed", "low latency", "16 at once"]
 MODES: dict[Way, Mode] = {"streamed": "exact", "low latency": "low_latency"}
 AT_ONCE = 16
-MOST_TOKENS = 400  # of a sentence, 8.5 s
+MOST_TOKENS = 600  # of a sentence, 12.8 s
+LENGTHS = 0.25  # by which a sentence may be shorter or longer than flite's
 NUM_COEFFICIENTS = 20
 PROCESSES = 2  # that listen
 
@@ -48,7 +49,8 @@ def listen(
     ways: Sequence[Way],
     out: Path | None,
 ) -> dict[str, float]:
-    """Have the server say what was never learnt in every way, and print how many words were heard wrong; of flite, too.
+    """Have the server say what was never learnt in every way, and print how many words were heard wrong, of flite, too;
+    and how many sentences were as long as flite's.
 
     Args:
         checkpoint: as the export takes it.
@@ -77,7 +79,8 @@ def listen(
                 audio = spoken(server, said, way, temperature, of)
                 understood = heard(audio, of)
                 results.append(rates(understood, voices))
-                print(_row(f"{precision}, {way}", results[-1]), flush=True)
+                print(_row(f"{precision}, {way}", results[-1]))
+                print(_row("  as long as flite", as_long(audio, flite, voices)), flush=True)
                 if out is not None and len(results) == 1:
                     _keep(audio, understood, out)
     if len(voices) > 1:
@@ -124,6 +127,15 @@ def rates(understood: Mapping[Said, Heard], voices: Iterable[str]) -> dict[str, 
     """Word error rate of each voice."""
     return {
         voice: word_error_rate(one for (speaker, _), one in understood.items() if speaker == voice) for voice in voices
+    }
+
+
+def as_long(audio: Mapping[Said, Audio], flite: Mapping[Said, Audio], voices: Iterable[str]) -> dict[str, float]:
+    """The share of each voice's sentences whose length is within LENGTHS of flite's: they end where their text ends."""
+    ratios = {said: len(samples) / len(flite[said]) for said, samples in audio.items()}
+    return {
+        voice: float(np.mean([abs(ratio - 1) <= LENGTHS for (speaker, _), ratio in ratios.items() if speaker == voice]))
+        for voice in voices
     }
 
 

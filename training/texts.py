@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from training.lexicon import is_ambiguous, lexicon
@@ -17,6 +18,8 @@ WORDNET = Path("/usr/share/wordnet")
 FEWEST_WORDS, MOST_WORDS = 3, 25
 EVERYDAY_WORDS = range(5, 15)  # of a sentence by which voices are judged
 EVERYDAY = 100
+LONG_WORDS = 20  # of a sentence that is to end where its text ends
+LONG = 40
 
 _BRACKETS = re.compile(r"\([^()]*\)")
 _ALLOWED = re.compile(r"[A-Za-z', ]+[.?!]?")
@@ -33,7 +36,13 @@ def written() -> tuple[str, ...]:
 def choose_everyday() -> list[str]:
     """The sentences of `everyday.txt`: the first EVERYDAY examples that are held out and have EVERYDAY_WORDS words."""
     held_out = (one for one in _ordered(examples()) if is_held_out(one) and len(one.split()) in EVERYDAY_WORDS)
-    return [one for one, _ in zip(held_out, range(EVERYDAY), strict=False)]
+    return list(islice(held_out, EVERYDAY))
+
+
+def choose_long() -> list[str]:
+    """The sentences of `long.txt`: the first LONG of all that are held out and have LONG_WORDS words."""
+    everything = _ordered([*examples(), *definitions()])
+    return list(islice((one for one in everything if is_held_out(one) and len(one.split()) == LONG_WORDS), LONG))
 
 
 def speaker(sentence: str) -> str:

@@ -2,24 +2,26 @@
 
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from export.checkpoint import Checkpoint
-from export.layout import EMBED_FILE
+from export.layout import DECODER_FILE, EMBED_FILE, GPTSizes
 from tests.conftest import ROOT
 from tests.training.spoken import BYE
-from training import batches, checkpoint, language
-from training.language import FILE, Ear, Speaker, total, train_language
-from training.modules import Codec, Vocoder
+from training import batches, checkpoint, language, taken
+from training.language import FILE, Ear, Speaker, compile_parts, total, train_language
+from training.modules import Codec, Language, Vocoder
 from training.settings import DEMO, SIZES
 from training.sound import CODEC_FILE, VOCODER_FILE
 from training.table import TextTable
 from training.taken import take
-from training.vocabulary import CHECKSUM
+from training.vocabulary import CHECKSUM, IDS
 
 ELSEWHERE = "pocketsphinx", "soxr", "chattts_client", "tritonclient", "matplotlib", "wetext"  # not where a GPU is
 SIZE_LIMIT = 25_000_000  # bytes of the checkpoint
@@ -57,16 +59,27 @@ def test_losses_fall(started, is_recorded):
 
 
 def test_half_precision_loses_little(started):
-    """As on a GPU; nothing is disturbed by chance here."""
+    """As on a GPU, and on CPUs that have it; nothing is disturbed by chance here."""
     batch = next(iter(batches.Corpus(started, ["slt"], seed=0, longest=100, tokens=100, seen=0)))
     ear, speaker = Ear(started, torch.device("cpu")), Speaker().eval()
     with torch.no_grad():
-        exact = ear.losses(speaker, batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = speaker.losses(batch, ear.codec.decode(batch.codes))
+        exact, found = (ear.losses(speaker, batch, in_half=in_half) for in_half in (False, True))
     for name in ("code_0", "code_3", "guide", "text"):
         torch.testing.assert_close(found[name], exact[name], atol=0.05, rtol=0.02)
     assert all(loss.dtype == torch.float32 for loss in found.values())
+
+
+def test_what_is_compiled_on_a_gpu_is_traced_whole_and_gives_the_same(started):
+    corpus = batches.Corpus(started, ["slt"], seed=0, longest=100, tokens=100, seen=0)
+    ear, speaker = Ear(started, torch.device("cpu")), Speaker().eval()
+    with torch.no_grad():
+        expected = [ear.losses(speaker, one) for one in islice(corpus, 2)]
+    compile_parts(speaker, "aot_eager")
+    for losses, one in zip(expected, islice(corpus, 2), strict=True):
+        found = ear.losses(speaker, one)
+        total(found).backward()
+        for name, loss in losses.items():
+            torch.testing.assert_close(found[name], loss, atol=0.02, rtol=0.02)
 
 
 def test_a_run_goes_on_where_the_last_one_stopped_and_ends_as_a_checkpoint(started, tmp_path, capsys, monkeypatch):
@@ -127,6 +140,46 @@ def test_codec_and_vocoder_are_taken_as_they_are(tmp_path):
         expected = load_file(DEMO / "asset" / f"{name}.safetensors")
         for tensor, value in module.tensors().items():
             torch.testing.assert_close(value.detach().half(), expected[tensor])
+
+
+def test_a_language_model_is_taken_with_the_rows_of_its_tokens(monkeypatch):
+    monkeypatch.setattr(taken, "ROW_STEPS", 1)
+    speaker = taken.taken_speaker(DEMO)
+    embed, decoder = load_file(DEMO / EMBED_FILE), load_file(DEMO / DECODER_FILE)
+    known = Tokenizer.from_file(str(DEMO / "asset" / "tokenizer" / "tokenizer.json")).get_vocab()
+    rows = speaker.language.text.rows()
+    for token in ("manager", "[Stts]", ",", "##e"):
+        torch.testing.assert_close(rows[IDS[token]], embed["emb_text.weight"][known[token]].float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(speaker.language.emb_code[2].weight, embed["emb_code.2.weight"].float())
+    length, direction = (embed[f"head_code.3.parametrizations.weight.original{i}"].float() for i in range(2))
+    torch.testing.assert_close(speaker.language.head_code[3].weight, F.normalize(direction, dim=1) * length)
+    for name, value in speaker.decoder.state_dict().items():
+        torch.testing.assert_close(value, decoder[name].float())
+
+
+def test_neurons_that_do_nothing_are_left_out():
+    size, more = GPTSizes(**{**vars(SIZES.gpt), "num_layers": 1}), 24
+    small = Language(size, 1)
+    tensors = small.gpt_tensors()
+    big = {name: tensor.clone() for name, tensor in tensors.items()}
+    for part, dim in (("gate", 0), ("up", 0), ("down", 1)):
+        name = f"layers.0.mlp.{part}_proj.weight"
+        nothing = torch.full_like(big[name].narrow(dim, 0, more), 1e-9)
+        big[name] = torch.cat([nothing, big[name]], dim=dim)
+    found = taken.fewer_neurons(big, size.intermediate)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_other_tokens_have_rows_by_what_sounds_have_learnt():
+    sounds = {"see": ("s", "iy"), "bee": ("b", "iy"), "sow": ("s", "ow"), "bow": ("b", "ow"), "sea": ("s", "iy")}
+    table, rows = TextTable(list(sounds), sounds, 32), torch.randn(4, 32)
+    taken.learn_rows(table, torch.arange(4), rows)
+    found = table.rows()
+    torch.testing.assert_close(found[:4], rows, atol=1e-5, rtol=0)
+    nearest = F.cosine_similarity(found[4][None], rows).argmax()
+    assert nearest == 0
 
 
 def test_codes_are_heard_as_what_they_came_from():

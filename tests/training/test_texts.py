@@ -3,7 +3,7 @@
 import pytest
 
 from training import texts
-from training.sentences import everyday, is_held_out
+from training.sentences import everyday, is_held_out, long
 
 GLOSSES = {
     "noun": 'a small bird (of the north); "the Bird\'s nest isn\'t high"; "two of NATO\'s members"',
@@ -42,6 +42,8 @@ def test_what_is_held_out_is_not_written(wordnet, monkeypatch):
     monkeypatch.setattr(texts, "is_held_out", lambda one: "bird" in one.lower())
     assert not any("bird" in one.lower() for one in texts.written())
     assert texts.choose_everyday() == ["the Bird's nest isn't high."]
+    monkeypatch.setattr(texts, "LONG_WORDS", 3)
+    assert texts.choose_long() == ["a small bird."]
     assert texts.word_counts()["a"] == 2
 
 
@@ -66,3 +68,10 @@ def test_everyday_sentences_are_clean_and_held_out():
         assert texts.clean(one) == one
         assert is_held_out(one)
         assert len(one.split()) in texts.EVERYDAY_WORDS
+
+
+def test_long_sentences_are_clean_and_held_out():
+    for one in long():
+        assert texts.clean(one) == one
+        assert is_held_out(one)
+        assert len(one.split()) == texts.LONG_WORDS

@@ -108,21 +108,25 @@ class Speaker(nn.Module):
 
 
 class Ear:
-    """What a batch is to sound like, and how far a model is from it, on one device."""
+    """What a batch is to sound like, and how far a model is from it, on one device.
+
+    Attributes:
+        in_half: losses are computed in half precision (bf16): where that is quicker.
+    """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         """`folder` has the codec, which is heard where there are no recordings."""
         self._device = device
-        self._in_half = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+        self.in_half = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
         self._log_mel = LogMel().to(device)
         self.codec = load(Codec(SIZES.dvae_encoder, SIZES.dvae_decoder), folder / CODEC_FILE).to(device)
 
-    def losses(self, speaker: Speaker, batch: Batch, *, in_half: bool | None = None) -> dict[str, torch.Tensor]:
-        """Of `speaker`, which is on the device; `in_half` precision (bf16), or where that is quicker."""
+    def losses(self, speaker: Speaker, batch: Batch) -> dict[str, torch.Tensor]:
+        """Of `speaker`, which is on the device."""
         batch = batch.to(self._device)
         with torch.no_grad():
             mel = self._log_mel(batch.audio)[..., :-1] if batch.audio.numel() else self.codec.decode(batch.codes)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_half if in_half is None else in_half):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.in_half):
             return speaker.losses(batch, mel)
 
     @torch.no_grad()

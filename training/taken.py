@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from chattts_serving.voice.speaker import decode_speaker
-from chattts_serving.voice.voices import Voice, voice_path
+from chattts_serving.voice.voices import load_voices
+from export.gpt import fold_weight_norm
 from export.layout import DECODER_FILE, DVAE_FILE, EMBED_FILE, GPT_FILE, VOCOS_FILE
 from export.voice_library import VOICES_FOLDER
 from training import language
@@ -73,15 +74,14 @@ def taken_speaker(checkpoint: Path) -> Speaker:
     model, embed = speaker.language, load_file(checkpoint / EMBED_FILE)
     model.load_state_dict(fewer_neurons(load_file(checkpoint / GPT_FILE), SIZES.gpt.intermediate), strict=False)
     speaker.decoder.load_state_dict({name: one.float() for name, one in load_file(checkpoint / DECODER_FILE).items()})
+    arrays = {name: one.float().numpy() for name, one in embed.items()}
+    speakers = {one.name: one.speaker for one in load_voices(checkpoint / VOICES_FOLDER)}
     with torch.no_grad():
         for number, (table, head) in enumerate(zip(model.emb_code, model.head_code, strict=True)):
-            name = f"head_code.{number}.parametrizations.weight.original"
-            rows = F.normalize(embed[f"{name}1"].float(), dim=1) * embed[f"{name}0"]
             cast(torch.Tensor, table.weight).copy_(embed[f"emb_code.{number}.weight"])
-            cast(torch.Tensor, head.weight).copy_(rows)
+            cast(torch.Tensor, head.weight).copy_(torch.from_numpy(fold_weight_norm(arrays, f"head_code.{number}")))
         for number, name in enumerate(VOICES):
-            text = voice_path(checkpoint / VOICES_FOLDER, name).read_text(encoding="utf-8")
-            model.voices[number] = torch.from_numpy(decode_speaker(Voice.from_json(name, text).speaker).copy())
+            model.voices[number] = torch.from_numpy(decode_speaker(speakers[name]).copy())
     known = Tokenizer.from_file(str(checkpoint / "asset" / "tokenizer" / "tokenizer.json")).get_vocab()
     pairs = [(IDS[token], number) for token, number in known.items() if token in IDS]
     mine, theirs = torch.tensor(pairs).T

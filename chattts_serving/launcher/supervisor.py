@@ -88,7 +88,7 @@ class TritonProcess:
         self.complaints: deque[str] = deque(maxlen=MAX_COMPLAINTS)  # the log's last lines that are no information
         self._shm_prefix = shm_prefix
         self._log = log
-        self._partial = b""  # of the log's last line
+        self._partial = b""  # the log's last line as far as it came: `log` gets whole ones, between which others fit
         self._stubs: dict[int, str] = {}  # process ids of Python models, and the models' names
         self._process = subprocess.Popen(  # noqa: S603
             command,
@@ -121,13 +121,14 @@ class TritonProcess:
         if not select.select([self._pipe], [], [], timeout_s)[0]:
             return
         text = os.read(self._pipe.fileno(), 65536)
+        *lines, self._partial = (self._partial + text).split(b"\n")
         if not text:
             self._pipe.close()
             self._pipe = None
-            return
-        with suppress(OSError):  # a full disk or a closed terminal does not end the service
-            self._log(text)
-        *lines, self._partial = (self._partial + text).split(b"\n")
+            lines, self._partial = [self._partial] if self._partial else [], b""
+        if lines:
+            with suppress(OSError):  # a full disk or a closed terminal does not end the service
+                self._log(b"\n".join([*lines, b""]))
         self.num_loaded += sum(b"successfully loaded '" in line for line in lines)
         self.complaints.extend(line.decode(errors="replace") for line in lines if not INFORMATION.match(line))
 

@@ -53,8 +53,11 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *_):
         pass
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_):
+        pass  # HAProxy does not wait for the end of an answer that it asked for to see whether this lives
 for port in ("--metrics-port", "--http-port"):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(flags[port])), Answer)
+    server = Server(("127.0.0.1", int(flags[port])), Answer)
     threading.Thread(target=server.serve_forever).start()
 """
 

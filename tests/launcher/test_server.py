@@ -392,6 +392,25 @@ print("+---+", "| a |", "E1122 model.cc:1] it broke", "error: creating server", 
     assert list(run.complaints) == ["E1122 model.cc:1] it broke", "error: creating server"]
 
 
+def test_the_log_is_passed_on_in_whole_lines_so_that_others_stand_between_them(tmp_path: Path) -> None:
+    log: list[bytes] = []
+    script = f"""
+import pathlib, time
+print("whole\\nhalf of", end="", flush=True)
+while not pathlib.Path({str(tmp_path / "go")!r}).exists():
+    time.sleep(0.01)
+print(" a line\\nthe last", end="")
+"""
+    run = start_script(script, log.append)
+    pump_until(run, lambda: bool(log))
+    run.pump(0.2)
+    assert b"".join(log) == b"whole\n"
+    (tmp_path / "go").touch()
+    pump_until(run, lambda: run.exit_status is not None)
+    run.stop(STOP_S)
+    assert b"".join(log) == b"whole\nhalf of a line\nthe last\n"
+
+
 def test_a_log_that_cannot_be_written_does_not_end_the_service() -> None:
     def full(text: bytes) -> None:
         raise OSError("no space left on device")

@@ -35,8 +35,8 @@ $(VENV)/.everything: $(VENV)/.runtime
 demo: $(VENV)/.runtime ## speak a sentence through the server over gRPC and HTTP, write demo.wav
 	$(RUN) -m chattts_serving.demo $(ARGS)
 
-test: setup ## run every test, two files at a time (ARGS="-m 'not slow'" for the quick ones)
-	$(RUN) -m pytest --numprocesses $(JOBS) --no-loadscope-reorder $(ARGS)
+test: setup ## run every test, two files at a time, one that fails once more and listed (ARGS="-m 'not slow'" for the quick ones)
+	$(RUN) -m pytest --numprocesses $(JOBS) --no-loadscope-reorder --reruns 1 $(ARGS)
 
 lint: setup ## check format, style and types
 	$(VENV)/bin/ruff check .

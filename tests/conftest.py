@@ -93,6 +93,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what went wrong in tests that failed once and then passed (`--reruns`): each is a fault somewhere."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"failed at first: {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def as_quick_as_before() -> Iterator[None]:
     """Models that compute make their processes yield to others; those that run in the tests' own do not."""

@@ -35,10 +35,11 @@ END = NUM_AUDIO_TOKENS - 1
 GUIDED = {1: 2, 2: 2}  # layer -> heads
 EVALUATED = 8  # batches
 MEL_WEIGHT, GUIDE_WEIGHT, TEXT_WEIGHT = 1.0, 0.3, 0.2
-CODEBOOK_WEIGHTS = (1.0, 0.4, 1.0, 0.4)  # what a residual adds is mostly noise
+CODEBOOK_WEIGHTS = (1.0, 0.2, 1.0, 0.2)  # what a residual adds is mostly noise
 # Of the audio tokens that the model reads, so that it lives on the text and bears its own mistakes:
 NOISE = 0.15  # are random ones
-MOST_OWN = 0.8  # are what it would have said itself, at most; each utterance has a share of its own
+MOST_OWN = 0.8  # are what it would have said itself, at most; each utterance has a share of its own,
+OWN_BATCHES = 0.5  # and so many batches have such ones
 OWN_TEMPERATURE = 0.7
 
 
@@ -92,6 +93,12 @@ class Speaker(nn.Module):
     @torch.no_grad()
     def _disturbed(self, prompt: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Codes as the model reads them: some its own, as in scheduled sampling in parallel (Duckworth et al. 2019)."""
+        codes = batch.codes
+        read = self._partly_own(prompt, batch) if torch.rand(()) < OWN_BATCHES else codes
+        is_noise = torch.rand(codes.shape[:2], device=codes.device) < NOISE
+        return torch.where(is_noise[..., None], torch.randint_like(codes, END), read)
+
+    def _partly_own(self, prompt: torch.Tensor, batch: Batch) -> torch.Tensor:
         language, codes = self.language, batch.codes
         num_rows, num_tokens = codes.shape[:2]
         hidden, _ = language(torch.cat([prompt, language.embed_codes(codes)], dim=1), batch.real, {})
@@ -102,9 +109,8 @@ class Speaker(nn.Module):
         drawn = torch.rand(*up_to.shape[:3], 1, device=device)
         own = torch.searchsorted(up_to, drawn)[..., 0].clamp(max=END - 1)
         shares = MOST_OWN * torch.rand(num_rows, 1, device=device)
-        is_own, is_noise = torch.rand(2, num_rows, num_tokens, device=device)
-        read = torch.where((is_own < shares)[..., None], own, codes)
-        return torch.where((is_noise < NOISE)[..., None], torch.randint_like(codes, END), read)
+        is_own = torch.rand(num_rows, num_tokens, device=device) < shares
+        return torch.where(is_own[..., None], own, codes)
 
 
 class Ear:

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from training.modules import Block, Layer
+
 Module = TypeVar("Module", bound=nn.Module)
 Losses = Callable[[], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]  # what is minimised, and what is shown
 
@@ -34,7 +36,10 @@ def train(
     rate: float,
     beside: Callable[[], Mapping[str, object]] = dict,
 ) -> None:
-    """Train `module` for `minutes` with AdamW (Loshchilov and Hutter 2019); the rate falls as a cosine of the time.
+    """Train `module` for `minutes`; the rate falls as a cosine of the time.
+
+    Matrices of what is repeated learn by Muon (Jordan et al. 2024), scaled as in Liu et al. 2025, so that one rate does
+    for all; everything else by AdamW (Loshchilov and Hutter 2019).
 
     Args:
         module: goes on with the weights of `file`, if it is there.
@@ -44,33 +49,35 @@ def train(
         rate: of learning, at most.
         beside: plain values that the file is to have when it is written.
     """
-    optimizer = torch.optim.AdamW(_groups(module), rate, betas=(0.9, 0.98))
+    optimizers = _optimizers(module)
     step, spent_s = 0, 0.0
     if file.exists():
         state = torch.load(file, weights_only=True, map_location="cpu")
         module.load_state_dict(state["model"])
-        if "optimizer" in state:  # weights that were taken or unpacked have none
-            optimizer.load_state_dict(state["optimizer"])
+        if "optimizers" in state:  # weights that were taken or unpacked have none
+            for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(known)
             step, spent_s = state["step"], state["spent_s"]
     curve, first = _Curve(file.with_suffix(".jsonl")), step
     began = saved = time.monotonic()
     share = 0.0
     while share < 1:
         share = min(1.0, (time.monotonic() - began) / (60 * minutes))
-        for group in optimizer.param_groups:
-            falling = LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * share))
+        falling = LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * share))
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate * falling * min(1.0, (step - first + 1) / WARM_UP_STEPS)
         loss, shown = losses()
-        optimizer.zero_grad()
+        module.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), MOST_GRADIENT)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         now = time.monotonic()
         curve.add(step, spent_s + now - began, shown)
         if now > saved + SAVE_EVERY_S or share == 1:
             saved = now
-            state = {"model": module.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"model": module.state_dict(), "optimizers": [one.state_dict() for one in optimizers]}
             torch.save({**state, "step": step, "spent_s": spent_s + now - began, **beside()}, file.with_suffix(".new"))
             file.with_suffix(".new").replace(file)
 
@@ -81,14 +88,21 @@ def load(module: Module, file: Path) -> Module:
     return module.eval()
 
 
-def _groups(module: nn.Module) -> list[dict[str, object]]:
-    """Parameters for the optimizer: matrices decay, vectors and embeddings do not."""
+def _optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
+    """Of the matrices of repeated blocks, and of all else, of which vectors and embeddings do not decay."""
+    blocks = [one for one in module.modules() if isinstance(one, Layer | Block)]
+    repeated = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
+    known = {id(one) for one in repeated}
     embeddings = {id(one.weight) for one in module.modules() if isinstance(one, nn.Embedding)}
-    parameters = list(module.parameters())
-    matrices = [one for one in parameters if one.ndim >= 2 and id(one) not in embeddings]
+    rest = [one for one in module.parameters() if id(one) not in known]
+    matrices = [one for one in rest if one.ndim >= 2 and id(one) not in embeddings]
     known = {id(one) for one in matrices}
-    rest = [one for one in parameters if id(one) not in known]
-    return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
+    others = [one for one in rest if id(one) not in known]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return [
+        torch.optim.Muon(repeated, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, betas=(0.9, 0.98)),
+    ]
 
 
 class _Curve:

@@ -222,22 +222,25 @@ class Layer(nn.Module):
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], seen: torch.Tensor, num_guided: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, L, H], `seen` bool [B, 1, L, L] -> [B, L, H], log attention [B, num_guided, L, L] of the first heads."""
+        """[B, L, H], `seen` bool [B, 1, L, L] -> [B, L, H], log attention [B, num_guided, L, L] of the first heads.
+
+        Attention is written out: backwards PyTorch's own takes four times as long on a CPU for sentences, and the first
+        heads' is needed.
+        """
         parts = self.self_attn
         normed = self.input_layernorm(x)
         query, key, value = (
             parts[f"{name}_proj"](normed).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for name in "qkv"
         )
         query, key = _rotate(query, rotation), _rotate(key, rotation)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        scores = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[3])
+        scores = scores.masked_fill(~seen, -torch.inf)
+        attended = scores.softmax(dim=3).to(value.dtype) @ value
         x = x + parts["o_proj"](attended.transpose(1, 2).flatten(2))
         mlp = self.mlp
         normed = self.post_attention_layernorm(x)
         x = x + mlp["down_proj"](F.silu(mlp["gate_proj"](normed)) * mlp["up_proj"](normed))
-        if not num_guided:
-            return x, None
-        scores = query[:, :num_guided] @ key[:, :num_guided].transpose(2, 3) / math.sqrt(query.shape[3])
-        return x, scores.float().masked_fill(~seen, -torch.inf).log_softmax(dim=3)
+        return x, scores[:, :num_guided].log_softmax(dim=3) if num_guided else None
 
 
 class Language(nn.Module):

@@ -22,7 +22,7 @@ from training.vocabulary import IDS, SOUNDS, VOCABULARY, ids_of
 
 AHEAD = (0, 5)  # audio tokens from now to what each guided head looks for
 SHORTEST = 60  # audio tokens, 1.3 s: utterances of up to so many come first
-REFINED_SHARE = 4  # of this many texts one is refined, too
+REFINED_SHARE = 16  # of this many texts one is refined, too
 EVALUATED_SHARE = 64  # of this many utterances one is not for training
 CURRICULUM = 10_000_000  # audio tokens until the longest have come
 

@@ -21,7 +21,7 @@ Losses = Callable[[], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]  # what i
 
 SAVE_EVERY_S = 60.0
 SHOW_EVERY = 50  # steps of which the mean is shown
-WARM_UP_STEPS = 100  # of each run
+WARM_UP_STEPS = 100  # of optimizers that know nothing yet
 LEAST_RATE = 0.05  # of the rate, at the end of a run
 WEIGHT_DECAY = 0.05
 MOST_GRADIENT = 1.0  # norm
@@ -58,7 +58,7 @@ def train(
             for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(known)
             step, spent_s = state["step"], state["spent_s"]
-    curve, first = _Curve(file.with_suffix(".jsonl")), step
+    curve, first = _Curve(file.with_suffix(".jsonl")), step - (WARM_UP_STEPS if step else 0)
     began = saved = time.monotonic()
     share = 0.0
     while share < 1:

@@ -29,6 +29,7 @@ const voices = new Voices(part("voices"), part("voice"), {
   onChange: () => {
     history.show();
     dialogue.show();
+    part("voices-test").hidden = !voices.areTest;
     part("export-voices").hidden = !voices.own.length;
   },
 });

@@ -46,6 +46,7 @@ export default {
   voice_man_us: "美国男声",
   voice_machine_us: "美国男声，偏机械",
   voice_man_scotland: "苏格兰男声",
+  voices_test: "小模型的测试音色：只会说英语，音质不代表 ChatTTS。",
   voice_sampled: "随机音色 {value}",
   voice_same: "常用音色",
   hear: "试听",

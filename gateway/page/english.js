@@ -46,6 +46,7 @@ export default {
   voice_man_us: "American man",
   voice_machine_us: "American man, rather a machine",
   voice_man_scotland: "Scottish man",
+  voices_test: "Test voices of a small model: they say English alone, and are not ChatTTS's quality.",
   voice_sampled: "Chance voice {value}",
   voice_same: "The usual voice",
   hear: "Hear",

@@ -2,7 +2,7 @@
 // Elsewhere a voice is the value of its field; only `sent` knows what the API wants for it.
 
 import { ask } from "./api.js";
-import { titleOf } from "./portraits.js";
+import { isTest, titleOf } from "./portraits.js";
 import { read, write } from "./store.js";
 import { label, say } from "./words.js";
 
@@ -52,6 +52,11 @@ export class Voices {
   /** The value of every voice. */
   get values() {
     return [...this.#listed.map(({ id }) => id), ...this.own.map(([name]) => OWN + name)];
+  }
+
+  /** Whether the server has the voices that come with it, which cannot say everything. */
+  get areTest() {
+    return this.#listed.some(isTest);
   }
 
   /** Cloned voices: [[name, id], ...]. */

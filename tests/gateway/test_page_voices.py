@@ -61,6 +61,12 @@ def test_the_words_of_a_card_follow_the_language(page):
     page.click("#switch-language")
     assert cards(page) == [["美国女声", "default"], ["苏格兰男声", "awb"]]
     expect(page.get_by_role("button", name="试听 苏格兰男声")).to_be_visible()
+    expect(page.locator("#voices-test")).to_contain_text("只会说英语")
+
+
+def test_nothing_is_said_of_what_other_voices_cannot_say(page):
+    expect(page.locator(".voice")).to_have_count(2)
+    expect(page.locator("#voices-test")).to_be_hidden()
 
 
 def test_a_voice_is_heard_from_its_card_and_asked_for_once(page):

@@ -28,6 +28,7 @@ from chattts_serving.voice.voices import read_library
 from chattts_serving.words import timed_words
 from tests.integration.test_pieces import pieces_of, text_of
 from training.timings import timings
+from training.utterances import PIECE
 
 MEDIAN_MS, MOST_MS, WITHIN = 60, 200, 0.95
 TOKEN_MS = 1000 * SAMPLES_PER_TOKEN / SAMPLE_RATE
@@ -76,9 +77,11 @@ def speaker(demo, request):
     return Speaker(demo.repository, request.param)
 
 
-def errors(words, places, starts):
-    """Of the starts of words, in ms; `starts` are the true ones of all tokens, in audio tokens."""
-    return [(word.start - starts[place.first]) * TOKEN_MS for word, place in zip(words, places.words, strict=True)]
+def errors(words, one, ends):
+    """Of the starts of words, in ms; `ends` are the true ones of the words and marks of `one`, in audio tokens."""
+    pieces = zip(PIECE.findall(one.text), [0, *ends], strict=False)
+    starts = [start for piece, start in pieces if piece.isalpha()]
+    return [(word.start - start) * TOKEN_MS for word, start in zip(words, starts, strict=True)]
 
 
 def check(name, found):
@@ -99,7 +102,7 @@ def test_words_of_flites_own_codes_are_timed_as_flite_times_them(speaker):
         speaker.run([sequence])
         first = len(sequence.prompt_ids) - 1  # what it read of the codes lies before what it drew, in the first slot
         words = timed_words(places, speaker.runner._looks[first : first + len(codes)], speaker.leads)
-        found += errors(words, places, [0, *one.ends])
+        found += errors(words, one, one.ends)
     check("flite's codes", found)
 
 
@@ -113,7 +116,7 @@ def test_words_that_the_model_says_by_itself_are_timed_as_flite_times_them(speak
         assert all(word.end <= after.start for word, after in pairwise(words))
         assert all(0 <= word.confidence <= 1 for word in words)
         beside = laid_beside(np.array(decode_sample(one.codes)), sequence.codes(0, sequence.num_new_tokens))
-        found += errors(words, places, [0, *(beside[min(end, len(beside) - 1)] for end in one.ends)])
+        found += errors(words, one, [beside[min(end, len(beside) - 1)] for end in one.ends])
     check("spoken by itself", found)
 
 

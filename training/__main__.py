@@ -49,7 +49,7 @@ def main() -> None:
     packed = steps.add_parser("unpack", help="such a file, where the corpus is to lie")
     packed.add_argument("file", type=Path)
     spoken = steps.add_parser("language", help="train the language model and the decoder")
-    spoken.add_argument("--rate", type=float, default=2e-3, help="of learning at most (default %(default)s)")
+    spoken.add_argument("--rate", type=float, default=1.2e-3, help="of learning at most (default %(default)s)")
     spoken.add_argument("--tokens", type=int, default=3_000, help="of audio in a batch (default %(default)s)")
     spoken.add_argument("--longest", type=int, default=420, help="utterance in audio tokens (default %(default)s)")
     spoken.add_argument(

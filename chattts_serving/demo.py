@@ -1,6 +1,6 @@
 """`make demo`: from nothing to a spoken sentence, through a real server, over gRPC and HTTP.
 
-Exports the demo checkpoint, which says simple English sentences, when the model repository holds no artifacts yet.
+Exports the demo checkpoint, which says English sentences, when the model repository holds no artifacts yet.
 """
 
 from __future__ import annotations

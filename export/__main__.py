@@ -131,7 +131,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--checkpoint",
         required=True,
         metavar="hf|demo|synthetic|tiny|slim|DIR",
-        help="hf: download 2Noise/ChatTTS; demo: the small one that comes with the project and speaks simple English; "
+        help="hf: download 2Noise/ChatTTS; demo: the small one that comes with the project and speaks English; "
         "synthetic, tiny, slim: random weights; DIR: a folder in the official layout",
     )
     parser.add_argument(

@@ -25,13 +25,13 @@ PANELS = {  # title -> file, and the losses in it
 
 
 def draw_losses(folder: Path, out: Path) -> None:
-    """Draw the curves of `folder` to `out`, a PNG file; what was not trained stays empty."""
-    figure = Figure(figsize=(15, 7), layout="constrained")
-    grid = figure.subplot_mosaic([[*list(PANELS)[:3]], [*list(PANELS)[3:], "."]])
-    for title, (name, losses) in PANELS.items():
-        axis = grid[title]
-        file = (folder / name).with_suffix(".jsonl")
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    """Draw the curves of what was trained in `folder` to `out`, a PNG file."""
+    files = {title: (folder / name).with_suffix(".jsonl") for title, (name, _) in PANELS.items()}
+    shown = [title for title, file in files.items() if file.exists()]
+    figure = Figure(figsize=(5 * len(shown), 3.5), layout="constrained")
+    for title, axis in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
+        name, losses = PANELS[title]
+        lines = [json.loads(line) for line in files[title].read_text(encoding="utf-8").splitlines()]
         for loss in losses:
             minutes, values = ([line[key] for line in lines if loss in line] for key in ("minutes", loss))
             axis.plot(minutes, values, label=loss, marker="." if name == HEARD_FILE else "")

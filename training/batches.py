@@ -7,6 +7,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,7 @@ class Corpus(IterableDataset[Batch]):
         if not self._utterances:
             raise ValueError(f"{folder} has no utterance of {', '.join(voices)} with up to {longest} audio tokens")
         self._lengths = [one.tokens for _, one in self._utterances]
+        self._up_to = list(accumulate(self._lengths))
         self._words = sorted({piece for _, one in self._utterances for piece in PIECE.findall(one.text)} - {",", "."})
         self.is_recorded = all(one is not None for one in self._recordings)
 
@@ -117,7 +119,10 @@ class Corpus(IterableDataset[Batch]):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         rng, seen = random.Random(f"{self._seed}-{number}"), self._seen  # noqa: S311 - nothing secret
         while True:
-            start = rng.randrange(max(1, bisect_right(self._lengths, reach(seen, self._longest))))
+            # By a token of all, so that every utterance comes as often as any other: the longer they are, the fewer
+            # fit into a batch.
+            known = max(1, bisect_right(self._lengths, reach(seen, self._longest)))
+            start = bisect_right(self._up_to, rng.randrange(self._up_to[known - 1]))
             size = max(1, self._tokens // self._lengths[start])
             around = self._utterances[max(0, start - 2 * size) : start + 2 * size]
             yield self._batch(rng.sample(around, min(size, len(around))), rng)

@@ -1,10 +1,14 @@
 """Prompts, and what a batch has of recordings."""
 
+import json
 import random
 import re
+from dataclasses import asdict, replace
+from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from chattts_serving.audio import SAMPLES_PER_TOKEN
@@ -87,6 +91,15 @@ def test_short_utterances_come_first():
     assert reach(0, 420) == SHORTEST
     assert SHORTEST < reach(CURRICULUM // 2, 420) < 420
     assert reach(CURRICULUM, 420) == reach(9 * CURRICULUM, 420) == 420
+
+
+def test_long_utterances_come_as_often_as_short_ones(folder, monkeypatch):
+    monkeypatch.setattr(batches, "is_for_evaluation", lambda _: False)
+    lines = [json.dumps(asdict(replace(HELLO, tokens=tokens))) + "\n" for tokens in (8, 64)]
+    (folder / "slt.jsonl").write_text("".join(300 * lines))
+    corpus = Corpus(folder, ["slt"], seed=0, longest=100, tokens=640, seen=CURRICULUM)
+    lengths = torch.cat([batch.lengths for batch in islice(corpus, 100)])
+    assert 0.35 < (lengths == 64).float().mean() < 0.65
 
 
 def test_an_utterance_is_learnt_or_evaluated(folder, monkeypatch):

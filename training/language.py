@@ -23,7 +23,7 @@ from chattts_serving.audio import FRAMES_PER_TOKEN
 from chattts_serving.request import NUM_AUDIO_TOKENS
 from training.batches import CURRICULUM, Batch, Corpus
 from training.loop import load, train
-from training.modules import Block, Codec, Language, Layer, LogMel, MelDecoder
+from training.modules import Codec, Language, LogMel, MelDecoder, repeated
 from training.settings import SIZES
 from training.sound import CODEC_FILE
 from training.utterances import VOICES
@@ -195,9 +195,8 @@ def train_language(
 
 def compile_parts(speaker: Speaker, backend: str = "inductor") -> None:
     """Have PyTorch compile what is repeated, for any lengths. A CPU gains a twentieth, after a minute of compiling."""
-    for module in speaker.modules():
-        if isinstance(module, Layer | Block):
-            module.compile(dynamic=True, fullgraph=True, backend=backend)
+    for module in repeated(speaker):
+        module.compile(dynamic=True, fullgraph=True, backend=backend)
 
 
 def known_state(file: Path) -> dict[str, Any]:

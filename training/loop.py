@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from training.modules import Block, Layer
+from training.modules import repeated
 
 Module = TypeVar("Module", bound=nn.Module)
 Losses = Callable[[], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]  # what is minimised, and what is shown
@@ -90,17 +90,16 @@ def load(module: Module, file: Path) -> Module:
 
 def _optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
     """Of the matrices of repeated blocks, and of all else, of which vectors and embeddings do not decay."""
-    blocks = [one for one in module.modules() if isinstance(one, Layer | Block)]
-    repeated = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
-    known = {id(one) for one in repeated}
+    in_blocks = {id(one): one for block in repeated(module) for one in block.parameters() if one.ndim == 2}
     embeddings = {id(one.weight) for one in module.modules() if isinstance(one, nn.Embedding)}
-    rest = [one for one in module.parameters() if id(one) not in known]
-    matrices = [one for one in rest if one.ndim >= 2 and id(one) not in embeddings]
-    known = {id(one) for one in matrices}
-    others = [one for one in rest if id(one) not in known]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    decaying: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for one in module.parameters():
+        if id(one) not in in_blocks:
+            (decaying if one.ndim >= 2 and id(one) not in embeddings else rest).append(one)
+    groups = [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
     return [
-        torch.optim.Muon(repeated, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(in_blocks.values(), weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(groups, betas=(0.9, 0.98)),
     ]
 

@@ -322,6 +322,11 @@ class Language(nn.Module):
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+def repeated(module: nn.Module) -> list[Layer | Block]:
+    """The layers and blocks of `module`, of which it has many alike."""
+    return [one for one in module.modules() if isinstance(one, Layer | Block)]
+
+
 class LogMel(nn.Module):
     """Waveform -> log mel, as the checkpoint's own buffers make it: [B, N] -> [B, NUM_MELS, 1 + N // HOP_LENGTH]."""
 

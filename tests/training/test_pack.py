@@ -15,7 +15,7 @@ from training.utterances import utterances
 @pytest.fixture
 def packed(folder, tmp_path):
     codec = Codec(SIZES.dvae_encoder, SIZES.dvae_decoder)
-    torch.save({"model": codec.state_dict(), "optimizer": {}}, folder / CODEC_FILE)
+    torch.save({"model": codec.state_dict(), "optimizers": []}, folder / CODEC_FILE)
     return lambda megabytes: pack(folder, ["slt"], megabytes, tmp_path / "corpus.zip")
 
 

@@ -20,7 +20,8 @@ for program in buildah podman runc debootstrap; do
   command -v $program > /dev/null || skip "$program is not installed (apt-get install buildah podman runc debootstrap)"
 done
 work=${IMAGES_FOLDER:-$(mktemp -d /var/tmp/chattts-images.XXXXXX)}
-mkdir -p "$work"
+mkdir -p "$work/temporary"
+export TMPDIR=$work/temporary # buildah's, which writes each layer there first
 containers=()
 end() {
   status=$?
@@ -85,7 +86,10 @@ fi
 build() { # FOLDER TARGET
   (cd "$1" && buildah bud --runtime runc --layers --format docker --network host "${mounts[@]}" \
     -f docker/Dockerfile --target "$2" -t "chattts-triton:$2" .) > "$work/$2.log" 2>&1 \
-    || { tail -30 "$work/$2.log"; grep -q -i 'operation not permitted' "$work/$2.log" && skip "buildah may not build here"; exit 1; }
+    || { tail -30 "$work/$2.log"
+         ! grep -q -i 'operation not permitted' "$work/$2.log" || skip "buildah may not build here"
+         ! grep -q -i 'no space left on device' "$work/$2.log" || skip "the disk of $work is full (IMAGES_FOLDER names another place)"
+         exit 1; }
 }
 megabytes() { podman image inspect "$1" --format '{{.Size}}' | awk '{ print int($1 / 1e6) }'; }
 layers() { podman image inspect "chattts-triton:$1" --format '{{range .RootFS.Layers}}{{println .}}{{end}}'; }

@@ -12,7 +12,7 @@ import torch
 from chattts_serving.text.verbalizer import Verbalizer
 from export.chattts_package import load_chat
 
-NEAR_ZERO = 1e-5  # temperature: the likeliest token always wins, and float32 still divides by it
+NEAR_ZERO = 1e-7  # temperature: the likeliest token always wins, and float32 still divides by it
 
 
 @dataclass(frozen=True)
